@@ -1,0 +1,66 @@
+/* base.h - what every process links: checks, error texts, small arithmetic.
+ *
+ * Used by: every process and tool.   Owns: nothing.   Never blocks.
+ *
+ * Two failures, two tools. A bug (a broken promise between our own functions) is check(): always on, ends the process
+ * with a report. An outcome of the outside world is a negative errno or an enum; at start-up it also carries a text
+ * for a human, which says what to do, in struct err.
+ */
+#ifndef EVENFLOW_BASE_H
+#define EVENFLOW_BASE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define ERR_TEXT_MAX 512
+
+struct err {
+    char text[ERR_TEXT_MAX]; /* one line for a human: what is wrong and what to do; "" when nothing was */
+};
+
+/* Stores the text and returns code (a negative errno), so that `return err_set(err, -EPROTO, "...")` reads well.
+ * err may be NULL. */
+int err_set(struct err *err, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* Puts "prefix: " in front of the text that is there. Returns code. */
+int err_prefix(struct err *err, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* A promise between our own functions. Broken: prints the condition and its place, then abort(). */
+#define check(condition)                                                                                               \
+    do {                                                                                                               \
+        if (__builtin_expect(!(condition), 0))                                                                         \
+            check_failed(#condition, __FILE__, __LINE__);                                                              \
+    } while (0)
+
+_Noreturn void check_failed(const char *condition, const char *file, int line);
+
+#define ARRAY_COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+static inline uint64_t min_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline uint64_t max_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+static inline uint64_t div_up_u64(uint64_t value, uint64_t unit)
+{
+    return (value + unit - 1) / unit;
+}
+
+static inline uint64_t align_up_u64(uint64_t value, uint64_t unit)
+{
+    return div_up_u64(value, unit) * unit;
+}
+
+/* Memory for start-up: zeroed, never NULL (out of memory ends the process with a clear line). After base_seal() a
+ * call is a bug: nothing is allocated in a loop that serves tokens. */
+void *base_alloc(size_t bytes);
+void *base_alloc_aligned(size_t align, size_t bytes);
+void base_seal(void);
+
+#endif
