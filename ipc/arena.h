@@ -1,0 +1,166 @@
+/* arena.h - all of shared memory as one process sees it, and how it came by it.
+ *
+ * Used by: every process; tests and the simulator, which take plain memory instead (arena_in_memory).
+ * Owns: the mappings, for the life of the process.   Blocks: arena_inherit() at start, until its birth message is there.
+ *
+ * A process is born with one connected socket (descriptor number in its argument). Over it the supervisor sends what
+ * the process may see: read-only descriptors for what others write, a writable one for its own regions, doorbells, and
+ * by role the listening socket or the model file. The process maps the regions and closes their descriptors.
+ */
+#ifndef EVENFLOW_ARENA_H
+#define EVENFLOW_ARENA_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ipc/base.h"
+#include "ipc/bell.h"
+#include "ipc/layout.h"
+#include "ipc/plan.h"
+
+struct arena {
+    const struct plan *plan;
+    struct layout layout;
+    uint8_t *regions[REGION_COUNT]; /* NULL: not this process's business */
+    enum role role;
+    uint32_t index; /* of the stage; 0 for the others */
+    uint32_t epoch; /* 1 in the first life */
+    int bells[PROCESSES_MAX]; /* eventfds by process number; -1: not needed */
+    int listener;             /* front: the listening socket; else -1 */
+    int model;                /* stages: the model file, read-only; else -1 */
+    int weights;              /* stages: descriptor of their weights region while it is to be loaded; else -1 */
+};
+
+/* Number of a process: supervisor 0, front 1, sched 2, stage i 3 + i. */
+static inline uint32_t process_number(enum role role, uint32_t index)
+{
+    return role == ROLE_STAGE ? ROLE_STAGE + index : (uint32_t)role;
+}
+
+/* Takes the birth message from the socket and maps everything in it. 0, or -errno with err. */
+int arena_inherit(struct arena *arena, int birth_socket, struct err *err);
+
+/* For tests and the simulator: every region in this process's own memory, zeroed, heads written. */
+void arena_in_memory(struct arena *arena, const struct plan *plan);
+void arena_in_memory_free(struct arena *arena);
+
+/* The bell of this process, and somebody else's. */
+struct bell arena_bell(const struct arena *arena);
+struct bell_pull arena_pull(const struct arena *arena, enum role role, uint32_t index);
+
+/* What the supervisor wants (acquire; pairs with the release in the supervisor's command_set()). */
+enum command arena_command(const struct arena *arena);
+
+/* Tells the supervisor and everybody who looks what this process is up to. */
+void arena_set_state(const struct arena *arena, enum process_state state);
+enum process_state arena_state(const struct arena *arena, enum role role, uint32_t index);
+
+/* ---- where things are; all of it plain address arithmetic ---- */
+
+struct process_shm *arena_process(const struct arena *arena, enum role role, uint32_t index);
+
+static inline struct sup_shm *arena_sup(const struct arena *arena)
+{
+    return (struct sup_shm *)(void *)arena->regions[REGION_SUP];
+}
+
+static inline struct request_shm *arena_request(const struct arena *arena, uint32_t slot)
+{
+    return (struct request_shm *)(void *)(arena->regions[REGION_FRONT] + arena->layout.front_requests) + slot;
+}
+
+/* (prompt_pages_per_request) page numbers of a request's prompt. */
+static inline uint32_t *arena_prompt_list(const struct arena *arena, uint32_t slot)
+{
+    uint32_t *lists = (uint32_t *)(void *)(arena->regions[REGION_FRONT] + arena->layout.front_prompt_lists);
+    return lists + (size_t)slot * arena->layout.prompt_pages_per_request;
+}
+
+/* (PAGE_TOKENS) ids. */
+static inline uint32_t *arena_prompt_page(const struct arena *arena, uint32_t page)
+{
+    uint32_t *pages = (uint32_t *)(void *)(arena->regions[REGION_FRONT] + arena->layout.front_prompt_pages);
+    return pages + (size_t)page * PAGE_TOKENS;
+}
+
+static inline struct answer_shm *arena_answer(const struct arena *arena, uint32_t request_slot)
+{
+    return (struct answer_shm *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_answers) + request_slot;
+}
+
+static inline struct sequence_shm *arena_sequence(const struct arena *arena, uint32_t sequence)
+{
+    return (struct sequence_shm *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_sequences) + sequence;
+}
+
+/* (blocks_per_sequence) block numbers. */
+static inline uint32_t *arena_block_table(const struct arena *arena, uint32_t sequence)
+{
+    uint32_t *tables = (uint32_t *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_block_tables);
+    return tables + (size_t)sequence * arena->layout.blocks_per_sequence;
+}
+
+/* (log_pages_per_sequence) page numbers of a sequence's token log. */
+static inline uint32_t *arena_log_list(const struct arena *arena, uint32_t sequence)
+{
+    uint32_t *lists = (uint32_t *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_log_lists);
+    return lists + (size_t)sequence * arena->layout.log_pages_per_sequence;
+}
+
+/* (LOG_PAGE_TOKENS) entries. */
+static inline struct token_shm *arena_log_page(const struct arena *arena, uint32_t page)
+{
+    struct token_shm *pages = (struct token_shm *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_log_pages);
+    return pages + (size_t)page * LOG_PAGE_TOKENS;
+}
+
+/* The record of a step; whether it is that step's is for step_is_published() to say. */
+static inline struct step_shm *arena_step(const struct arena *arena, uint64_t step)
+{
+    size_t slot = step & (arena->layout.step_slots - 1);
+    return (struct step_shm *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_steps +
+                                       slot * arena->layout.step_stride);
+}
+
+static inline struct row_shm *arena_step_rows(const struct arena *arena, const struct step_shm *step)
+{
+    return (struct row_shm *)(void *)((uint8_t *)(uintptr_t)step + arena->layout.step_rows);
+}
+
+static inline uint32_t *arena_step_tokens(const struct arena *arena, const struct step_shm *step)
+{
+    return (uint32_t *)(void *)((uint8_t *)(uintptr_t)step + arena->layout.step_tokens);
+}
+
+static inline uint32_t *arena_step_blocks(const struct arena *arena, const struct step_shm *step)
+{
+    return (uint32_t *)(void *)((uint8_t *)(uintptr_t)step + arena->layout.step_blocks);
+}
+
+/* (max_num_batched_tokens, width) floats: what stage `stage` hands to the next one for a step. */
+static inline float *arena_activations(const struct arena *arena, uint32_t stage, uint64_t step)
+{
+    size_t slot = step & (arena->layout.activation_slots - 1);
+    return (float *)(void *)(arena->regions[REGION_STAGE + stage] + arena->layout.stage_activations +
+                             slot * arena->layout.activation_stride);
+}
+
+/* (step_results_max) entries: what the last stage returns for a step. */
+static inline struct token_shm *arena_results(const struct arena *arena, uint64_t step)
+{
+    size_t slot = step & (arena->layout.step_slots - 1);
+    return (struct token_shm *)(void *)(arena->regions[REGION_STAGE + arena->plan->stage_count - 1] +
+                                        arena->layout.stage_results + slot * arena->layout.result_stride);
+}
+
+/* ---- rings, from both ends ---- */
+
+void arena_ring_front_to_sched_producer(const struct arena *arena, struct ring_producer *ring);
+void arena_ring_front_to_sched_consumer(const struct arena *arena, struct ring_consumer *ring);
+void arena_ring_sched_to_front_producer(const struct arena *arena, struct ring_producer *ring);
+void arena_ring_sched_to_front_consumer(const struct arena *arena, struct ring_consumer *ring);
+/* From stage i to stage i + 1, or from the last stage to sched. */
+void arena_ring_stage_producer(const struct arena *arena, uint32_t stage, struct ring_producer *ring);
+void arena_ring_stage_consumer(const struct arena *arena, uint32_t stage, struct ring_consumer *ring);
+
+#endif

@@ -1,0 +1,117 @@
+#include "ipc/journal.h"
+
+#include <string.h>
+
+void journal_request_set_state(struct request_shm *request, enum request_state state)
+{
+    /* release: pairs with the acquire in journal_request_state(): the slot's content before its state */
+    atomic_store_explicit(&request->state, (uint32_t)state, memory_order_release);
+}
+
+enum request_state journal_request_state(const struct request_shm *request)
+{
+    /* acquire: pairs with journal_request_set_state() */
+    return (enum request_state)atomic_load_explicit(&request->state, memory_order_acquire);
+}
+
+void journal_request_cancel(struct request_shm *request)
+{
+    /* relaxed: a flag that only ever goes to 1 and carries no data */
+    atomic_store_explicit(&request->cancelled, 1, memory_order_relaxed);
+}
+
+bool journal_request_is_cancelled(const struct request_shm *request)
+{
+    /* relaxed: see journal_request_cancel() */
+    return atomic_load_explicit(&request->cancelled, memory_order_relaxed) != 0;
+}
+
+static uint32_t *prompt_run(const struct arena *arena, uint32_t slot, uint32_t position, uint32_t wanted,
+                            uint32_t *count)
+{
+    uint32_t in_page = position % PAGE_TOKENS;
+    uint32_t page = arena_prompt_list(arena, slot)[position / PAGE_TOKENS];
+    check(page < arena->plan->prompt_pages);
+    *count = (uint32_t)min_u64(wanted, PAGE_TOKENS - in_page);
+    return arena_prompt_page(arena, page) + in_page;
+}
+
+void journal_prompt_read(const struct arena *arena, uint32_t slot, uint32_t first, uint32_t count, uint32_t *tokens)
+{
+    check((uint64_t)first + count <= arena->plan->max_model_len);
+    while (count > 0) {
+        uint32_t run;
+        const uint32_t *source = prompt_run(arena, slot, first, count, &run);
+        memcpy(tokens, source, run * sizeof(*tokens));
+        tokens += run;
+        first += run;
+        count -= run;
+    }
+}
+
+void journal_prompt_write(const struct arena *arena, uint32_t slot, uint32_t first, uint32_t count,
+                          const uint32_t *tokens)
+{
+    check((uint64_t)first + count <= arena->plan->max_model_len);
+    while (count > 0) {
+        uint32_t run;
+        uint32_t *target = prompt_run(arena, slot, first, count, &run);
+        memcpy(target, tokens, run * sizeof(*tokens));
+        tokens += run;
+        first += run;
+        count -= run;
+    }
+}
+
+void journal_sequence_set_state(struct sequence_shm *sequence, enum sequence_state state)
+{
+    /* release: pairs with the acquire in journal_sequence_state(): finish reason and log before DONE */
+    atomic_store_explicit(&sequence->state, (uint32_t)state, memory_order_release);
+}
+
+enum sequence_state journal_sequence_state(const struct sequence_shm *sequence)
+{
+    /* acquire: pairs with journal_sequence_set_state() */
+    return (enum sequence_state)atomic_load_explicit(&sequence->state, memory_order_acquire);
+}
+
+static struct token_shm *log_entry(const struct arena *arena, uint32_t sequence, uint32_t index)
+{
+    check(index / LOG_PAGE_TOKENS < arena->layout.log_pages_per_sequence);
+    uint32_t page = arena_log_list(arena, sequence)[index / LOG_PAGE_TOKENS];
+    check(page < arena->plan->log_pages);
+    return arena_log_page(arena, page) + index % LOG_PAGE_TOKENS;
+}
+
+void journal_log_append(const struct arena *arena, uint32_t sequence, const struct token_shm *token)
+{
+    struct sequence_shm *shm = arena_sequence(arena, sequence);
+    /* relaxed: our own word */
+    uint32_t index = atomic_load_explicit(&shm->committed, memory_order_relaxed);
+    *log_entry(arena, sequence, index) = *token;
+    /* release: pairs with the acquire in journal_log_committed(): the entry (and its page number) before its count */
+    atomic_store_explicit(&shm->committed, index + 1, memory_order_release);
+}
+
+uint32_t journal_log_committed(const struct sequence_shm *sequence)
+{
+    /* acquire: pairs with journal_log_append() */
+    return atomic_load_explicit(&sequence->committed, memory_order_acquire);
+}
+
+const struct token_shm *journal_log_entry(const struct arena *arena, uint32_t sequence, uint32_t index)
+{
+    return log_entry(arena, sequence, index);
+}
+
+void journal_answer_set(struct answer_shm *answer, uint32_t request_generation)
+{
+    /* release: pairs with the acquire in journal_answer_generation(): the list of sequences before its owner */
+    atomic_store_explicit(&answer->generation, request_generation, memory_order_release);
+}
+
+uint32_t journal_answer_generation(const struct answer_shm *answer)
+{
+    /* acquire: pairs with journal_answer_set() */
+    return atomic_load_explicit(&answer->generation, memory_order_acquire);
+}

@@ -1,0 +1,46 @@
+/* journal.h - requests and token logs: what must survive, and the orders in which it becomes true.
+ *
+ * Used by: front (writes requests), sched (writes sequences and logs), both read the other's.
+ * Owns: nothing.   Never blocks.
+ *
+ *   request, W front:   FREE -> ACCEPTED -> DRAINED -> FREE       sequence, W sched:   FREE -> WAITING <-> RUNNING -> DONE -> FREE
+ *
+ * A request exists once its state is ACCEPTED: everything else in the slot was written before and never changes until
+ * DRAINED. A token exists once `committed` has passed it: its log entry was written before and never changes.
+ * The slot of a DRAINED request may be used again when the answer of sched no longer names its generation.
+ */
+#ifndef EVENFLOW_JOURNAL_H
+#define EVENFLOW_JOURNAL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ipc/arena.h"
+
+/* front: the state word, release. Everything written to the slot before is visible to who reads the state. */
+void journal_request_set_state(struct request_shm *request, enum request_state state);
+enum request_state journal_request_state(const struct request_shm *request); /* acquire */
+void journal_request_cancel(struct request_shm *request);
+bool journal_request_is_cancelled(const struct request_shm *request);
+
+/* Copies prompt ids [first, first + count) of a request out of its pages. */
+void journal_prompt_read(const struct arena *arena, uint32_t request_slot, uint32_t first, uint32_t count,
+                         uint32_t *tokens);
+/* front, before ACCEPTED: the pages are in the list already. */
+void journal_prompt_write(const struct arena *arena, uint32_t request_slot, uint32_t first, uint32_t count,
+                          const uint32_t *tokens);
+
+/* sched: the state word of a sequence, release; front: acquire. */
+void journal_sequence_set_state(struct sequence_shm *sequence, enum sequence_state state);
+enum sequence_state journal_sequence_state(const struct sequence_shm *sequence);
+
+/* sched: writes entry `committed` (its page is in the list already) and makes it exist. */
+void journal_log_append(const struct arena *arena, uint32_t sequence, const struct token_shm *token);
+uint32_t journal_log_committed(const struct sequence_shm *sequence); /* acquire */
+const struct token_shm *journal_log_entry(const struct arena *arena, uint32_t sequence, uint32_t index);
+
+/* sched: answers for this generation of the request exist from now on (release); 0: none. front: acquire. */
+void journal_answer_set(struct answer_shm *answer, uint32_t request_generation);
+uint32_t journal_answer_generation(const struct answer_shm *answer);
+
+#endif

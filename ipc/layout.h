@@ -1,0 +1,300 @@
+/* layout.h - the map of shared memory: which regions exist, who writes them, what is where.
+ *
+ * Used by: every process.   Owns: nothing; the supervisor holds the memory.   Never blocks.
+ *
+ * One region, one writer; everybody else maps it read-only:
+ *
+ *   region     writer      readers              content
+ *   plan       launcher    all                  struct plan; sealed
+ *   vocab      launcher    front                tokenizer tables (engine/tok.h); sealed
+ *   sup        supervisor  all                  struct sup_shm: commands, the table of processes
+ *   front      front       sched                process block, requests, prompt pages, ring front -> sched
+ *   conns      front       front's successor    connection buffers: the only shared memory that holds text
+ *   sched      sched       front, stages        process block, answers, sequences, block tables, token logs,
+ *                                               step table, ring sched -> front
+ *   stage i    stage i     neighbours, sched    process block, ring to the next, activations out, results (last stage)
+ *   kv i       stage i     -                    KV blocks of the slice
+ *   weights i  stage i     its successors       packed weights of the slice; sealed once loaded
+ *
+ * Regions are the truth; rings only say where to look. Offsets follow from the plan (layout_compute) and from nothing
+ * else. All offsets are in bytes from the start of the region. Words of two writers are never within 128 bytes.
+ */
+#ifndef EVENFLOW_LAYOUT_H
+#define EVENFLOW_LAYOUT_H
+
+#include <assert.h>
+#include <stdalign.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ipc/base.h"
+#include "ipc/plan.h"
+#include "ipc/ring.h"
+#include "ipc/stats.h"
+
+#define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
+#define LAYOUT_HASH  0x0000000000000001ull /* raised by hand with every change of a shared struct */
+
+enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
+
+enum region_id {
+    REGION_PLAN,
+    REGION_VOCAB,
+    REGION_SUP,
+    REGION_FRONT,
+    REGION_CONNS,
+    REGION_SCHED,
+    REGION_STAGE,                                   /* + stage index */
+    REGION_KV = REGION_STAGE + STAGES_MAX,          /* + stage index */
+    REGION_WEIGHTS = REGION_KV + STAGES_MAX,        /* + stage index */
+    REGION_COUNT = REGION_WEIGHTS + STAGES_MAX,
+};
+
+/* First in every region of a process (sup, front, sched, stage); the others hold their content from offset 0. */
+struct region_head {
+    uint64_t magic;       /* W: supervisor at creation   R: all */
+    uint64_t layout_hash; /* likewise */
+    uint64_t bytes;       /* likewise */
+    uint32_t id;          /* likewise */
+    uint32_t epoch;       /* likewise; W: supervisor before it starts a successor of the writer */
+    uint8_t pad[96];
+};
+static_assert(sizeof(struct region_head) == 128, "shared");
+
+enum process_state {
+    PROCESS_STARTING, /* exec'ed, not yet able to work */
+    PROCESS_READY,    /* does its work */
+    PROCESS_DRAINED,  /* front: was told to drain and holds no request any more */
+};
+
+/* First after the head in the region of front, sched and every stage. */
+struct process_shm {
+    alignas(128) _Atomic uint32_t sleeping; /* W: this process, see bell.h   R: whoever rings its bell */
+    alignas(128) _Atomic uint32_t state;    /* W: this process, release      R: supervisor, front (status) */
+    _Atomic uint64_t progress;              /* W: this process, relaxed; steps or events done   R: supervisor, status */
+    _Atomic uint64_t counters[COUNTERS_MAX]; /* W: this process, relaxed     R: front (metrics); see stats.h */
+    alignas(128) _Atomic uint64_t consumed;  /* W: this process: its position in its input ring   R: that ring's producer */
+    alignas(128) _Atomic uint64_t consumed_second; /* likewise, for a process with two input rings (sched: results) */
+    uint8_t pad[120];
+};
+
+enum command {
+    COMMAND_RUN,   /* serve */
+    COMMAND_DRAIN, /* take no new requests, finish the others */
+    COMMAND_STOP,  /* leave with status 0 */
+};
+
+struct process_entry_shm {
+    _Atomic uint32_t pid;      /* W: supervisor   R: front (status) */
+    _Atomic uint32_t restarts; /* likewise */
+    uint32_t role;             /* once */
+    uint32_t index;            /* once */
+};
+
+#define PROCESSES_MAX (3u + STAGES_MAX)
+
+struct sup_shm {
+    struct region_head head;
+    alignas(128) _Atomic uint32_t command; /* W: supervisor, release   R: all, acquire, whenever they wake */
+    _Atomic uint32_t ready;                /* W: supervisor: 1 while every process is PROCESS_READY   R: front */
+    uint32_t process_count;                /* once */
+    alignas(128) struct process_entry_shm processes[PROCESSES_MAX];
+};
+
+/* ---- requests: front writes (journal.h has the accessors) ---- */
+
+enum request_state {
+    REQUEST_FREE,     /* nothing here */
+    REQUEST_ACCEPTED, /* complete and immutable: the journal holds it, sched will run it */
+    REQUEST_DRAINED,  /* the client has its answer (or is gone): sched may forget its sequences */
+};
+
+enum request_flag {
+    REQUEST_IGNORE_EOS = 1 << 0,  /* the model's end tokens do not end it */
+    REQUEST_LOGITS_HASH = 1 << 1, /* hash of the row of logits with every token */
+    REQUEST_LOGPROB = 1 << 2,     /* log-probability of every token */
+    REQUEST_SCORE = 1 << 3,       /* teacher-forced: no sampling; the log holds entry i for prompt token i + 1 */
+};
+
+struct request_shm {
+    alignas(64) _Atomic uint32_t state; /* W: front, release   R: sched, acquire: everything below it */
+    _Atomic uint32_t cancelled;         /* W: front: 1 when the client is gone   R: sched */
+    uint32_t generation;                /* W: front before ACCEPTED; grows with every use of the slot, never 0 */
+    uint32_t connection;
+    uint64_t order;     /* acceptance number, from 1; first come, first served follows it */
+    uint64_t id;        /* random bits of the response id */
+    uint64_t created_s; /* wall clock at acceptance: "created" */
+    uint64_t seed;      /* given, or drawn at acceptance */
+    int32_t priority;
+    uint32_t prompt_tokens;
+    uint32_t max_tokens;
+    uint32_t min_tokens;
+    uint32_t choices; /* n */
+    uint32_t flags;   /* enum request_flag */
+    float temperature; /* 0: greedy */
+    float top_p;       /* 1: off */
+    float min_p;       /* 0: off */
+    uint32_t top_k;    /* 0: off */
+    uint32_t stop_token_count;
+    uint32_t stop_tokens[STOP_TOKENS_MAX];
+};
+static_assert(sizeof(struct request_shm) == 192, "shared");
+
+/* ---- sequences: sched writes ---- */
+
+enum sequence_state {
+    SEQUENCE_FREE,    /* nothing here */
+    SEQUENCE_WAITING, /* known, holds no blocks: new or preempted */
+    SEQUENCE_RUNNING, /* holds blocks */
+    SEQUENCE_DONE,    /* finished; its token log stays until the request is DRAINED */
+};
+
+enum finish_reason {
+    FINISH_NONE,
+    FINISH_LENGTH, /* max_tokens or the model's limit */
+    FINISH_STOP,   /* an end token or a stop token */
+    FINISH_ABORT,  /* the client is gone */
+    FINISH_ERROR,  /* failed; see docs/death.md */
+};
+
+struct sequence_shm {
+    alignas(64) _Atomic uint32_t state;  /* W: sched, release   R: front, acquire */
+    _Atomic uint32_t committed;          /* W: sched, release: entries of the token log that exist   R: front, acquire */
+    uint32_t generation;                 /* grows with every use of the slot */
+    uint32_t request;                    /* slot of its request */
+    uint32_t request_generation;
+    uint32_t choice;
+    uint32_t finish_reason;              /* W: sched before DONE */
+    uint32_t prompt_tokens;
+    uint32_t computed;                   /* tokens whose KV is computed or planned in a step in flight */
+    uint32_t block_count;                /* entries of its block table */
+    uint32_t log_page_count;
+    uint32_t preemptions;
+    uint32_t cached_tokens;              /* prompt tokens found in the prefix cache at admission */
+    uint32_t pad[3];
+};
+static_assert(sizeof(struct sequence_shm) == 64, "shared");
+
+/* What sched knows of a request slot: where its sequences are. */
+struct answer_shm {
+    _Atomic uint32_t generation; /* W: sched, release: the request's generation it has taken in   R: front, acquire */
+    uint32_t sequence_count;
+    uint32_t sequences[CHOICES_MAX];
+    uint32_t pad[14];
+};
+static_assert(sizeof(struct answer_shm) == 128, "shared");
+
+/* One token: an entry of a token log, and what the last stage returns for a row. */
+struct token_shm {
+    uint32_t token;
+    uint32_t top_token; /* the most probable one (scored rows; else the token itself when greedy) */
+    float logprob;      /* natural log, of `token`, before temperature; 0 unless asked for */
+    float top_logprob;
+    uint64_t logits_hash; /* 0 unless asked for */
+};
+static_assert(sizeof(struct token_shm) == 24, "shared");
+
+/* ---- steps: sched writes (steps.h has the accessors) ---- */
+
+enum row_flag {
+    ROW_SAMPLE = 1 << 0,      /* the last token of the row gives a new token */
+    ROW_SCORE = 1 << 1,       /* every token of the row is scored against the one behind it */
+    ROW_LOGITS_HASH = 1 << 2,
+    ROW_LOGPROB = 1 << 3,
+};
+
+/* One sequence's share of a step: token_count tokens at positions first_pos.. */
+struct row_shm {
+    uint32_t sequence;
+    uint32_t sequence_generation;
+    uint32_t first_pos;
+    uint32_t token_count;
+    uint32_t token_first;  /* index of its first token in the step's tokens */
+    uint32_t source_row;   /* with source_step */
+    uint64_t source_step;  /* 0: tokens are literal; else the only token is what row source_row of that step returned */
+    uint32_t block_first;  /* index of its block table in the step's blocks */
+    uint32_t block_count;  /* blocks that hold positions 0..first_pos + token_count - 1 */
+    uint32_t result_first; /* index of its first entry in the step's results */
+    uint32_t result_count; /* 1 with ROW_SAMPLE, token_count (or one less at the prompt's end) with ROW_SCORE, else 0 */
+    uint32_t flags;        /* enum row_flag */
+    uint32_t score_next;   /* ROW_SCORE: the token behind the row's last one */
+    uint32_t choice;
+    uint32_t top_k;
+    uint64_t seed;         /* the sampled token is a function of (logits, seed, choice, first_pos + token_count) */
+    float temperature;
+    float top_p;
+    float min_p;
+    uint32_t pad[7];
+};
+static_assert(sizeof(struct row_shm) == 112, "shared");
+
+struct step_shm {
+    alignas(128) _Atomic uint64_t commit; /* W: sched, release: step + 1 when the record is complete   R: stages, acquire */
+    uint64_t step;                        /* from 1, only grows; slot = step & (step_slots - 1) */
+    uint32_t row_count;
+    uint32_t token_count;
+    uint32_t block_count;
+    uint32_t result_count;
+    alignas(128) _Atomic uint32_t cancelled; /* W: sched: 1 = its results will not be used   R: stages */
+    uint32_t attempts[STAGES_MAX];           /* W: sched: how often each stage has been given it again */
+    uint8_t pad[124];
+};
+
+/* A message that a step's activations (or, from the last stage, its results) are there. */
+struct msg_step {
+    uint64_t step;
+    uint32_t count; /* tokens, or result entries */
+    uint32_t epoch; /* of the sender */
+    uint64_t busy_ns; /* time the stage worked on it */
+    uint64_t pad[4];
+};
+static_assert(sizeof(struct msg_step) == RING_PAYLOAD_BYTES, "shared");
+
+enum msg_request_kind {
+    MSG_REQUEST_ACCEPTED = 1,  /* front -> sched: look at this slot */
+    MSG_REQUEST_CANCELLED,     /* front -> sched: the client is gone */
+    MSG_REQUEST_DRAINED,       /* front -> sched: forget it */
+    MSG_REQUEST_TOKENS,        /* sched -> front: its log has grown, or it is done */
+    MSG_REQUEST_FORGOTTEN,     /* sched -> front: the sequences are gone, the slot may be used again */
+};
+
+struct msg_request {
+    uint32_t kind; /* enum msg_request_kind */
+    uint32_t slot;
+    uint32_t generation;
+    uint32_t pad;
+    uint64_t more[5];
+};
+static_assert(sizeof(struct msg_request) == RING_PAYLOAD_BYTES, "shared");
+
+
+/* Offsets and counts that follow from the plan. */
+struct layout {
+    size_t region_bytes[REGION_COUNT]; /* 0: no such region (stages beyond stage_count) */
+
+    /* front */
+    size_t front_process, front_ring, front_requests, front_prompt_lists, front_prompt_pages;
+    uint32_t prompt_pages_per_request;
+    uint32_t front_ring_slots;
+
+    /* sched */
+    size_t sched_process, sched_ring, sched_answers, sched_sequences, sched_block_tables, sched_log_lists, sched_log_pages;
+    size_t sched_steps, step_stride, step_rows, step_tokens, step_blocks; /* the last three from the start of a step */
+    uint32_t blocks_per_sequence, log_pages_per_sequence;
+    uint32_t sched_ring_slots;
+    uint32_t step_slots; /* power of two, >= 2 * window */
+    uint32_t step_rows_max, step_tokens_max, step_blocks_max, step_results_max;
+
+    /* stage (the same for each) */
+    size_t stage_process, stage_ring, stage_activations, activation_stride, stage_results, result_stride;
+    uint32_t stage_ring_slots;
+    uint32_t activation_slots; /* = step_slots: buffer of a step is step & (slots - 1) */
+};
+
+void layout_compute(struct layout *layout, const struct plan *plan);
+
+/* "front", "stage 1": for people. Static storage per role; stage texts hold the index. */
+const char *role_name(enum role role);
+
+#endif

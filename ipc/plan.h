@@ -1,0 +1,94 @@
+/* plan.h - every number the engine is built from, decided once by the launcher and then sealed.
+ *
+ * Used by: every process, read only.   Owns: nothing.   Never blocks.
+ *
+ * The launcher reads the options and the model's header, fills this struct, writes it into a memfd, seals it and starts
+ * the supervisor with it. From then on it never changes: region sizes, offsets and limits all follow from it
+ * (layout.h), so every process computes the same layout by itself.
+ */
+#ifndef EVENFLOW_PLAN_H
+#define EVENFLOW_PLAN_H
+
+#include <assert.h>
+#include <stdint.h>
+
+#include "ipc/base.h"
+
+#define PLAN_MAGIC     0x31304e414c504645ull /* "EFPLAN01" */
+#define STAGES_MAX     32u
+#define CHOICES_MAX    16u  /* sequences of one request (the API's n) */
+#define END_TOKENS_MAX 16u  /* tokens that end an answer: the model's own */
+#define STOP_TOKENS_MAX 16u /* stop_token_ids of one request */
+#define NAME_MAX_BYTES 256u
+#define PATH_MAX_BYTES 1024u
+#define PAGE_TOKENS    256u /* token ids in one page of the prompt pool */
+#define LOG_PAGE_TOKENS 64u /* entries in one page of the token log pool */
+
+struct plan_slice {
+    uint32_t first_layer;
+    uint32_t layer_count;
+    uint64_t weights_bytes; /* packed weights of this slice, embedding or head included */
+};
+
+struct plan {
+    uint64_t magic;
+    uint64_t layout_hash; /* LAYOUT_HASH of the build that wrote it */
+
+    /* model */
+    uint32_t layers;
+    uint32_t width; /* embedding length: floats of one row of activations */
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+    uint32_t vocab_size;
+    uint32_t context_length; /* of the model */
+    uint32_t end_token_count;
+    uint32_t end_tokens[END_TOKENS_MAX];
+
+    /* pipeline */
+    uint32_t stage_count;
+    uint32_t window; /* steps in flight at most */
+    uint32_t spin_ns; /* how long a process looks again before it sleeps; 0 when processes outnumber cores */
+    uint32_t pin;     /* 1: stage i is pinned to the i-th allowed core (there are enough of them) */
+    struct plan_slice slices[STAGES_MAX];
+
+    /* limits */
+    uint32_t max_model_len;
+    uint32_t max_num_seqs;
+    uint32_t max_num_batched_tokens;
+    uint32_t long_prefill_token_threshold; /* 0: none */
+    uint32_t enable_chunked_prefill;
+    uint32_t block_size;      /* positions in a KV block */
+    uint32_t num_blocks;      /* usable KV blocks */
+    uint64_t kv_block_bytes;  /* one block of one layer */
+    uint32_t requests_max;    /* request slots: running, waiting and being drained */
+    uint32_t sequences_max;   /* sequence slots */
+    uint32_t prompt_pages;    /* pages of PAGE_TOKENS ids */
+    uint32_t log_pages;       /* pages of LOG_PAGE_TOKENS entries */
+    uint32_t connections_max;
+    uint32_t body_bytes_max;  /* of one HTTP request */
+
+    /* times, milliseconds */
+    uint32_t request_timeout_ms; /* a connection without progress for so long is dropped */
+    uint32_t drain_timeout_ms;   /* after SIGTERM; 0: no limit */
+
+    uint32_t log_level; /* enum log_level */
+    uint64_t vocab_bytes;
+    uint64_t created_s; /* wall clock at start: "created" of the model */
+
+    char isa[16];
+    char policy[32];
+    char version[64];
+    char fingerprint[160]; /* build, instruction path, backend of each layer, KV type: what results are identical for */
+    char served_model_name[NAME_MAX_BYTES];
+    char model_path[PATH_MAX_BYTES];
+    char socket_path[PATH_MAX_BYTES];
+    char program_dir[PATH_MAX_BYTES]; /* where evenflow-front and its siblings are */
+};
+
+static_assert(sizeof(struct plan) % 8 == 0, "the plan is shared by processes");
+
+/* 0, or -EINVAL with err naming the field: every number within its limits and consistent with the others. */
+int plan_validate(const struct plan *plan, struct err *err);
+
+#endif

@@ -1,0 +1,64 @@
+/* stats.h - the one table of counters: shared memory, /metrics and `evenflow status` come from it.
+ *
+ * Used by: every process.   Owns: nothing.   Never blocks.
+ * Each counter has one writer, the process of its role; a reader sums over stages where there are several.
+ */
+#ifndef EVENFLOW_STATS_H
+#define EVENFLOW_STATS_H
+
+#include <assert.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#define COUNTERS_MAX 32u
+
+enum counter_kind { COUNTER, GAUGE };
+
+/* X(identifier, kind, role that writes it, name in /metrics, what it counts) */
+#define COUNTER_TABLE(X)                                                                                               \
+    X(FRONT_CONNECTIONS, COUNTER, ROLE_FRONT, "connections_total", "Connections accepted")                             \
+    X(FRONT_CONNECTIONS_OPEN, GAUGE, ROLE_FRONT, "connections_open", "Connections open now")                           \
+    X(FRONT_REQUESTS, COUNTER, ROLE_FRONT, "requests_total", "Completion requests accepted into the journal")          \
+    X(FRONT_REQUESTS_FAILED, COUNTER, ROLE_FRONT, "requests_refused_total", "Requests answered with an error")         \
+    X(FRONT_REQUESTS_ABORTED, COUNTER, ROLE_FRONT, "requests_aborted_total", "Requests whose client went away")        \
+    X(FRONT_REQUESTS_ACTIVE, GAUGE, ROLE_FRONT, "requests_active", "Requests accepted and not yet drained")            \
+    X(FRONT_UNKNOWN_FIELDS, COUNTER, ROLE_FRONT, "unknown_fields_total", "Fields of request bodies that were ignored") \
+    X(FRONT_PROMPT_PAGES_FREE, GAUGE, ROLE_FRONT, "prompt_pages_free", "Free pages of the prompt pool")                \
+    X(FRONT_REQUEST_SLOTS_FREE, GAUGE, ROLE_FRONT, "request_slots_free", "Free request slots")                         \
+    X(SCHED_STEPS, COUNTER, ROLE_SCHED, "steps_total", "Steps planned")                                                \
+    X(SCHED_STEPS_IN_FLIGHT, GAUGE, ROLE_SCHED, "steps_in_flight", "Steps planned and not yet returned")               \
+    X(SCHED_PROMPT_TOKENS, COUNTER, ROLE_SCHED, "prompt_tokens_total", "Prompt tokens computed")                       \
+    X(SCHED_GENERATED_TOKENS, COUNTER, ROLE_SCHED, "generation_tokens_total", "Tokens generated")                      \
+    X(SCHED_PREEMPTIONS, COUNTER, ROLE_SCHED, "preemptions_total", "Sequences that gave their blocks back")            \
+    X(SCHED_RUNNING, GAUGE, ROLE_SCHED, "sequences_running", "Sequences that hold KV blocks")                          \
+    X(SCHED_WAITING, GAUGE, ROLE_SCHED, "sequences_waiting", "Sequences that wait for KV blocks")                      \
+    X(SCHED_BLOCKS_FREE, GAUGE, ROLE_SCHED, "kv_blocks_free", "Free KV blocks")                                        \
+    X(SCHED_LOG_PAGES_FREE, GAUGE, ROLE_SCHED, "log_pages_free", "Free pages of the token log pool")                   \
+    X(SCHED_SEQUENCE_SLOTS_FREE, GAUGE, ROLE_SCHED, "sequence_slots_free", "Free sequence slots")                      \
+    X(STAGE_STEPS, COUNTER, ROLE_STAGE, "stage_steps_total", "Steps computed by a stage")                              \
+    X(STAGE_TOKENS, COUNTER, ROLE_STAGE, "stage_tokens_total", "Tokens that went through a stage")                     \
+    X(STAGE_BUSY_NS, COUNTER, ROLE_STAGE, "stage_busy_nanoseconds_total", "Time a stage spent computing")
+
+enum counter_id {
+#define X(id, kind, role, name, help) COUNTER_##id,
+    COUNTER_TABLE(X)
+#undef X
+        COUNTER_ID_COUNT
+};
+static_assert(COUNTER_ID_COUNT <= COUNTERS_MAX, "counters fit the process block");
+
+struct counter_info {
+    const char *name;
+    const char *help;
+    enum counter_kind kind;
+    uint32_t role; /* enum role */
+};
+
+extern const struct counter_info counter_table[COUNTER_ID_COUNT];
+
+struct process_shm;
+void counter_add(struct process_shm *process, enum counter_id id, uint64_t delta);
+void counter_set(struct process_shm *process, enum counter_id id, uint64_t value);
+uint64_t counter_read(const struct process_shm *process, enum counter_id id);
+
+#endif

@@ -1,0 +1,37 @@
+#include "ipc/steps.h"
+
+struct step_shm *step_begin(const struct arena *arena, uint64_t step)
+{
+    struct step_shm *record = arena_step(arena, step);
+    /* relaxed: no stage looks at this slot before the new commit; the word is cleared for a successor's scan */
+    atomic_store_explicit(&record->commit, 0, memory_order_relaxed);
+    atomic_store_explicit(&record->cancelled, 0, memory_order_relaxed);
+    record->step = step;
+    for (uint32_t i = 0; i < STAGES_MAX; i++)
+        record->attempts[i] = 0;
+    return record;
+}
+
+void step_publish(struct step_shm *record)
+{
+    /* release: pairs with the acquire in step_is_published(): rows, tokens and blocks before the commit word */
+    atomic_store_explicit(&record->commit, record->step + 1, memory_order_release);
+}
+
+bool step_is_published(const struct arena *arena, uint64_t step)
+{
+    /* acquire: pairs with step_publish() */
+    return atomic_load_explicit(&arena_step(arena, step)->commit, memory_order_acquire) == step + 1;
+}
+
+void step_cancel(struct step_shm *record)
+{
+    /* relaxed: a hint that saves work; results of a cancelled step are ignored whether it was seen or not */
+    atomic_store_explicit(&record->cancelled, 1, memory_order_relaxed);
+}
+
+bool step_is_cancelled(const struct step_shm *record)
+{
+    /* relaxed: see step_cancel() */
+    return atomic_load_explicit(&record->cancelled, memory_order_relaxed) != 0;
+}

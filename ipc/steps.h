@@ -1,0 +1,24 @@
+/* steps.h - the step table: sched publishes a record once, every stage reads it.
+ *
+ * Used by: sched (writes), stages (read).   Owns: nothing.   Never blocks.
+ * A record is immutable from its commit until its results are back; then its slot may take a later step.
+ */
+#ifndef EVENFLOW_STEPS_H
+#define EVENFLOW_STEPS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ipc/arena.h"
+
+/* sched: the record to fill for a new step; its commit word is cleared first. */
+struct step_shm *step_begin(const struct arena *arena, uint64_t step);
+/* sched: everything in the record is there. */
+void step_publish(struct step_shm *record);
+/* stages: true when the record of `step` is there (acquire). */
+bool step_is_published(const struct arena *arena, uint64_t step);
+
+void step_cancel(struct step_shm *record);
+bool step_is_cancelled(const struct step_shm *record);
+
+#endif
