@@ -23,8 +23,8 @@ struct arena {
     struct layout layout;
     uint8_t *regions[REGION_COUNT]; /* NULL: not this process's business */
     enum role role;
-    uint32_t index; /* of the stage; 0 for the others */
-    uint32_t epoch; /* 1 in the first life */
+    uint32_t index;           /* of the stage; 0 for the others */
+    uint32_t epoch;           /* 1 in the first life */
     int bells[PROCESSES_MAX]; /* eventfds by process number; -1: not needed */
     int listener;             /* front: the listening socket; else -1 */
     int model;                /* stages: the model file, read-only; else -1 */
@@ -110,7 +110,8 @@ static inline uint32_t *arena_log_list(const struct arena *arena, uint32_t seque
 /* (LOG_PAGE_TOKENS) entries. */
 static inline struct token_shm *arena_log_page(const struct arena *arena, uint32_t page)
 {
-    struct token_shm *pages = (struct token_shm *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_log_pages);
+    struct token_shm *pages =
+        (struct token_shm *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_log_pages);
     return pages + (size_t)page * LOG_PAGE_TOKENS;
 }
 

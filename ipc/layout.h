@@ -45,9 +45,9 @@ enum region_id {
     REGION_FRONT,
     REGION_CONNS,
     REGION_SCHED,
-    REGION_STAGE,                                   /* + stage index */
-    REGION_KV = REGION_STAGE + STAGES_MAX,          /* + stage index */
-    REGION_WEIGHTS = REGION_KV + STAGES_MAX,        /* + stage index */
+    REGION_STAGE,                            /* + stage index */
+    REGION_KV = REGION_STAGE + STAGES_MAX,   /* + stage index */
+    REGION_WEIGHTS = REGION_KV + STAGES_MAX, /* + stage index */
     REGION_COUNT = REGION_WEIGHTS + STAGES_MAX,
 };
 
@@ -74,7 +74,8 @@ struct process_shm {
     alignas(128) _Atomic uint32_t state;    /* W: this process, release      R: supervisor, front (status) */
     _Atomic uint64_t progress;              /* W: this process, relaxed; steps or events done   R: supervisor, status */
     _Atomic uint64_t counters[COUNTERS_MAX]; /* W: this process, relaxed     R: front (metrics); see stats.h */
-    alignas(128) _Atomic uint64_t consumed;  /* W: this process: its position in its input ring   R: that ring's producer */
+    alignas(
+        128) _Atomic uint64_t consumed; /* W: this process: its position in its input ring   R: that ring's producer */
     alignas(128) _Atomic uint64_t consumed_second; /* likewise, for a process with two input rings (sched: results) */
     uint8_t pad[120];
 };
@@ -130,8 +131,8 @@ struct request_shm {
     uint32_t prompt_tokens;
     uint32_t max_tokens;
     uint32_t min_tokens;
-    uint32_t choices; /* n */
-    uint32_t flags;   /* enum request_flag */
+    uint32_t choices;  /* n */
+    uint32_t flags;    /* enum request_flag */
     float temperature; /* 0: greedy */
     float top_p;       /* 1: off */
     float min_p;       /* 0: off */
@@ -159,19 +160,19 @@ enum finish_reason {
 };
 
 struct sequence_shm {
-    alignas(64) _Atomic uint32_t state;  /* W: sched, release   R: front, acquire */
-    _Atomic uint32_t committed;          /* W: sched, release: entries of the token log that exist   R: front, acquire */
-    uint32_t generation;                 /* grows with every use of the slot */
-    uint32_t request;                    /* slot of its request */
+    alignas(64) _Atomic uint32_t state; /* W: sched, release   R: front, acquire */
+    _Atomic uint32_t committed;         /* W: sched, release: entries of the token log that exist   R: front, acquire */
+    uint32_t generation;                /* grows with every use of the slot */
+    uint32_t request;                   /* slot of its request */
     uint32_t request_generation;
     uint32_t choice;
-    uint32_t finish_reason;              /* W: sched before DONE */
+    uint32_t finish_reason; /* W: sched before DONE */
     uint32_t prompt_tokens;
-    uint32_t computed;                   /* tokens whose KV is computed or planned in a step in flight */
-    uint32_t block_count;                /* entries of its block table */
+    uint32_t computed;    /* tokens whose KV is computed or planned in a step in flight */
+    uint32_t block_count; /* entries of its block table */
     uint32_t log_page_count;
     uint32_t preemptions;
-    uint32_t cached_tokens;              /* prompt tokens found in the prefix cache at admission */
+    uint32_t cached_tokens; /* prompt tokens found in the prefix cache at admission */
     uint32_t pad[3];
 };
 static_assert(sizeof(struct sequence_shm) == 64, "shared");
@@ -198,8 +199,8 @@ static_assert(sizeof(struct token_shm) == 24, "shared");
 /* ---- steps: sched writes (steps.h has the accessors) ---- */
 
 enum row_flag {
-    ROW_SAMPLE = 1 << 0,      /* the last token of the row gives a new token */
-    ROW_SCORE = 1 << 1,       /* every token of the row is scored against the one behind it */
+    ROW_SAMPLE = 1 << 0, /* the last token of the row gives a new token */
+    ROW_SCORE = 1 << 1,  /* every token of the row is scored against the one behind it */
     ROW_LOGITS_HASH = 1 << 2,
     ROW_LOGPROB = 1 << 3,
 };
@@ -221,7 +222,7 @@ struct row_shm {
     uint32_t score_next;   /* ROW_SCORE: the token behind the row's last one */
     uint32_t choice;
     uint32_t top_k;
-    uint64_t seed;         /* the sampled token is a function of (logits, seed, choice, first_pos + token_count) */
+    uint64_t seed; /* the sampled token is a function of (logits, seed, choice, first_pos + token_count) */
     float temperature;
     float top_p;
     float min_p;
@@ -230,8 +231,9 @@ struct row_shm {
 static_assert(sizeof(struct row_shm) == 112, "shared");
 
 struct step_shm {
-    alignas(128) _Atomic uint64_t commit; /* W: sched, release: step + 1 when the record is complete   R: stages, acquire */
-    uint64_t step;                        /* from 1, only grows; slot = step & (step_slots - 1) */
+    alignas(
+        128) _Atomic uint64_t commit; /* W: sched, release: step + 1 when the record is complete   R: stages, acquire */
+    uint64_t step;                    /* from 1, only grows; slot = step & (step_slots - 1) */
     uint32_t row_count;
     uint32_t token_count;
     uint32_t block_count;
@@ -244,19 +246,19 @@ struct step_shm {
 /* A message that a step's activations (or, from the last stage, its results) are there. */
 struct msg_step {
     uint64_t step;
-    uint32_t count; /* tokens, or result entries */
-    uint32_t epoch; /* of the sender */
+    uint32_t count;   /* tokens, or result entries */
+    uint32_t epoch;   /* of the sender */
     uint64_t busy_ns; /* time the stage worked on it */
     uint64_t pad[4];
 };
 static_assert(sizeof(struct msg_step) == RING_PAYLOAD_BYTES, "shared");
 
 enum msg_request_kind {
-    MSG_REQUEST_ACCEPTED = 1,  /* front -> sched: look at this slot */
-    MSG_REQUEST_CANCELLED,     /* front -> sched: the client is gone */
-    MSG_REQUEST_DRAINED,       /* front -> sched: forget it */
-    MSG_REQUEST_TOKENS,        /* sched -> front: its log has grown, or it is done */
-    MSG_REQUEST_FORGOTTEN,     /* sched -> front: the sequences are gone, the slot may be used again */
+    MSG_REQUEST_ACCEPTED = 1, /* front -> sched: look at this slot */
+    MSG_REQUEST_CANCELLED,    /* front -> sched: the client is gone */
+    MSG_REQUEST_DRAINED,      /* front -> sched: forget it */
+    MSG_REQUEST_TOKENS,       /* sched -> front: its log has grown, or it is done */
+    MSG_REQUEST_FORGOTTEN,    /* sched -> front: the sequences are gone, the slot may be used again */
 };
 
 struct msg_request {
@@ -268,7 +270,6 @@ struct msg_request {
 };
 static_assert(sizeof(struct msg_request) == RING_PAYLOAD_BYTES, "shared");
 
-
 /* Offsets and counts that follow from the plan. */
 struct layout {
     size_t region_bytes[REGION_COUNT]; /* 0: no such region (stages beyond stage_count) */
@@ -279,7 +280,8 @@ struct layout {
     uint32_t front_ring_slots;
 
     /* sched */
-    size_t sched_process, sched_ring, sched_answers, sched_sequences, sched_block_tables, sched_log_lists, sched_log_pages;
+    size_t sched_process, sched_ring, sched_answers, sched_sequences, sched_block_tables, sched_log_lists,
+        sched_log_pages;
     size_t sched_steps, step_stride, step_rows, step_tokens, step_blocks; /* the last three from the start of a step */
     uint32_t blocks_per_sequence, log_pages_per_sequence;
     uint32_t sched_ring_slots;

@@ -14,15 +14,15 @@
 
 #include "ipc/base.h"
 
-#define PLAN_MAGIC     0x31304e414c504645ull /* "EFPLAN01" */
-#define STAGES_MAX     32u
-#define CHOICES_MAX    16u  /* sequences of one request (the API's n) */
-#define END_TOKENS_MAX 16u  /* tokens that end an answer: the model's own */
+#define PLAN_MAGIC      0x31304e414c504645ull /* "EFPLAN01" */
+#define STAGES_MAX      32u
+#define CHOICES_MAX     16u /* sequences of one request (the API's n) */
+#define END_TOKENS_MAX  16u /* tokens that end an answer: the model's own */
 #define STOP_TOKENS_MAX 16u /* stop_token_ids of one request */
-#define NAME_MAX_BYTES 256u
-#define PATH_MAX_BYTES 1024u
-#define PAGE_TOKENS    256u /* token ids in one page of the prompt pool */
-#define LOG_PAGE_TOKENS 64u /* entries in one page of the token log pool */
+#define NAME_MAX_BYTES  256u
+#define PATH_MAX_BYTES  1024u
+#define PAGE_TOKENS     256u /* token ids in one page of the prompt pool */
+#define LOG_PAGE_TOKENS 64u  /* entries in one page of the token log pool */
 
 struct plan_slice {
     uint32_t first_layer;
@@ -47,7 +47,7 @@ struct plan {
 
     /* pipeline */
     uint32_t stage_count;
-    uint32_t window; /* steps in flight at most */
+    uint32_t window;  /* steps in flight at most */
     uint32_t spin_ns; /* how long a process looks again before it sleeps; 0 when processes outnumber cores */
     uint32_t pin;     /* 1: stage i is pinned to the i-th allowed core (there are enough of them) */
     struct plan_slice slices[STAGES_MAX];
@@ -58,15 +58,15 @@ struct plan {
     uint32_t max_num_batched_tokens;
     uint32_t long_prefill_token_threshold; /* 0: none */
     uint32_t enable_chunked_prefill;
-    uint32_t block_size;      /* positions in a KV block */
-    uint32_t num_blocks;      /* usable KV blocks */
-    uint64_t kv_block_bytes;  /* one block of one layer */
-    uint32_t requests_max;    /* request slots: running, waiting and being drained */
-    uint32_t sequences_max;   /* sequence slots */
-    uint32_t prompt_pages;    /* pages of PAGE_TOKENS ids */
-    uint32_t log_pages;       /* pages of LOG_PAGE_TOKENS entries */
+    uint32_t block_size;     /* positions in a KV block */
+    uint32_t num_blocks;     /* usable KV blocks */
+    uint64_t kv_block_bytes; /* one block of one layer */
+    uint32_t requests_max;   /* request slots: running, waiting and being drained */
+    uint32_t sequences_max;  /* sequence slots */
+    uint32_t prompt_pages;   /* pages of PAGE_TOKENS ids */
+    uint32_t log_pages;      /* pages of LOG_PAGE_TOKENS entries */
     uint32_t connections_max;
-    uint32_t body_bytes_max;  /* of one HTTP request */
+    uint32_t body_bytes_max; /* of one HTTP request */
 
     /* times, milliseconds */
     uint32_t request_timeout_ms; /* a connection without progress for so long is dropped */

@@ -1,0 +1,66 @@
+#include "ipc/bell.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include "ipc/base.h"
+
+void bell_announce(struct bell *bell)
+{
+    /* relaxed, then a full fence: pairs with the fence in bell_ring(). Either the waker sees 1, or our next look sees
+     * its data. */
+    atomic_store_explicit(bell->sleeping, 1, memory_order_relaxed);
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
+void bell_retract(struct bell *bell)
+{
+    /* relaxed: a waker that still sees 1 rings for nothing, which is harmless */
+    atomic_store_explicit(bell->sleeping, 0, memory_order_relaxed);
+}
+
+void bell_wait(struct bell *bell)
+{
+    uint64_t rings;
+    ssize_t got;
+    do {
+        got = read(bell->fd, &rings, sizeof(rings));
+    } while (got < 0 && errno == EINTR);
+    check(got == sizeof(rings));
+    bell_retract(bell);
+}
+
+void bell_drain(struct bell *bell)
+{
+    struct pollfd poll_fd = {.fd = bell->fd, .events = POLLIN};
+    if (poll(&poll_fd, 1, 0) == 1) {
+        uint64_t rings;
+        ssize_t got = read(bell->fd, &rings, sizeof(rings));
+        check(got == sizeof(rings) || errno == EINTR);
+    }
+}
+
+void bell_ring_always(const struct bell_pull *pull)
+{
+    if (pull->fd < 0)
+        return; /* memory of this process alone: nobody sleeps */
+    const uint64_t one = 1;
+    ssize_t put;
+    do {
+        put = write(pull->fd, &one, sizeof(one));
+    } while (put < 0 && errno == EINTR);
+    check(put == sizeof(one));
+}
+
+void bell_ring(const struct bell_pull *pull)
+{
+    if (pull->sleeping == NULL) {
+        bell_ring_always(pull);
+        return;
+    }
+    /* Full fence: pairs with the one in bell_announce(): our commit before this look at the word. */
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load_explicit(pull->sleeping, memory_order_relaxed) != 0)
+        bell_ring_always(pull);
+}

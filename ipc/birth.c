@@ -1,0 +1,61 @@
+#include "ipc/birth.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+union birth_control {
+    struct cmsghdr header;
+    char bytes[CMSG_SPACE(BIRTH_ITEMS_MAX * sizeof(int))];
+};
+
+void birth_add(struct birth *birth, int *fds, enum birth_kind kind, uint32_t number, int fd)
+{
+    check(birth->item_count < BIRTH_ITEMS_MAX);
+    birth->items[birth->item_count] = (struct birth_item){.kind = (uint16_t)kind, .number = (uint16_t)number};
+    fds[birth->item_count++] = fd;
+}
+
+int birth_send(int socket, const struct birth *birth, const int *fds, struct err *err)
+{
+    union birth_control control;
+    memset(&control, 0, sizeof(control));
+    struct iovec data = {.iov_base = (void *)(uintptr_t)birth, .iov_len = sizeof(*birth)};
+    size_t fd_bytes = birth->item_count * sizeof(int);
+    struct msghdr message = {
+        .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = CMSG_SPACE(fd_bytes)};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(fd_bytes);
+    memcpy(CMSG_DATA(header), fds, fd_bytes);
+    ssize_t sent = sendmsg(socket, &message, MSG_NOSIGNAL);
+    if (sent != (ssize_t)sizeof(*birth))
+        return err_set(err, -EPIPE, "birth message: cannot send it: %s", strerror(errno));
+    return 0;
+}
+
+int birth_receive(int socket, struct birth *birth, int *fds, struct err *err)
+{
+    union birth_control control;
+    memset(&control, 0, sizeof(control));
+    struct iovec data = {.iov_base = birth, .iov_len = sizeof(*birth)};
+    struct msghdr message = {
+        .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+    ssize_t got;
+    do {
+        got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL);
+    } while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return err_set(err, -errno,
+                       "birth message: cannot read descriptor %d: %s; this program is started by evenflow serve",
+                       socket, strerror(errno));
+    const struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    if (got != (ssize_t)sizeof(*birth) || birth->magic != BIRTH_MAGIC || birth->item_count > BIRTH_ITEMS_MAX ||
+        header == NULL || header->cmsg_type != SCM_RIGHTS || (message.msg_flags & MSG_CTRUNC) ||
+        header->cmsg_len != CMSG_LEN(birth->item_count * sizeof(int)))
+        return err_set(err, -EPROTO, "birth message: not one of this build's; mixed builds?");
+    memcpy(fds, CMSG_DATA(header), birth->item_count * sizeof(int));
+    return 0;
+}

@@ -1,0 +1,48 @@
+/* birth.h - what a process is born with: one message of descriptors over a socket.
+ *
+ * Used by: supervisor (sends), every other process (receives, in arena_inherit()).
+ * Owns: nothing; received descriptors belong to the receiver.   birth_receive() blocks until the message is there.
+ */
+#ifndef EVENFLOW_BIRTH_H
+#define EVENFLOW_BIRTH_H
+
+#include <stdint.h>
+
+#include "ipc/base.h"
+#include "ipc/layout.h"
+
+#define BIRTH_ITEMS_MAX 250u /* the kernel passes 253 descriptors in one message */
+
+enum birth_kind {
+    BIRTH_REGION_READ,  /* number: enum region_id */
+    BIRTH_REGION_WRITE, /* likewise */
+    BIRTH_BELL,         /* number: process_number() */
+    BIRTH_LISTENER,
+    BIRTH_MODEL,
+};
+
+struct birth_item {
+    uint16_t kind; /* enum birth_kind */
+    uint16_t number;
+};
+
+struct birth {
+    uint64_t magic;
+    uint32_t role; /* enum role */
+    uint32_t index;
+    uint32_t epoch;
+    uint32_t weights_loaded; /* stages: 1 when the weights region is complete and sealed */
+    uint32_t item_count;
+    uint32_t pad;
+    struct birth_item items[BIRTH_ITEMS_MAX]; /* item i goes with descriptor i */
+};
+
+#define BIRTH_MAGIC 0x3130485452494245ull /* "EBIRTH01" */
+
+void birth_add(struct birth *birth, int *fds, enum birth_kind kind, uint32_t number, int fd);
+
+/* 0, or -errno with err. */
+int birth_send(int socket, const struct birth *birth, const int *fds, struct err *err);
+int birth_receive(int socket, struct birth *birth, int *fds, struct err *err);
+
+#endif

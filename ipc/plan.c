@@ -1,0 +1,77 @@
+#include "ipc/plan.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "ipc/layout.h"
+
+struct limit {
+    const char *name;
+    uint64_t value, min, max;
+};
+
+static int check_text(const char *name, const char *text, size_t bytes, struct err *err)
+{
+    if (memchr(text, '\0', bytes) == NULL)
+        return err_set(err, -EINVAL, "plan: %s is not terminated", name);
+    return 0;
+}
+
+int plan_validate(const struct plan *plan, struct err *err)
+{
+    if (plan->magic != PLAN_MAGIC)
+        return err_set(err, -EINVAL, "plan: magic %#llx is not %#llx; mixed builds?", (unsigned long long)plan->magic,
+                       (unsigned long long)PLAN_MAGIC);
+    if (plan->layout_hash != LAYOUT_HASH)
+        return err_set(err, -EINVAL, "plan: layout %#llx is not %#llx; mixed builds?",
+                       (unsigned long long)plan->layout_hash, (unsigned long long)LAYOUT_HASH);
+    const struct limit limits[] = {
+        {"layers", plan->layers, 1, 1024},
+        {"width", plan->width, 1, 1u << 16},
+        {"heads", plan->heads, 1, 1024},
+        {"kv_heads", plan->kv_heads, 1, plan->heads},
+        {"head_dim", plan->head_dim, 1, 1024},
+        {"vocab_size", plan->vocab_size, 1, 1u << 24},
+        {"end_token_count", plan->end_token_count, 0, END_TOKENS_MAX},
+        {"stage_count", plan->stage_count, 1, min_u64(STAGES_MAX, plan->layers)},
+        {"window", plan->window, 1, 4 * STAGES_MAX},
+        {"max_model_len", plan->max_model_len, 1, 1u << 22},
+        {"max_num_seqs", plan->max_num_seqs, 1, 4096},
+        {"max_num_batched_tokens", plan->max_num_batched_tokens, 1, 1u << 18},
+        {"block_size", plan->block_size, 8, 1024},
+        {"num_blocks", plan->num_blocks, 1, 1u << 28},
+        {"requests_max", plan->requests_max, 1, 1u << 17},
+        {"sequences_max", plan->sequences_max, 1, 1u << 18},
+        {"prompt_pages", plan->prompt_pages, 1, 1u << 24},
+        {"log_pages", plan->log_pages, 1, 1u << 24},
+        {"connections_max", plan->connections_max, 1, 1u << 16},
+        {"body_bytes_max", plan->body_bytes_max, 1024, 1u << 28},
+    };
+    for (size_t i = 0; i < ARRAY_COUNT(limits); i++) {
+        const struct limit *limit = &limits[i];
+        if (limit->value < limit->min || limit->value > limit->max)
+            return err_set(err, -EINVAL, "plan: %s is %llu; %llu to %llu are possible", limit->name,
+                           (unsigned long long)limit->value, (unsigned long long)limit->min,
+                           (unsigned long long)limit->max);
+    }
+    uint32_t layer = 0;
+    for (uint32_t stage = 0; stage < plan->stage_count; stage++) {
+        const struct plan_slice *slice = &plan->slices[stage];
+        if (slice->first_layer != layer || slice->layer_count == 0)
+            return err_set(err, -EINVAL, "plan: slice %u does not follow the one before", stage);
+        layer += slice->layer_count;
+    }
+    if (layer != plan->layers)
+        return err_set(err, -EINVAL, "plan: the slices hold %u of %u layers", layer, plan->layers);
+    if ((plan->block_size & (plan->block_size - 1)) != 0)
+        return err_set(err, -EINVAL, "plan: block size %u is not a power of two", plan->block_size);
+
+    int ret = check_text("isa", plan->isa, sizeof(plan->isa), err);
+    ret = ret ? ret : check_text("policy", plan->policy, sizeof(plan->policy), err);
+    ret = ret ? ret : check_text("version", plan->version, sizeof(plan->version), err);
+    ret = ret ? ret : check_text("fingerprint", plan->fingerprint, sizeof(plan->fingerprint), err);
+    ret = ret ? ret : check_text("served_model_name", plan->served_model_name, sizeof(plan->served_model_name), err);
+    ret = ret ? ret : check_text("model_path", plan->model_path, sizeof(plan->model_path), err);
+    ret = ret ? ret : check_text("socket_path", plan->socket_path, sizeof(plan->socket_path), err);
+    return ret ? ret : check_text("program_dir", plan->program_dir, sizeof(plan->program_dir), err);
+}

@@ -1,0 +1,73 @@
+#include "ipc/shm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008u /* Linux 6.3; older kernels answer EINVAL */
+#endif
+
+int shm_create(const char *name, size_t bytes, struct err *err)
+{
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
+    if (fd < 0 && errno == EINVAL)
+        fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return err_set(err, -errno, "shared memory %s: cannot create it: %s", name, strerror(errno));
+    int ret;
+    if (ftruncate(fd, (off_t)bytes) != 0) {
+        ret = err_set(err, -errno, "shared memory %s: cannot size it to %zu bytes: %s", name, bytes, strerror(errno));
+        goto out_close;
+    }
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
+        ret = err_set(err, -errno, "shared memory %s: cannot seal its size: %s", name, strerror(errno));
+        goto out_close;
+    }
+    return fd;
+out_close:
+    close(fd);
+    return ret;
+}
+
+int shm_read_only(int fd, struct err *err)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    int read_only = open(path, O_RDONLY | O_CLOEXEC);
+    if (read_only < 0)
+        return err_set(err, -errno, "shared memory: cannot open %s read-only: %s; is /proc mounted?", path,
+                       strerror(errno));
+    return read_only;
+}
+
+void *shm_map(int fd, size_t bytes, int access, const char *name, struct err *err)
+{
+    struct stat stat;
+    if (fstat(fd, &stat) != 0) {
+        err_set(err, -errno, "region %s: cannot look at descriptor %d: %s", name, fd, strerror(errno));
+        return NULL;
+    }
+    if ((size_t)stat.st_size != bytes) {
+        err_set(err, -EPROTO, "region %s: is %lld bytes, not %zu; mixed builds?", name, (long long)stat.st_size, bytes);
+        return NULL;
+    }
+    int protection = PROT_READ | ((access & SHM_WRITE) ? PROT_WRITE : 0);
+    void *memory = mmap(NULL, bytes, protection, MAP_SHARED | ((access & SHM_POPULATE) ? MAP_POPULATE : 0), fd, 0);
+    if (memory == MAP_FAILED) {
+        err_set(err, -errno, "region %s: cannot map %zu bytes: %s", name, bytes, strerror(errno));
+        return NULL;
+    }
+    return memory;
+}
+
+int shm_seal(int fd, struct err *err)
+{
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SEAL) != 0)
+        return err_set(err, -errno, "shared memory: cannot seal descriptor %d: %s", fd, strerror(errno));
+    return 0;
+}

@@ -1,0 +1,27 @@
+#include "ipc/stats.h"
+
+#include "ipc/layout.h"
+
+const struct counter_info counter_table[COUNTER_ID_COUNT] = {
+#define X(id, kind, role, name, help) [COUNTER_##id] = {name, help, kind, role},
+    COUNTER_TABLE(X)
+#undef X
+};
+
+/* relaxed throughout: one writer, and a reader that wants no more than a recent value */
+
+void counter_add(struct process_shm *process, enum counter_id id, uint64_t delta)
+{
+    uint64_t value = atomic_load_explicit(&process->counters[id], memory_order_relaxed);
+    atomic_store_explicit(&process->counters[id], value + delta, memory_order_relaxed);
+}
+
+void counter_set(struct process_shm *process, enum counter_id id, uint64_t value)
+{
+    atomic_store_explicit(&process->counters[id], value, memory_order_relaxed);
+}
+
+uint64_t counter_read(const struct process_shm *process, enum counter_id id)
+{
+    return atomic_load_explicit(&process->counters[id], memory_order_relaxed);
+}
