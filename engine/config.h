@@ -1,0 +1,43 @@
+/* config.h - the options of `evenflow serve`, as INTERFACE and --help have them.
+ *
+ * Used by: the launcher (tools), which turns them into a plan.   Owns: nothing.   Never blocks.
+ */
+#ifndef EVENFLOW_CONFIG_H
+#define EVENFLOW_CONFIG_H
+
+#include "engine/options.h"
+
+struct config {
+    char socket[OPTION_TEXT_MAX];
+    uint64_t pipeline_parallel_size;
+    char split[OPTION_TEXT_MAX];
+    char policy[OPTION_TEXT_MAX];
+    uint64_t max_num_batched_tokens;
+    uint64_t max_num_seqs;
+    uint64_t max_model_len;
+    uint64_t block_size;
+    uint64_t num_blocks;
+    uint64_t kv_memory;
+    char kv_type[OPTION_TEXT_MAX];
+    char window[OPTION_TEXT_MAX];
+    uint64_t long_prefill_token_threshold;
+    bool enable_chunked_prefill;
+    uint64_t max_queued_requests;
+    uint64_t max_connections;
+    uint64_t max_body;
+    uint64_t request_timeout_s;
+    uint64_t drain_timeout_s;
+    char served_model_name[OPTION_TEXT_MAX];
+    char isa[OPTION_TEXT_MAX];
+    char io[OPTION_TEXT_MAX];
+    char log_level[OPTION_TEXT_MAX];
+    uint64_t ready_fd;
+};
+
+extern const struct option_table config_table;
+
+/* The socket that `--socket`, EVENFLOW_SOCKET or the default names: $XDG_RUNTIME_DIR/evenflow/evenflow.sock, else
+ * /run/evenflow/evenflow.sock for root, else /tmp/evenflow-UID/evenflow.sock. given may be "". */
+void config_socket_path(char *path, size_t size, const char *given);
+
+#endif

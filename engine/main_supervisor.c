@@ -1,0 +1,56 @@
+/* main_supervisor.c - the process that holds everything and does nothing: see supervisor.h. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/options.h"
+#include "engine/supervisor.h"
+#include "ipc/log.h"
+#include "ipc/version.h"
+
+struct arguments {
+    uint64_t plan, vocab, model, ready_fd;
+};
+
+static const struct option_spec specs[] = {
+    {"plan-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, plan), "0", 0, 65535, "FD", "The sealed plan"},
+    {"vocab-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, vocab), "0", 0, 65535, "FD",
+     "The sealed vocabulary"},
+    {"model-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, model), "0", 0, 65535, "FD", "The model file"},
+    {"ready-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, ready_fd), "0", 0, 65535, "FD",
+     "Gets a newline when everything is ready; 0: none"},
+};
+
+int main(int argc, char **argv)
+{
+    const struct option_table table = {.specs = specs, .count = ARRAY_COUNT(specs)};
+    struct arguments arguments;
+    struct err err = {0};
+    char *positional[8];
+    int positional_count;
+    if (argc > 8)
+        argc = 8;
+    int ret = options_parse(&table, &arguments, argc - 1, argv + 1, positional, &positional_count, &err);
+    if (ret == 1) {
+        printf("usage: evenflow-supervisor --plan-fd FD --vocab-fd FD --model-fd FD\n"
+               "Started by evenflow serve; version " EVENFLOW_VERSION "\n");
+        options_print_help(&table, stdout);
+        return 0;
+    }
+    if (ret == 0 && (positional_count != 0 || !arguments.plan || !arguments.vocab || !arguments.model))
+        ret = err_set(&err, -1, "needs --plan-fd, --vocab-fd and --model-fd; evenflow serve starts it with them");
+    if (ret != 0) {
+        fprintf(stderr, "evenflow-supervisor: %s\n", err.text);
+        return 2;
+    }
+    struct supervisor_start start = {.plan = (int)arguments.plan,
+                                     .vocab = (int)arguments.vocab,
+                                     .model = (int)arguments.model,
+                                     .ready_fd = arguments.ready_fd ? (int)arguments.ready_fd : -1};
+    struct supervisor *supervisor;
+    log_open("evenflow-supervisor", LOG_INFO);
+    if (supervisor_init(&supervisor, &start, &err) != 0) {
+        log_error("%s", err.text);
+        return 1;
+    }
+    return supervisor_run(supervisor);
+}

@@ -1,0 +1,270 @@
+#include "engine/options.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct option_spec *find(const struct option_table *table, const char *name, size_t length)
+{
+    for (size_t i = 0; i < table->count; i++) {
+        const struct option_spec *spec = &table->specs[i];
+        if (strlen(spec->name) == length && strncmp(spec->name, name, length) == 0)
+            return spec;
+        if (spec->alias != NULL && strlen(spec->alias) == length && strncmp(spec->alias, name, length) == 0)
+            return spec;
+    }
+    return NULL;
+}
+
+static bool is_refused(const struct option_table *table, const char *name, size_t length)
+{
+    if (table->refused != NULL)
+        for (const char *const *refused = table->refused; *refused != NULL; refused++)
+            if (strlen(*refused) == length && strncmp(*refused, name, length) == 0)
+                return true;
+    return false;
+}
+
+static int parse_number(const struct option_spec *spec, const char *text, uint64_t *value, struct err *err)
+{
+    char *end;
+    errno = 0;
+    unsigned long long number = strtoull(text, &end, 10);
+    unsigned shift = 0;
+    if (end != text && *end != '\0' && end[1] == '\0') {
+        const char *suffixes = "KMG";
+        const char *suffix = strchr(suffixes, toupper((unsigned char)*end));
+        if (suffix != NULL) {
+            shift = 10 * (unsigned)(suffix - suffixes + 1);
+            end++;
+        }
+    }
+    bool is_number = end != text && *end == '\0' && errno == 0 && text[0] != '-' && number <= (UINT64_MAX >> shift);
+    if (is_number)
+        *value = (uint64_t)number << shift;
+    if (!is_number || (double)*value < spec->min || (double)*value > spec->max)
+        return err_set(err, -EINVAL, "--%s %s: must be a number from %.0f to %.0f", spec->name, text, spec->min,
+                       spec->max);
+    return 0;
+}
+
+static int parse_decimal(const struct option_spec *spec, const char *text, double *value, struct err *err)
+{
+    char *end;
+    *value = strtod(text, &end);
+    if (end == text || *end != '\0' || !(*value >= spec->min && *value <= spec->max))
+        return err_set(err, -EINVAL, "--%s %s: must be a number from %g to %g", spec->name, text, spec->min, spec->max);
+    return 0;
+}
+
+static int store(const struct option_spec *spec, void *values, const char *text, struct err *err)
+{
+    void *at = (char *)values + spec->offset;
+    switch (spec->kind) {
+    case OPTION_TEXT:
+        if (strlen(text) >= OPTION_TEXT_MAX)
+            return err_set(err, -EINVAL, "--%s: longer than %u bytes", spec->name, OPTION_TEXT_MAX - 1);
+        strcpy(at, text);
+        return 0;
+    case OPTION_NUMBER:
+        return parse_number(spec, text, at, err);
+    case OPTION_DECIMAL:
+        return parse_decimal(spec, text, at, err);
+    case OPTION_FLAG:
+        if (strcmp(text, "true") == 0 || strcmp(text, "1") == 0)
+            *(bool *)at = true;
+        else if (strcmp(text, "false") == 0 || strcmp(text, "0") == 0)
+            *(bool *)at = false;
+        else
+            return err_set(err, -EINVAL, "--%s %s: must be true or false", spec->name, text);
+        return 0;
+    }
+    return 0;
+}
+
+static int unknown(const struct option_table *table, const char *name, size_t length, const char *where,
+                   struct err *err)
+{
+    if (is_refused(table, name, length))
+        return err_set(err, -EINVAL, "%s--%.*s: this build cannot honour that option; leave it out", where, (int)length,
+                       name);
+    return err_set(err, -EINVAL, "%s--%.*s: no such option; --help lists them", where, (int)length, name);
+}
+
+/* "name = value" or "name" (a flag) per line; # begins a comment. */
+static int read_file(const struct option_table *table, void *values, const char *path, struct err *err)
+{
+    FILE *file = fopen(path, "re");
+    if (file == NULL)
+        return err_set(err, -errno, "--config %s: cannot open it: %s", path, strerror(errno));
+    char line[OPTION_TEXT_MAX + 128];
+    int ret = 0;
+    for (int number = 1; ret == 0 && fgets(line, sizeof(line), file) != NULL; number++) {
+        char *comment = strchr(line, '#');
+        if (comment != NULL)
+            *comment = '\0';
+        char *name = line + strspn(line, " \t\r\n");
+        size_t length = strcspn(name, " \t\r\n=");
+        if (length == 0)
+            continue;
+        char *value = name + length;
+        value += strspn(value, " \t=");
+        for (size_t end = strlen(value); end > 0 && isspace((unsigned char)value[end - 1]); end--)
+            value[end - 1] = '\0';
+        char where[OPTION_TEXT_MAX / 4];
+        snprintf(where, sizeof(where), "%.200s:%d: ", path, number);
+        const struct option_spec *spec = find(table, name, length);
+        if (spec == NULL)
+            ret = unknown(table, name, length, where, err);
+        else if ((ret = store(spec, values, spec->kind == OPTION_FLAG && *value == '\0' ? "true" : value, err)) != 0)
+            err_prefix(err, ret, "%.200s:%d", path, number);
+    }
+    fclose(file);
+    return ret;
+}
+
+static int read_environment(const struct option_table *table, void *values, struct err *err)
+{
+    for (size_t i = 0; i < table->count; i++) {
+        char name[128] = "EVENFLOW_";
+        size_t used = strlen(name);
+        for (const char *c = table->specs[i].name; *c != '\0' && used + 1 < sizeof(name); c++)
+            name[used++] = *c == '-' ? '_' : (char)toupper((unsigned char)*c);
+        name[used] = '\0';
+        const char *text = getenv(name);
+        if (text == NULL || *text == '\0')
+            continue;
+        int ret = store(&table->specs[i], values, text, err);
+        if (ret != 0)
+            return err_prefix(err, ret, "environment %s", name);
+    }
+    return 0;
+}
+
+/* One argument that begins with a dash. Sets *used_next when it took the following one as its value. */
+static int parse_argument(const struct option_table *table, void *values, const char *argument, const char *next,
+                          bool *used_next, struct err *err)
+{
+    const struct option_spec *spec = NULL;
+    const char *value = NULL;
+    bool is_negated = false;
+    if (argument[1] == '-') {
+        const char *name = argument + 2;
+        size_t length = strcspn(name, "=");
+        spec = find(table, name, length);
+        if (spec == NULL && strncmp(name, "no-", 3) == 0) {
+            spec = find(table, name + 3, length - 3);
+            is_negated = spec != NULL && spec->kind == OPTION_FLAG;
+            if (!is_negated)
+                spec = NULL;
+        }
+        if (spec == NULL)
+            return unknown(table, name, length, "", err);
+        value = name[length] == '=' ? name + length + 1 : NULL;
+    } else {
+        for (size_t i = 0; i < table->count && spec == NULL; i++)
+            if (table->specs[i].letter != 0 && table->specs[i].letter == argument[1])
+                spec = &table->specs[i];
+        if (spec == NULL)
+            return err_set(err, -EINVAL, "%s: no such option; --help lists them", argument);
+        value = argument[2] != '\0' ? argument + 2 : NULL;
+    }
+    if (spec->kind == OPTION_FLAG) {
+        if (value == NULL)
+            value = is_negated ? "false" : "true";
+    } else if (value == NULL) {
+        if (next == NULL)
+            return err_set(err, -EINVAL, "--%s: needs a value (%s)", spec->name, spec->value_name);
+        value = next;
+        *used_next = true;
+    }
+    return store(spec, values, value, err);
+}
+
+int options_parse(const struct option_table *table, void *values, int argc, char **argv, char **positional,
+                  int *positional_count, struct err *err)
+{
+    *positional_count = 0;
+    for (size_t i = 0; i < table->count; i++)
+        if (table->specs[i].standard != NULL)
+            check(store(&table->specs[i], values, table->specs[i].standard, err) == 0);
+    const char *file = NULL;
+    for (int i = 0; i < argc; i++) {
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+            return 1;
+        if (table->from_environment && strcmp(argv[i], "--config") == 0 && i + 1 < argc)
+            file = argv[i + 1];
+        else if (table->from_environment && strncmp(argv[i], "--config=", 9) == 0)
+            file = argv[i] + 9;
+    }
+    if (file == NULL && table->from_environment)
+        file = getenv("EVENFLOW_CONFIG");
+    int ret = file != NULL ? read_file(table, values, file, err) : 0;
+    if (ret == 0 && table->from_environment)
+        ret = read_environment(table, values, err);
+    bool only_positional = false;
+    for (int i = 0; i < argc && ret == 0; i++) {
+        if (only_positional || argv[i][0] != '-' || argv[i][1] == '\0') {
+            positional[(*positional_count)++] = argv[i];
+        } else if (strcmp(argv[i], "--") == 0) {
+            only_positional = true;
+        } else if (table->from_environment && strncmp(argv[i], "--config", 8) == 0 &&
+                   (argv[i][8] == '\0' || argv[i][8] == '=')) {
+            if (argv[i][8] == '\0' && ++i == argc)
+                ret = err_set(err, -EINVAL, "--config: needs a value (FILE)");
+        } else {
+            bool used_next = false;
+            ret = parse_argument(table, values, argv[i], i + 1 < argc ? argv[i + 1] : NULL, &used_next, err);
+            i += used_next;
+        }
+    }
+    return ret;
+}
+
+/* "-p, --pipeline-parallel-size N": how a user writes it. A flag that is on by default is written as its negation. */
+static int format_names(const struct option_spec *spec, char *text, size_t size)
+{
+    bool is_flag = spec->kind == OPTION_FLAG;
+    bool is_on = is_flag && spec->standard != NULL && strcmp(spec->standard, "true") == 0;
+    char letter[8] = "";
+    if (spec->letter != 0)
+        snprintf(letter, sizeof(letter), "-%c, ", spec->letter);
+    return snprintf(text, size, "%s--%s%s%s%s", letter, is_on ? "no-" : "", spec->name, is_flag ? "" : " ",
+                    is_flag ? "" : spec->value_name);
+}
+
+void options_print_help(const struct option_table *table, FILE *out)
+{
+    for (size_t i = 0; i < table->count; i++) {
+        const struct option_spec *spec = &table->specs[i];
+        char names[192];
+        int used = format_names(spec, names, sizeof(names));
+        fprintf(out, "  %-34s%s%s", names, used >= 34 ? "\n                                    " : "", spec->help);
+        if (spec->alias != NULL)
+            fprintf(out, " (also --%s)", spec->alias);
+        if (spec->standard != NULL && spec->kind != OPTION_FLAG && spec->standard[0] != '\0')
+            fprintf(out, " [%s]", spec->standard);
+        fputc('\n', out);
+    }
+    if (table->from_environment)
+        fprintf(out, "  %-34s%s\n", "--config FILE",
+                "Reads options from a file first, one \"name = value\" a line; EVENFLOW_NAME in the environment comes "
+                "next");
+    fprintf(out, "  %-34s%s\n", "-h, --help", "Prints this and exits");
+}
+
+void options_print_man(const struct option_table *table, FILE *out)
+{
+    for (size_t i = 0; i < table->count; i++) {
+        char names[192];
+        format_names(&table->specs[i], names, sizeof(names));
+        fprintf(out, ".TP\n.B %s\n%s.", names, table->specs[i].help);
+        if (table->specs[i].standard != NULL && table->specs[i].standard[0] != '\0')
+            fprintf(out, " Default: %s.", table->specs[i].standard);
+        fputc('\n', out);
+    }
+    if (table->from_environment)
+        fprintf(out, ".TP\n.B \\-\\-config FILE\nReads options from a file, one \"name = value\" a line.\n");
+}

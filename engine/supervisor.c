@@ -1,0 +1,577 @@
+#include "engine/supervisor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "ipc/arena.h"
+#include "ipc/birth.h"
+#include "ipc/clock.h"
+#include "ipc/layout.h"
+#include "ipc/log.h"
+#include "ipc/shm.h"
+
+#define BIRTH_FD       3 /* where a child finds its birth socket */
+#define LISTEN_BACKLOG 1024
+#define STOP_GRACE_NS  5000000000ull /* after COMMAND_STOP a process has so long to leave by itself */
+
+enum phase { PHASE_STARTING, PHASE_SERVING, PHASE_DRAINING, PHASE_STOPPING };
+
+struct region {
+    int fd;        /* writable */
+    int read_only; /* a second descriptor that is not */
+};
+
+struct child {
+    enum role role;
+    uint32_t index;
+    pid_t pid;
+    int pidfd; /* -1: not running */
+};
+
+struct supervisor {
+    const struct plan *plan;
+    struct layout layout;
+    struct region regions[REGION_COUNT];
+    struct sup_shm *shm;
+    const struct process_shm *processes[PROCESSES_MAX]; /* by process number; read-only views */
+    int bells[PROCESSES_MAX];
+    struct child children[PROCESSES_MAX]; /* by process number; [0] is unused */
+    uint32_t process_count;
+    int model;
+    int listener;
+    int socket_lock;
+    int ready_fd;
+    int signals;
+    enum phase phase;
+    int exit_status;
+    uint64_t deadline_ns; /* of the drain or of the stop; 0: none */
+};
+
+/* ---- creation ---- */
+
+static int create_region(struct supervisor *s, uint32_t id, const char *name, struct err *err)
+{
+    struct region *region = &s->regions[id];
+    size_t bytes = s->layout.region_bytes[id];
+    region->fd = shm_create(name, bytes, err);
+    if (region->fd < 0)
+        return region->fd;
+    region->read_only = shm_read_only(region->fd, err);
+    return region->read_only < 0 ? region->read_only : 0;
+}
+
+static int write_head(struct supervisor *s, uint32_t id, struct err *err)
+{
+    struct region_head head = {
+        .magic = REGION_MAGIC, .layout_hash = LAYOUT_HASH, .bytes = s->layout.region_bytes[id], .id = id, .epoch = 1};
+    if (pwrite(s->regions[id].fd, &head, sizeof(head), 0) != (ssize_t)sizeof(head))
+        return err_set(err, -errno, "shared memory: cannot write the head of region %u: %s", id, strerror(errno));
+    return 0;
+}
+
+/* The process block of a region, mapped read-only together with what stands before it. */
+static int watch_process(struct supervisor *s, enum role role, uint32_t index, uint32_t region, size_t offset,
+                         struct err *err)
+{
+    size_t bytes = offset + sizeof(struct process_shm);
+    uint8_t *memory = mmap(NULL, bytes, PROT_READ, MAP_SHARED, s->regions[region].read_only, 0);
+    if (memory == MAP_FAILED)
+        return err_set(err, -errno, "shared memory: cannot map region %u: %s", region, strerror(errno));
+    s->processes[process_number(role, index)] = (const struct process_shm *)(const void *)(memory + offset);
+    return 0;
+}
+
+static int create_regions(struct supervisor *s, struct err *err)
+{
+    static const struct {
+        uint32_t id;
+        const char *name;
+        bool has_head;
+    } single[] = {{REGION_SUP, "evenflow-sup", true},
+                  {REGION_FRONT, "evenflow-front", true},
+                  {REGION_CONNS, "evenflow-conns", false},
+                  {REGION_SCHED, "evenflow-sched", true}};
+    int ret = 0;
+    for (size_t i = 0; i < ARRAY_COUNT(single) && ret == 0; i++) {
+        ret = create_region(s, single[i].id, single[i].name, err);
+        if (ret == 0 && single[i].has_head)
+            ret = write_head(s, single[i].id, err);
+    }
+    for (uint32_t stage = 0; stage < s->plan->stage_count && ret == 0; stage++) {
+        ret = create_region(s, REGION_STAGE + stage, "evenflow-stage", err);
+        ret = ret ? ret : write_head(s, REGION_STAGE + stage, err);
+        ret = ret ? ret : create_region(s, REGION_KV + stage, "evenflow-kv", err);
+        ret = ret ? ret : create_region(s, REGION_WEIGHTS + stage, "evenflow-weights", err);
+        ret = ret ? ret : watch_process(s, ROLE_STAGE, stage, REGION_STAGE + stage, s->layout.stage_process, err);
+    }
+    ret = ret ? ret : watch_process(s, ROLE_FRONT, 0, REGION_FRONT, s->layout.front_process, err);
+    ret = ret ? ret : watch_process(s, ROLE_SCHED, 0, REGION_SCHED, s->layout.sched_process, err);
+    if (ret != 0)
+        return ret;
+    s->shm =
+        shm_map(s->regions[REGION_SUP].fd, s->layout.region_bytes[REGION_SUP], SHM_WRITE | SHM_POPULATE, "sup", err);
+    return s->shm != NULL ? 0 : -EPROTO;
+}
+
+static int create_bells(struct supervisor *s, struct err *err)
+{
+    for (uint32_t i = 0; i < s->process_count; i++) {
+        s->bells[i] = eventfd(0, EFD_CLOEXEC);
+        if (s->bells[i] < 0)
+            return err_set(err, -errno, "doorbell: cannot create an eventfd: %s", strerror(errno));
+    }
+    return 0;
+}
+
+static int make_parent_directory(const char *path, struct err *err)
+{
+    char directory[PATH_MAX_BYTES];
+    snprintf(directory, sizeof(directory), "%s", path);
+    char *slash = strrchr(directory, '/');
+    if (slash == NULL || slash == directory)
+        return 0;
+    *slash = '\0';
+    if (mkdir(directory, 0700) != 0 && errno != EEXIST)
+        return err_set(err, -errno, "socket %s: cannot create its directory: %s; choose another with --socket", path,
+                       strerror(errno));
+    return 0;
+}
+
+/* The lock file beside the socket says whether an engine lives there; a stale socket without a lock is removed. */
+static int create_listener(struct supervisor *s, struct err *err)
+{
+    const char *path = s->plan->socket_path;
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof(address.sun_path))
+        return err_set(err, -ENAMETOOLONG, "socket %s: longer than %zu bytes; choose another with --socket", path,
+                       sizeof(address.sun_path) - 1);
+    strcpy(address.sun_path, path);
+    int ret = make_parent_directory(path, err);
+    if (ret != 0)
+        return ret;
+    char lock_path[PATH_MAX_BYTES + 8];
+    snprintf(lock_path, sizeof(lock_path), "%s.lock", path);
+    s->socket_lock = open(lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (s->socket_lock < 0)
+        return err_set(err, -errno, "socket %s: cannot open %s: %s; choose another with --socket", path, lock_path,
+                       strerror(errno));
+    if (flock(s->socket_lock, LOCK_EX | LOCK_NB) != 0)
+        return err_set(err, -EADDRINUSE,
+                       "socket %s: another engine serves there; stop it or choose another with --socket", path);
+    struct stat stat;
+    if (lstat(path, &stat) == 0 && !S_ISSOCK(stat.st_mode))
+        return err_set(err, -EEXIST, "socket %s: there is a file that is no socket; choose another with --socket",
+                       path);
+    unlink(path);
+    s->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    mode_t mask = umask(0177);
+    bool is_bound = s->listener >= 0 && bind(s->listener, (struct sockaddr *)&address, sizeof(address)) == 0 &&
+                    listen(s->listener, LISTEN_BACKLOG) == 0;
+    int error = errno;
+    umask(mask);
+    if (!is_bound)
+        return err_set(err, -error, "socket %s: cannot listen there: %s", path, strerror(error));
+    return 0;
+}
+
+static int create_signals(struct supervisor *s, struct err *err)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    s->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    return s->signals >= 0 ? 0 : err_set(err, -errno, "signals: %s", strerror(errno));
+}
+
+/* ---- children ---- */
+
+static void add_region(const struct supervisor *s, struct birth *birth, int *fds, enum birth_kind kind, uint32_t id)
+{
+    birth_add(birth, fds, kind, id, kind == BIRTH_REGION_WRITE ? s->regions[id].fd : s->regions[id].read_only);
+}
+
+/* Who sees what: the table in layout.h, as descriptors. */
+static void fill_birth(const struct supervisor *s, const struct child *child, struct birth *birth, int *fds)
+{
+    const uint32_t stages = s->plan->stage_count;
+    *birth = (struct birth){.magic = BIRTH_MAGIC, .role = child->role, .index = child->index, .epoch = 1};
+    add_region(s, birth, fds, BIRTH_REGION_READ, REGION_PLAN);
+    add_region(s, birth, fds, BIRTH_REGION_READ, REGION_SUP);
+    birth_add(birth, fds, BIRTH_BELL, process_number(ROLE_SUPERVISOR, 0), s->bells[0]);
+    birth_add(birth, fds, BIRTH_BELL, process_number(child->role, child->index),
+              s->bells[process_number(child->role, child->index)]);
+    switch (child->role) {
+    case ROLE_FRONT:
+        add_region(s, birth, fds, BIRTH_REGION_READ, REGION_VOCAB);
+        add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_FRONT);
+        add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_CONNS);
+        add_region(s, birth, fds, BIRTH_REGION_READ, REGION_SCHED);
+        for (uint32_t i = 0; i < stages; i++) /* counters */
+            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + i);
+        birth_add(birth, fds, BIRTH_BELL, process_number(ROLE_SCHED, 0), s->bells[process_number(ROLE_SCHED, 0)]);
+        birth_add(birth, fds, BIRTH_LISTENER, 0, s->listener);
+        break;
+    case ROLE_SCHED:
+        add_region(s, birth, fds, BIRTH_REGION_READ, REGION_FRONT);
+        add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_SCHED);
+        add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE);
+        if (stages > 1)
+            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + stages - 1);
+        birth_add(birth, fds, BIRTH_BELL, process_number(ROLE_FRONT, 0), s->bells[process_number(ROLE_FRONT, 0)]);
+        birth_add(birth, fds, BIRTH_BELL, process_number(ROLE_STAGE, 0), s->bells[process_number(ROLE_STAGE, 0)]);
+        break;
+    case ROLE_STAGE: {
+        uint32_t i = child->index;
+        bool is_last = i + 1 == stages;
+        add_region(s, birth, fds, BIRTH_REGION_READ, REGION_SCHED);
+        add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_STAGE + i);
+        if (i > 0)
+            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + i - 1);
+        if (!is_last)
+            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + i + 1);
+        add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_KV + i);
+        add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_WEIGHTS + i);
+        uint32_t next = is_last ? process_number(ROLE_SCHED, 0) : process_number(ROLE_STAGE, i + 1);
+        birth_add(birth, fds, BIRTH_BELL, next, s->bells[next]);
+        birth_add(birth, fds, BIRTH_MODEL, 0, s->model);
+        break;
+    }
+    default:
+        check(child->role != ROLE_SUPERVISOR);
+    }
+}
+
+/* In the child, between fork and exec: nothing but system calls. */
+_Noreturn static void exec_child(const struct supervisor *s, const struct child *child, int birth_socket)
+{
+    char program[PATH_MAX_BYTES + 64];
+    char index[16];
+    snprintf(program, sizeof(program), "%s/evenflow-%s", s->plan->program_dir, role_name(child->role));
+    snprintf(index, sizeof(index), "%u", child->index);
+    pid_t supervisor = getppid();
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != supervisor)
+        _exit(1);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    /* Terminal signals go to the whole group; what to do about them is the supervisor's to say. */
+    signal(SIGINT, SIG_IGN);
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN);
+    if (birth_socket == BIRTH_FD)
+        fcntl(BIRTH_FD, F_SETFD, 0);
+    else
+        dup2(birth_socket, BIRTH_FD);
+    char *const argv[] = {program, "--birth", "3", "--index", index, NULL};
+    execv(program, argv);
+    dprintf(STDERR_FILENO, "evenflow-supervisor: cannot start %s: %s; is the installation complete?\n", program,
+            strerror(errno));
+    _exit(127);
+}
+
+static int start_child(struct supervisor *s, struct child *child, struct err *err)
+{
+    int sockets[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) != 0)
+        return err_set(err, -errno, "%s: cannot create its birth socket: %s", role_name(child->role), strerror(errno));
+    struct birth birth;
+    int fds[BIRTH_ITEMS_MAX];
+    fill_birth(s, child, &birth, fds);
+    int ret = birth_send(sockets[0], &birth, fds, err);
+    if (ret != 0)
+        goto out;
+    child->pid = fork();
+    if (child->pid == 0)
+        exec_child(s, child, sockets[1]);
+    if (child->pid < 0) {
+        ret = err_set(err, -errno, "%s: cannot fork: %s", role_name(child->role), strerror(errno));
+        goto out;
+    }
+    child->pidfd = (int)syscall(SYS_pidfd_open, child->pid, 0);
+    if (child->pidfd < 0) {
+        ret = err_set(err, -errno, "%s: cannot watch process %d: %s; Linux 5.3 or later is needed",
+                      role_name(child->role), (int)child->pid, strerror(errno));
+        kill(child->pid, SIGKILL);
+        waitpid(child->pid, NULL, 0);
+        goto out;
+    }
+    fcntl(child->pidfd, F_SETFD, FD_CLOEXEC);
+    /* relaxed: shown to people, decides nothing */
+    atomic_store_explicit(&s->shm->processes[process_number(child->role, child->index)].pid, (uint32_t)child->pid,
+                          memory_order_relaxed);
+out:
+    close(sockets[0]);
+    close(sockets[1]);
+    return ret;
+}
+
+static void kill_all(struct supervisor *s)
+{
+    for (uint32_t i = 1; i < s->process_count; i++)
+        if (s->children[i].pidfd >= 0)
+            syscall(SYS_pidfd_send_signal, s->children[i].pidfd, SIGKILL, NULL, 0);
+}
+
+static uint32_t running_count(const struct supervisor *s)
+{
+    uint32_t running = 0;
+    for (uint32_t i = 1; i < s->process_count; i++)
+        running += s->children[i].pidfd >= 0;
+    return running;
+}
+
+/* ---- commands ---- */
+
+static void command_set(struct supervisor *s, enum command command)
+{
+    /* release: pairs with the acquire in arena_command() */
+    atomic_store_explicit(&s->shm->command, (uint32_t)command, memory_order_release);
+    for (uint32_t i = 1; i < s->process_count; i++) {
+        struct bell_pull pull = {.fd = s->bells[i]};
+        bell_ring_always(&pull);
+    }
+}
+
+static void stop(struct supervisor *s, int exit_status)
+{
+    if (exit_status != 0)
+        s->exit_status = exit_status;
+    if (s->phase == PHASE_STOPPING)
+        return;
+    s->phase = PHASE_STOPPING;
+    s->deadline_ns = clock_ns() + STOP_GRACE_NS;
+    atomic_store_explicit(&s->shm->ready, 0, memory_order_relaxed); /* relaxed: shown to clients, decides nothing */
+    command_set(s, COMMAND_STOP);
+}
+
+static void drain(struct supervisor *s)
+{
+    log_info("draining: no new requests, the others finish; a second signal stops at once");
+    s->phase = PHASE_DRAINING;
+    s->deadline_ns = s->plan->drain_timeout_ms ? clock_ns() + s->plan->drain_timeout_ms * 1000000ull : 0;
+    atomic_store_explicit(&s->shm->ready, 0, memory_order_relaxed); /* relaxed: as in stop() */
+    command_set(s, COMMAND_DRAIN);
+}
+
+/* ---- events ---- */
+
+static void on_signal(struct supervisor *s)
+{
+    struct signalfd_siginfo info;
+    while (read(s->signals, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
+        switch (s->phase) {
+        case PHASE_STARTING: /* nothing was accepted: nothing to drain */
+            log_info("stopping before the start was complete");
+            stop(s, 0);
+            kill_all(s);
+            break;
+        case PHASE_SERVING:
+            drain(s);
+            break;
+        case PHASE_DRAINING:
+        case PHASE_STOPPING:
+            log_warn("stopping at once: requests in progress are cut off");
+            stop(s, s->phase == PHASE_DRAINING ? 1 : 0);
+            kill_all(s);
+            break;
+        }
+    }
+}
+
+static void describe_end(const siginfo_t *info, char *text, size_t size)
+{
+    if (info->si_code == CLD_EXITED)
+        snprintf(text, size, "left with status %d", info->si_status);
+    else
+        snprintf(text, size, "was ended by signal %d (%s)%s", info->si_status, strsignal(info->si_status),
+                 info->si_code == CLD_DUMPED ? ", core dumped" : "");
+}
+
+/* The pidfd has fired: the process is gone and nothing of it writes any more. */
+static void on_death(struct supervisor *s, struct child *child)
+{
+    siginfo_t info = {0};
+    if (waitid(P_PIDFD, (id_t)child->pidfd, &info, WEXITED) != 0)
+        log_error("cannot collect process %d: %s", (int)child->pid, strerror(errno));
+    close(child->pidfd);
+    child->pidfd = -1;
+    char end[128];
+    describe_end(&info, end, sizeof(end));
+    bool is_orderly = s->phase == PHASE_STOPPING && info.si_code == CLD_EXITED && info.si_status == 0;
+    bool was_killed_by_us = s->phase == PHASE_STOPPING && info.si_code == CLD_KILLED && info.si_status == SIGKILL;
+    if (is_orderly || was_killed_by_us) {
+        log_debug("%s %u (process %d) %s", role_name(child->role), child->index, (int)child->pid, end);
+        return;
+    }
+    log_error("%s %u (process %d) %s; ending the engine", role_name(child->role), child->index, (int)child->pid, end);
+    stop(s, 1);
+}
+
+static bool all_ready(const struct supervisor *s)
+{
+    for (uint32_t i = 1; i < s->process_count; i++)
+        /* acquire: pairs with the release in arena_set_state() */
+        if (atomic_load_explicit(&s->processes[i]->state, memory_order_acquire) != PROCESS_READY)
+            return false;
+    return true;
+}
+
+static void on_bell(struct supervisor *s)
+{
+    uint64_t rings;
+    ssize_t got = read(s->bells[0], &rings, sizeof(rings));
+    check(got == (ssize_t)sizeof(rings));
+    if (s->phase == PHASE_STARTING && all_ready(s)) {
+        s->phase = PHASE_SERVING;
+        atomic_store_explicit(&s->shm->ready, 1, memory_order_relaxed); /* relaxed: as in stop() */
+        log_info("ready: %u stages on %s", s->plan->stage_count, s->plan->socket_path);
+        if (s->ready_fd >= 0) {
+            if (write(s->ready_fd, "\n", 1) != 1)
+                log_warn("ready descriptor %d: cannot write to it: %s", s->ready_fd, strerror(errno));
+            close(s->ready_fd);
+            s->ready_fd = -1;
+        }
+    }
+    const struct process_shm *front = s->processes[process_number(ROLE_FRONT, 0)];
+    /* acquire: pairs with the release in arena_set_state() */
+    if (s->phase == PHASE_DRAINING && atomic_load_explicit(&front->state, memory_order_acquire) == PROCESS_DRAINED) {
+        log_info("drained");
+        stop(s, 0);
+    }
+}
+
+static void on_deadline(struct supervisor *s)
+{
+    s->deadline_ns = 0;
+    if (s->phase == PHASE_DRAINING) {
+        log_warn("the drain timeout has passed: requests in progress are cut off");
+        stop(s, 1);
+        return;
+    }
+    log_warn("%u processes did not leave by themselves; killing them", running_count(s));
+    s->exit_status = 1;
+    kill_all(s);
+}
+
+static int milliseconds_left(const struct supervisor *s)
+{
+    if (s->deadline_ns == 0)
+        return -1;
+    uint64_t now = clock_ns();
+    return now >= s->deadline_ns ? 0 : (int)min_u64((s->deadline_ns - now) / 1000000 + 1, INT32_MAX);
+}
+
+/* ---- life ---- */
+
+static int load_plan(struct supervisor *s, const struct supervisor_start *start, struct err *err)
+{
+    s->plan = shm_map(start->plan, align_up_u64(sizeof(struct plan), 4096), SHM_READ, "plan", err);
+    if (s->plan == NULL)
+        return -EPROTO;
+    int ret = plan_validate(s->plan, err);
+    if (ret != 0)
+        return ret;
+    log_open("evenflow-supervisor", (enum log_level)s->plan->log_level);
+    layout_compute(&s->layout, s->plan);
+    s->process_count = process_number(ROLE_STAGE, 0) + s->plan->stage_count;
+    s->regions[REGION_PLAN] = (struct region){start->plan, shm_read_only(start->plan, err)};
+    s->regions[REGION_VOCAB] = (struct region){start->vocab, shm_read_only(start->vocab, err)};
+    if (s->regions[REGION_PLAN].read_only < 0 || s->regions[REGION_VOCAB].read_only < 0)
+        return -EPROTO;
+    for (int i = 0; i < 2; i++)
+        fcntl(s->regions[i].fd, F_SETFD, FD_CLOEXEC);
+    fcntl(start->model, F_SETFD, FD_CLOEXEC);
+    if (start->ready_fd >= 0)
+        fcntl(start->ready_fd, F_SETFD, FD_CLOEXEC);
+    return 0;
+}
+
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit); /* children inherit it; a refusal leaves the old limit, which io reports */
+    }
+}
+
+int supervisor_init(struct supervisor **supervisor, const struct supervisor_start *start, struct err *err)
+{
+    struct supervisor *s = base_alloc(sizeof(*s));
+    *supervisor = s;
+    s->model = start->model;
+    s->ready_fd = start->ready_fd;
+    raise_descriptor_limit();
+    int ret = load_plan(s, start, err);
+    ret = ret ? ret : create_listener(s, err);
+    ret = ret ? ret : create_regions(s, err);
+    ret = ret ? ret : create_bells(s, err);
+    ret = ret ? ret : create_signals(s, err);
+    if (ret != 0)
+        return ret;
+    s->shm->process_count = s->process_count;
+    for (uint32_t i = 0; i < s->process_count; i++) {
+        enum role role = i < ROLE_STAGE ? (enum role)i : ROLE_STAGE;
+        uint32_t index = i < ROLE_STAGE ? 0 : i - ROLE_STAGE;
+        s->children[i] = (struct child){.role = role, .index = index, .pidfd = -1};
+        s->shm->processes[i].role = role;
+        s->shm->processes[i].index = index;
+    }
+    atomic_store_explicit(&s->shm->processes[0].pid, (uint32_t)getpid(), memory_order_relaxed); /* relaxed: shown */
+    for (uint32_t i = 1; i < s->process_count && ret == 0; i++)
+        ret = start_child(s, &s->children[i], err);
+    if (ret != 0) {
+        kill_all(s);
+        unlink(s->plan->socket_path);
+    }
+    return ret;
+}
+
+int supervisor_run(struct supervisor *s)
+{
+    while (running_count(s) > 0) {
+        struct pollfd polls[PROCESSES_MAX + 2];
+        polls[0] = (struct pollfd){.fd = s->bells[0], .events = POLLIN};
+        polls[1] = (struct pollfd){.fd = s->signals, .events = POLLIN};
+        for (uint32_t i = 1; i < s->process_count; i++)
+            polls[i + 1] = (struct pollfd){.fd = s->children[i].pidfd, .events = POLLIN}; /* -1 is passed over */
+        int timeout_ms = milliseconds_left(s);
+        if (poll(polls, s->process_count + 1, timeout_ms) < 0) {
+            check(errno == EINTR);
+            continue;
+        }
+        if (s->deadline_ns != 0 && milliseconds_left(s) == 0)
+            on_deadline(s);
+        if (polls[1].revents)
+            on_signal(s);
+        for (uint32_t i = 1; i < s->process_count; i++)
+            if (polls[i + 1].revents)
+                on_death(s, &s->children[i]);
+        if (polls[0].revents)
+            on_bell(s);
+    }
+    unlink(s->plan->socket_path);
+    log_info("ended with status %d", s->exit_status);
+    return s->exit_status;
+}

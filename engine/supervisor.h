@@ -1,0 +1,35 @@
+/* supervisor.h - creates all shared memory, starts the processes, watches them, ends them.
+ *
+ * Used by: main_supervisor.c alone.   Owns: every region's descriptors, the listening socket, the children.
+ * Blocks: supervisor_run() sleeps in poll(2) until a signal, a death, a bell or a deadline.
+ *
+ * It parses no input, touches no ring, loads no model. What it is given are numbers (the plan) and three descriptors.
+ *
+ *            start                    all ready               SIGTERM               front drained
+ *   STARTING ------> every process -----------> SERVING ----------------> DRAINING -----------------> STOPPING -> exit 0
+ *                                                  |  a process dies                                     ^
+ *                                                  +----------------------------------------------------'  exit 1
+ */
+#ifndef EVENFLOW_SUPERVISOR_H
+#define EVENFLOW_SUPERVISOR_H
+
+#include "ipc/base.h"
+#include "ipc/plan.h"
+
+struct supervisor;
+
+/* What the launcher hands over. The descriptors become the supervisor's. */
+struct supervisor_start {
+    int plan;     /* sealed memfd */
+    int vocab;    /* sealed memfd */
+    int model;    /* the model file, read-only */
+    int ready_fd; /* gets a newline when everything is ready; -1: none */
+};
+
+/* Creates regions, bells and the socket, starts the processes. 0, or -errno with err; nothing is left behind then. */
+int supervisor_init(struct supervisor **supervisor, const struct supervisor_start *start, struct err *err);
+
+/* Until the end. The exit status: 0 after an orderly stop, 1 after a failure. */
+int supervisor_run(struct supervisor *supervisor);
+
+#endif

