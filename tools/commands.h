@@ -1,0 +1,28 @@
+/* commands.h - the user's command: one table of subcommands, each with its table of options.
+ *
+ * Used by: main_evenflow.c, the man page.   A command returns its exit status: 0, 1 for a failure, 2 for wrong usage.
+ */
+#ifndef EVENFLOW_COMMANDS_H
+#define EVENFLOW_COMMANDS_H
+
+#include "engine/options.h"
+
+struct command {
+    const char *name;
+    const char *usage; /* what follows the name */
+    const char *help;  /* one sentence */
+    const struct option_table *options;
+    size_t values_bytes; /* of the struct that the options fill */
+    int positional_min, positional_max;
+    int (*run)(const void *values, char **positional, int positional_count);
+};
+
+extern const struct command *const commands[]; /* NULL-terminated */
+
+/* "evenflow complete: text", on standard error. Returns status. */
+int command_fail(int status, const char *command, const char *text);
+
+extern const struct command command_serve, command_run_model, command_chat, command_complete, command_tokenize,
+    command_detokenize, command_render, command_perplexity, command_inspect, command_status, command_man;
+
+#endif
