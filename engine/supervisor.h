@@ -5,10 +5,10 @@
  *
  * It parses no input, touches no ring, loads no model. What it is given are numbers (the plan) and three descriptors.
  *
- *            start                    all ready               SIGTERM               front drained
- *   STARTING ------> every process -----------> SERVING ----------------> DRAINING -----------------> STOPPING -> exit 0
- *                                                  |  a process dies                                     ^
- *                                                  +----------------------------------------------------'  exit 1
+ *             all ready            SIGTERM            drained
+ *   STARTING -----------> SERVING ---------> DRAINING ---------> STOPPING -> exit 0
+ *      |                     |                   |                  ^
+ *      +---------------------+-- a process dies -+------------------+          exit 1
  */
 #ifndef EVENFLOW_SUPERVISOR_H
 #define EVENFLOW_SUPERVISOR_H

@@ -1,7 +1,8 @@
 /* arena.h - all of shared memory as one process sees it, and how it came by it.
  *
  * Used by: every process; tests and the simulator, which take plain memory instead (arena_in_memory).
- * Owns: the mappings, for the life of the process.   Blocks: arena_inherit() at start, until its birth message is there.
+ * Owns: the mappings, for the life of the process.
+ * Blocks: arena_inherit() at start, until its birth message is there.
  *
  * A process is born with one connected socket (descriptor number in its argument). Over it the supervisor sends what
  * the process may see: read-only descriptors for what others write, a writable one for its own regions, doorbells, and

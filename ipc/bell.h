@@ -4,10 +4,10 @@
  *
  * The doorbell is an eventfd; the word `sleeping` lies in the sleeper's own region (one writer per word).
  *
- *   sleeper: bell_announce()  sleeping = 1; full fence      |  waker: commit its data (release)
- *            look again at everything; something there:     |         bell_ring(): full fence; if (sleeping)
- *              bell_retract()                               |           write(eventfd)
- *            else bell_wait() (or poll the descriptor)      |
+ *   sleeper: bell_announce()  sleeping = 1; full fence   |  waker: commit its data (release)
+ *            look again at everything                    |         bell_ring(): full fence;
+ *            something there: bell_retract()             |           if (sleeping) write(eventfd)
+ *            else: bell_wait(), or poll the descriptor   |
  *
  * The two full fences make it impossible that the sleeper misses the data and the waker misses the word. A waker pays
  * a system call only when the other side said that it sleeps. Rings in plenty are harmless: a bell says "look", no more.

@@ -3,7 +3,8 @@
  * Used by: front (writes requests), sched (writes sequences and logs), both read the other's.
  * Owns: nothing.   Never blocks.
  *
- *   request, W front:   FREE -> ACCEPTED -> DRAINED -> FREE       sequence, W sched:   FREE -> WAITING <-> RUNNING -> DONE -> FREE
+ *   request, W front:    FREE -> ACCEPTED -> DRAINED -> FREE
+ *   sequence, W sched:   FREE -> WAITING <-> RUNNING -> DONE -> FREE
  *
  * A request exists once its state is ACCEPTED: everything else in the slot was written before and never changes until
  * DRAINED. A token exists once `committed` has passed it: its log entry was written before and never changes.

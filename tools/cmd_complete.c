@@ -74,7 +74,8 @@ static void extend_logprobs(json_t *choice, json_t *more)
     }
     const char *key;
     json_t *value;
-    json_object_foreach(more, key, value) extend_array(logprobs, key, value);
+    json_object_foreach(more, key, value)
+        extend_array(logprobs, key, value);
 }
 
 static void append_text(json_t *choice, const char *text)
@@ -119,7 +120,8 @@ static void take_answer(struct job *job, json_t *answer)
         job->usage = json_incref(usage);
     size_t i;
     json_t *choice;
-    json_array_foreach(json_object_get(answer, "choices"), i, choice) take_choice(job, choice);
+    json_array_foreach(json_object_get(answer, "choices"), i, choice)
+        take_choice(job, choice);
 }
 
 static void on_event(struct client_call *call, void *context, const char *data, size_t size)

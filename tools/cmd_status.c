@@ -35,7 +35,8 @@ static void print_group(json_t *status, const char *name)
     printf("%-10s", name);
     const char *key;
     json_t *value;
-    json_object_foreach(group, key, value) printf(" %s %lld ", key, (long long)json_integer_value(value));
+    json_object_foreach(group, key, value)
+        printf(" %s %lld ", key, (long long)json_integer_value(value));
     putchar('\n');
 }
 
@@ -54,7 +55,9 @@ static void print_status(json_t *status)
     putchar('\n');
     const char *key;
     json_t *value;
-    json_object_foreach(status, key, value) if (json_is_object(value)) print_group(status, key);
+    json_object_foreach(status, key, value)
+        if (json_is_object(value))
+            print_group(status, key);
 }
 
 static int run(const void *pointer, char **positional, int positional_count)

@@ -1,0 +1,586 @@
+/* cpu_simd.h - the fast paths' kernels, written once over simd.h. cpu_avx512.c and cpu_avx2.c include it, each with its
+ * PATH_NAME, PATH_TABLE and PATH_ROWS_MAX (rows of the largest tile: as many as its registers hold).
+ *
+ * What decides a bit is the order of operations on one output, and that is the same in every tile: tiles only choose how
+ * many outputs are under way at once.
+ */
+#include "kernels/internal.h"
+#include "kernels/simd.h"
+
+#include <math.h>
+
+/* ---- products ---- */
+
+#define GROUPS_MAX 2048u /* k up to 65536 */
+
+/* Sums of a panel's integers, per group and lane, as floats: exact, and the same for every row. */
+struct panel_sums {
+    float lanes[GROUPS_MAX][LANES] __attribute__((aligned(64)));
+};
+
+struct product {
+    float *out; /* row r, output i of the panel: out[r * out_stride + i] */
+    size_t out_stride;
+    uint32_t outputs; /* of this panel that exist: 16, fewer in the last one */
+    const uint8_t *panel;
+    const struct activations *a;
+    uint32_t groups;
+};
+
+/* One group of one panel for `rows` rows: integer sums, then the chain of fused operations. is_first: the panel's integer
+ * sums are taken here and kept; later tiles of the panel find them. */
+INLINE void q4_group(const struct product *p, struct panel_sums *sums, uint32_t row, uint32_t g, const uint32_t rows,
+                     const bool is_first, vf acc[])
+{
+    const struct activations *a = p->a;
+    const uint8_t *record = p->panel + (size_t)g * Q4_RECORD_BYTES;
+    vi dot[PATH_ROWS_MAX], sum = vi_set1(0);
+    UNROLL(16)
+    for (uint32_t r = 0; r < rows; r++)
+        dot[r] = vi_set1(0);
+    UNROLL(4)
+    for (uint32_t v = 0; v < 4; v++) {
+        vi bytes = vi_load(record + 64 * v), low = vi_low_nibbles(bytes), high = vi_high_nibbles(bytes);
+        if (is_first)
+            sum = vi_sum_u8(vi_sum_u8(sum, low), high);
+        UNROLL(16)
+        for (uint32_t r = 0; r < rows; r++) {
+            const int8_t *q = a->q + (size_t)(row + r) * a->k + g * KERNEL_GROUP + 4 * v;
+            dot[r] = vi_dot_u4(dot[r], low, q);
+            dot[r] = vi_dot_u4(dot[r], high, q + 16);
+        }
+    }
+    vf sum_f = is_first ? vf_from_vi(sum) : vf_load(sums->lanes[g]);
+    if (is_first)
+        vf_store(sums->lanes[g], sum_f);
+    vf d = vf_from_f16((const uint16_t *)(const void *)(record + 256));
+    vf m = vf_from_f16((const uint16_t *)(const void *)(record + 288));
+    UNROLL(16)
+    for (uint32_t r = 0; r < rows; r++) {
+        size_t at = (size_t)(row + r) * p->groups + g;
+        vf t = vf_fma(vf_set1(a->scale[at]), vf_from_vi(dot[r]), vf_mul(vf_set1(a->offset[at]), sum_f));
+        acc[r] = vf_fma(d, t, acc[r]);
+        acc[r] = vf_fma(m, vf_set1(a->total[at]), acc[r]);
+    }
+}
+
+INLINE void q8_group(const struct product *p, struct panel_sums *sums, uint32_t row, uint32_t g, const uint32_t rows,
+                     const bool is_first, vf acc[])
+{
+    const struct activations *a = p->a;
+    const uint8_t *record = p->panel + (size_t)g * Q8_RECORD_BYTES;
+    vi dot[PATH_ROWS_MAX], sum = vi_set1(-128 * (int32_t)KERNEL_GROUP);
+    UNROLL(16)
+    for (uint32_t r = 0; r < rows; r++)
+        dot[r] = vi_set1(a->start[(size_t)(row + r) * p->groups + g]);
+    UNROLL(8)
+    for (uint32_t v = 0; v < 8; v++) {
+        vi bytes = vi_load(record + 64 * v);
+        if (is_first)
+            sum = vi_sum_u8(sum, bytes);
+        UNROLL(16)
+        for (uint32_t r = 0; r < rows; r++)
+            dot[r] = vi_dot_u8(dot[r], bytes, a->q + (size_t)(row + r) * a->k + g * KERNEL_GROUP + 4 * v);
+    }
+    vf sum_f = is_first ? vf_from_vi(sum) : vf_load(sums->lanes[g]);
+    if (is_first)
+        vf_store(sums->lanes[g], sum_f);
+    vf d = vf_from_f16((const uint16_t *)(const void *)(record + 512));
+    UNROLL(16)
+    for (uint32_t r = 0; r < rows; r++) {
+        size_t at = (size_t)(row + r) * p->groups + g;
+        vf t = vf_fma(vf_set1(a->scale[at]), vf_from_vi(dot[r]), vf_mul(vf_set1(a->offset[at]), sum_f));
+        acc[r] = vf_fma(d, t, acc[r]);
+    }
+}
+
+/* One float of k: w(., i) times x(r, i). */
+INLINE void float_step(const struct product *p, enum matrix_form form, uint32_t row, uint32_t i, const uint32_t rows,
+                       vf acc[])
+{
+    size_t at = (size_t)i * KERNEL_PANEL;
+    vf w = form == MATRIX_F32 ? vf_load((const float *)(const void *)p->panel + at)
+                              : vf_from_f16((const uint16_t *)(const void *)p->panel + at);
+    UNROLL(16)
+    for (uint32_t r = 0; r < rows; r++)
+        acc[r] = vf_fma(w, vf_set1(p->a->f32[(size_t)(row + r) * p->a->k + i]), acc[r]);
+}
+
+#define PREFETCH_BYTES 1280
+
+INLINE void tile(const struct product *p, enum matrix_form form, struct panel_sums *sums, uint32_t row,
+                 const uint32_t rows, const bool is_first)
+{
+    vf acc[PATH_ROWS_MAX];
+    UNROLL(16)
+    for (uint32_t r = 0; r < rows; r++)
+        acc[r] = vf_zero();
+    if (form == MATRIX_Q4 || form == MATRIX_Q8) {
+        size_t record_bytes = form == MATRIX_Q4 ? Q4_RECORD_BYTES : Q8_RECORD_BYTES;
+        for (uint32_t g = 0; g < p->groups; g++) {
+            if (is_first)
+                UNROLL(9)
+                for (size_t line = 0; line < record_bytes; line += 64)
+                    _mm_prefetch((const char *)p->panel + g * record_bytes + PREFETCH_BYTES + line, _MM_HINT_T0);
+            if (form == MATRIX_Q4)
+                q4_group(p, sums, row, g, rows, is_first, acc);
+            else
+                q8_group(p, sums, row, g, rows, is_first, acc);
+        }
+    } else {
+        for (uint32_t i = 0; i < p->a->k; i++)
+            float_step(p, form, row, i, rows, acc);
+    }
+    UNROLL(16)
+    for (uint32_t r = 0; r < rows; r++) {
+        float *out = p->out + (size_t)(row + r) * p->out_stride;
+        if (p->outputs == LANES)
+            vf_store(out, acc[r]);
+        else
+            vf_store_n(out, acc[r], p->outputs);
+    }
+}
+
+INLINE void tile_of(const struct product *p, enum matrix_form form, struct panel_sums *sums, uint32_t row,
+                    const uint32_t rows)
+{
+    if (row == 0)
+        tile(p, form, sums, row, rows, true);
+    else
+        tile(p, form, sums, row, rows, false);
+}
+
+/* All rows of one panel, in tiles. */
+INLINE void panel_rows(const struct product *p, enum matrix_form form, struct panel_sums *sums)
+{
+    uint32_t row = 0, rows = p->a->rows;
+#if PATH_ROWS_MAX >= 8
+    for (; rows - row >= 8; row += 8)
+        tile_of(p, form, sums, row, 8);
+#endif
+    for (; rows - row >= 4; row += 4)
+        tile_of(p, form, sums, row, 4);
+    for (; rows - row >= 2; row += 2)
+        tile_of(p, form, sums, row, 2);
+    if (rows > row)
+        tile_of(p, form, sums, row, 1);
+}
+
+INLINE void matmul_form(float *out, size_t out_stride, const struct matrix *w, const struct activations *a,
+                        enum matrix_form form)
+{
+    struct panel_sums sums;
+    size_t bytes = panel_bytes(form, w->k);
+    for (uint32_t first = 0; first < w->n; first += KERNEL_PANEL) {
+        const struct product p = {.out = out + first,
+                                  .out_stride = out_stride,
+                                  .outputs = w->n - first < KERNEL_PANEL ? w->n - first : KERNEL_PANEL,
+                                  .panel = (const uint8_t *)w->panels + (first / KERNEL_PANEL) * bytes,
+                                  .a = a,
+                                  .groups = w->k / KERNEL_GROUP};
+        panel_rows(&p, form, &sums);
+    }
+}
+
+static void matmul_q4(float *out, size_t out_stride, const struct matrix *w, const struct activations *a)
+{
+    matmul_form(out, out_stride, w, a, MATRIX_Q4);
+}
+
+static void matmul_q8(float *out, size_t out_stride, const struct matrix *w, const struct activations *a)
+{
+    matmul_form(out, out_stride, w, a, MATRIX_Q8);
+}
+
+static void matmul_f16(float *out, size_t out_stride, const struct matrix *w, const struct activations *a)
+{
+    matmul_form(out, out_stride, w, a, MATRIX_F16);
+}
+
+static void matmul_f32(float *out, size_t out_stride, const struct matrix *w, const struct activations *a)
+{
+    matmul_form(out, out_stride, w, a, MATRIX_F32);
+}
+
+static void matmul(float *out, size_t out_stride, const struct matrix *w, const struct activations *a)
+{
+    switch (w->form) {
+    case MATRIX_Q4:
+        matmul_q4(out, out_stride, w, a);
+        break;
+    case MATRIX_Q8:
+        matmul_q8(out, out_stride, w, a);
+        break;
+    case MATRIX_F16:
+        matmul_f16(out, out_stride, w, a);
+        break;
+    case MATRIX_F32:
+        matmul_f32(out, out_stride, w, a);
+        break;
+    }
+}
+
+/* ---- rows ---- */
+
+/* exp(x): 2^n * p(r), n whole, r in -ln2/2..ln2/2; Taylor's polynomial of degree 6 there: relative error under 2e-7.
+ * Below -87 the result is 0, above 88 it is that of 88. */
+INLINE vf vf_exp(vf x)
+{
+    vf low = vf_set1(-87.0f);
+    vf clamped = vf_min(vf_max(x, low), vf_set1(88.0f));
+    vf n = vf_round(vf_mul(clamped, vf_set1(1.44269504f)));
+    vf r = vf_fma(n, vf_set1(-0.693359375f), clamped); /* ln 2 in two parts */
+    r = vf_fma(n, vf_set1(2.12194440e-4f), r);
+    vf p = vf_set1(1.0f / 720);
+    p = vf_fma(p, r, vf_set1(1.0f / 120));
+    p = vf_fma(p, r, vf_set1(1.0f / 24));
+    p = vf_fma(p, r, vf_set1(1.0f / 6));
+    p = vf_fma(p, r, vf_set1(0.5f));
+    p = vf_fma(p, r, vf_set1(1.0f));
+    p = vf_fma(p, r, vf_set1(1.0f));
+    return vf_select_greater(low, x, vf_zero(), vf_mul(p, vf_power2(n)));
+}
+
+/* Squares in 16 lanes by index modulo 16, folded in the tree of vf_sum(). */
+static void rms_norm(float *out, const float *x, const float *gain, uint32_t rows, uint32_t width, float eps)
+{
+    uint32_t whole = width / LANES * LANES;
+    for (uint32_t r = 0; r < rows; r++, x += width, out += width) {
+        vf sum = vf_zero();
+        for (uint32_t i = 0; i < whole; i += LANES) {
+            vf v = vf_load(x + i);
+            sum = vf_fma(v, v, sum);
+        }
+        if (whole < width) {
+            vf v = vf_load_n(x + whole, width - whole);
+            sum = vf_fma(v, v, sum);
+        }
+        vf factor = vf_set1(1.0f / sqrtf(vf_sum(sum) / (float)width + eps));
+        for (uint32_t i = 0; i < whole; i += LANES)
+            vf_store(out + i, vf_mul(vf_mul(vf_load(x + i), factor), vf_load(gain + i)));
+        for (uint32_t i = whole; i < width; i++) {
+            vf one = vf_mul(vf_mul(vf_set1(x[i]), factor), vf_set1(gain[i]));
+            vf_store_n(out + i, one, 1);
+        }
+    }
+}
+
+static void quantize(struct activations *a)
+{
+    size_t groups = (size_t)a->rows * (a->k / KERNEL_GROUP);
+    for (size_t g = 0; g < groups; g++) {
+        vf x = vf_load(a->f32 + g * KERNEL_GROUP), y = vf_load(a->f32 + g * KERNEL_GROUP + LANES);
+        float max = vf_greatest(vf_max(x, y));
+        float min = -vf_greatest(vf_max(vf_sub(vf_zero(), x), vf_sub(vf_zero(), y)));
+        float offset = 0.5f * max + 0.5f * min, scale = (0.5f * max - 0.5f * min) * (1.0f / 127);
+        vf inverse = vf_set1(scale > 0 ? 1 / scale : 0), middle = vf_set1(offset);
+        vf top = vf_set1(127), bottom = vf_set1(-127);
+        x = vf_max(vf_min(vf_mul(vf_sub(x, middle), inverse), top), bottom);
+        y = vf_max(vf_min(vf_mul(vf_sub(y, middle), inverse), top), bottom);
+        int32_t sum = vf_to_i8(a->q + g * KERNEL_GROUP, x) + vf_to_i8(a->q + g * KERNEL_GROUP + LANES, y);
+        a->scale[g] = scale;
+        a->offset[g] = offset;
+        a->total[g] = __builtin_fmaf(scale, (float)sum, KERNEL_GROUP * offset);
+        a->start[g] = -128 * sum;
+    }
+}
+
+static void add(float *x, const float *y, size_t n)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        vf_store(x + i, vf_add(vf_load(x + i), vf_load(y + i)));
+    for (; i < n; i++)
+        x[i] += y[i];
+}
+
+static void swiglu(float *out, const float *in, uint32_t rows, uint32_t width)
+{
+    for (uint32_t r = 0; r < rows; r++, in += 2 * (size_t)width, out += width)
+        for (uint32_t i = 0; i < width; i += LANES) {
+            uint32_t n = width - i < LANES ? width - i : LANES;
+            vf gate = n == LANES ? vf_load(in + i) : vf_load_n(in + i, n);
+            vf up = n == LANES ? vf_load(in + width + i) : vf_load_n(in + width + i, n);
+            vf silu = vf_div(gate, vf_add(vf_set1(1), vf_exp(vf_sub(vf_zero(), gate))));
+            if (n == LANES)
+                vf_store(out + i, vf_mul(silu, up));
+            else
+                vf_store_n(out + i, vf_mul(silu, up), n);
+        }
+}
+
+static void rope(float *x, size_t stride, const float *cos_sin, uint32_t rows, uint32_t heads, uint32_t head_dim)
+{
+    uint32_t half = head_dim / 2;
+    for (uint32_t r = 0; r < rows; r++, x += stride, cos_sin += head_dim)
+        for (uint32_t h = 0; h < heads; h++)
+            for (uint32_t i = 0; i < half; i += LANES) {
+                uint32_t n = half - i < LANES ? half - i : LANES;
+                float *first = x + (size_t)h * head_dim + i, *second = first + half;
+                vf a = vf_load_n(first, n), b = vf_load_n(second, n);
+                vf c = vf_load_n(cos_sin + i, n), s = vf_load_n(cos_sin + half + i, n);
+                vf_store_n(first, vf_fma(a, c, vf_sub(vf_zero(), vf_mul(b, s))), n);
+                vf_store_n(second, vf_fma(b, c, vf_mul(a, s)), n);
+            }
+}
+
+/* ---- attention ---- */
+
+/* K of a KV head in the block that holds a position; its V stands head_dim * block_size behind. */
+INLINE uint16_t *keys_of(const struct attention *a, uint32_t head, uint32_t position)
+{
+    uint8_t *block = a->kv + (size_t)a->blocks[position / a->block_size] * a->block_stride;
+    return (uint16_t *)(void *)block + (size_t)head * 2 * a->head_dim * a->block_size;
+}
+
+static void kv_store(const struct attention *a, const float *k, const float *v, size_t stride)
+{
+    for (uint32_t r = 0; r < a->rows; r++, k += stride, v += stride) {
+        uint32_t position = a->first_pos + r, in_block = position % a->block_size;
+        for (uint32_t h = 0; h < a->kv_heads; h++) {
+            uint16_t *keys = keys_of(a, h, position);
+            uint16_t *values = keys + (size_t)a->head_dim * a->block_size + (size_t)in_block * a->head_dim;
+            for (uint32_t i = 0; i < a->head_dim; i += LANES) {
+                uint16_t halves[LANES];
+                vf_to_f16(halves, vf_load(k + (size_t)h * a->head_dim + i));
+                for (uint32_t j = 0; j < LANES; j++)
+                    keys[(size_t)(i + j) * a->block_size + in_block] = halves[j];
+                vf_to_f16(values + i, vf_load(v + (size_t)h * a->head_dim + i));
+            }
+        }
+    }
+}
+
+#define ATTENTION_QUERIES ATTENTION_QUERIES_MAX /* (row, head of the group) pairs whose scores are under way at once */
+
+/* A query: one head of one row. */
+struct query {
+    const float *q;     /* (head_dim) */
+    float *out;         /* (head_dim) */
+    float *scores;      /* (positions, rounded up to 16) */
+    uint32_t positions; /* it attends to */
+    float max, sum;
+};
+
+/* Scores of 16 positions for `count` queries: one chain over head_dim for each. */
+INLINE void scores_16(const struct attention *a, uint32_t head, struct query *queries, const uint32_t count,
+                      uint32_t position)
+{
+    vf acc[ATTENTION_QUERIES];
+    const uint16_t *keys, *more = NULL; /* more: positions 8.. where a block holds only 8 */
+    if (a->block_size >= LANES)
+        keys = keys_of(a, head, position) + position % a->block_size;
+    else {
+        keys = keys_of(a, head, position);
+        uint32_t last = queries[count - 1].positions - 1;
+        more = position + 8 <= last ? keys_of(a, head, position + 8) : keys;
+    }
+    UNROLL(12)
+    for (uint32_t i = 0; i < count; i++)
+        acc[i] = vf_zero();
+    for (uint32_t d = 0; d < a->head_dim; d++) {
+        size_t at = (size_t)d * a->block_size;
+        vf k = more == NULL ? vf_from_f16(keys + at) : vf_from_f16_halves(keys + at, more + at);
+        UNROLL(12)
+        for (uint32_t i = 0; i < count; i++)
+            acc[i] = vf_fma(vf_set1(queries[i].q[d]), k, acc[i]);
+    }
+    UNROLL(12)
+    for (uint32_t i = 0; i < count; i++)
+        vf_store(queries[i].scores + position, vf_mul(acc[i], vf_set1(a->scale)));
+}
+
+/* Scores to weights exp(score - max), 0 behind the last position, and their sum in 16 lanes by position. */
+INLINE void weights_of(struct query *query)
+{
+    uint32_t whole = query->positions / LANES * LANES, rest = query->positions - whole;
+    for (uint32_t p = query->positions; p < whole + (rest ? LANES : 0); p++)
+        query->scores[p] = -INFINITY; /* what stood there belongs to nobody */
+    uint32_t end = whole + (rest ? LANES : 0);
+    vf max = vf_set1(-INFINITY), sum = vf_zero();
+    for (uint32_t p = 0; p < end; p += LANES)
+        max = vf_max(max, vf_load(query->scores + p));
+    query->max = vf_greatest(max);
+    for (uint32_t p = 0; p < end; p += LANES) {
+        vf weight = vf_exp(vf_sub(vf_load(query->scores + p), vf_set1(query->max)));
+        vf_store(query->scores + p, weight);
+        sum = vf_add(sum, weight);
+    }
+    query->sum = vf_sum(sum);
+}
+
+#define VALUE_VECTORS 2u /* vectors of head_dim whose sums are under way at once, for each query */
+
+/* out(head_dim) += weight * V for positions from..to - 1 in order, for `count` queries and `vectors` vectors at `dim`. */
+INLINE void values_run(const struct attention *a, uint32_t head, const struct query *queries, const uint32_t count,
+                       const uint32_t vectors, uint32_t dim, uint32_t from, uint32_t to, vf acc[][VALUE_VECTORS])
+{
+    for (uint32_t p = from; p < to;) {
+        uint32_t in_block = p % a->block_size;
+        uint32_t run = a->block_size - in_block < to - p ? a->block_size - in_block : to - p;
+        const uint16_t *values =
+            keys_of(a, head, p) + (size_t)a->head_dim * a->block_size + (size_t)in_block * a->head_dim + dim;
+        for (uint32_t end = p + run; p < end; p++, values += a->head_dim) {
+            vf v[VALUE_VECTORS];
+            UNROLL(2)
+            for (uint32_t j = 0; j < vectors; j++)
+                v[j] = vf_from_f16(values + j * LANES);
+            UNROLL(12)
+            for (uint32_t i = 0; i < count; i++) {
+                vf weight = vf_set1(queries[i].scores[p]);
+                UNROLL(2)
+                for (uint32_t j = 0; j < vectors; j++)
+                    acc[i][j] = vf_fma(weight, v[j], acc[i][j]);
+            }
+        }
+    }
+}
+
+/* Queries stand in order of their rows: the positions that all of them see first, then what each sees alone. */
+INLINE void values_of(const struct attention *a, uint32_t head, const struct query *queries, const uint32_t count,
+                      const uint32_t vectors, uint32_t dim)
+{
+    vf acc[ATTENTION_QUERIES][VALUE_VECTORS];
+    uint32_t common = queries[0].positions;
+    UNROLL(12)
+    for (uint32_t i = 0; i < count; i++)
+        UNROLL(2)
+        for (uint32_t j = 0; j < vectors; j++)
+            acc[i][j] = vf_zero();
+    values_run(a, head, queries, count, vectors, dim, 0, common, acc);
+    UNROLL(12)
+    for (uint32_t i = 0; i < count; i++) {
+        values_run(a, head, &queries[i], 1, vectors, dim, common, queries[i].positions, &acc[i]);
+        vf inverse = vf_set1(1.0f / queries[i].sum);
+        UNROLL(2)
+        for (uint32_t j = 0; j < vectors; j++)
+            vf_store(queries[i].out + dim + j * LANES, vf_mul(acc[i][j], inverse));
+    }
+}
+
+INLINE void attend(const struct attention *a, uint32_t head, struct query *queries, const uint32_t count)
+{
+    for (uint32_t p = 0; p < queries[count - 1].positions; p += LANES)
+        scores_16(a, head, queries, count, p);
+    for (uint32_t i = 0; i < count; i++)
+        weights_of(&queries[i]);
+    uint32_t dim = 0;
+    for (; dim + VALUE_VECTORS * LANES <= a->head_dim; dim += VALUE_VECTORS * LANES)
+        values_of(a, head, queries, count, VALUE_VECTORS, dim);
+    for (; dim < a->head_dim; dim += LANES)
+        values_of(a, head, queries, count, 1, dim);
+}
+
+static void attend_1(const struct attention *a, uint32_t head, struct query *queries)
+{
+    attend(a, head, queries, 1);
+}
+
+static void attend_3(const struct attention *a, uint32_t head, struct query *queries)
+{
+    attend(a, head, queries, 3);
+}
+
+static void attend_6(const struct attention *a, uint32_t head, struct query *queries)
+{
+    attend(a, head, queries, 6);
+}
+
+static void attend_12(const struct attention *a, uint32_t head, struct query *queries)
+{
+    attend(a, head, queries, ATTENTION_QUERIES);
+}
+
+static void attention(const struct attention *a)
+{
+    uint32_t group = a->heads / a->kv_heads, total = a->rows * group;
+    size_t scores = ((size_t)a->first_pos + a->rows + LANES - 1) / LANES * LANES;
+    for (uint32_t head = 0; head < a->kv_heads; head++) {
+        for (uint32_t first = 0; first < total;) {
+            struct query queries[ATTENTION_QUERIES];
+            uint32_t left = total - first;
+            uint32_t count = left >= ATTENTION_QUERIES ? ATTENTION_QUERIES : left >= 6 ? 6 : left >= 3 ? 3 : 1;
+            for (uint32_t i = 0; i < count; i++) {
+                uint32_t row = (first + i) / group, h = head * group + (first + i) % group;
+                queries[i] = (struct query){.q = a->q + row * a->q_stride + (size_t)h * a->head_dim,
+                                            .out = a->out + ((size_t)row * a->heads + h) * a->head_dim,
+                                            .scores = a->scratch + i * scores,
+                                            .positions = a->first_pos + row + 1};
+            }
+            if (count == ATTENTION_QUERIES)
+                attend_12(a, head, queries);
+            else if (count == 6)
+                attend_6(a, head, queries);
+            else if (count == 3)
+                attend_3(a, head, queries);
+            else
+                attend_1(a, head, queries);
+            first += count;
+        }
+    }
+}
+
+/* ---- logits ---- */
+
+static uint32_t argmax(const float *logits, uint32_t n)
+{
+    vf best = vf_set1(-INFINITY);
+    for (uint32_t i = 0; i < n; i += LANES) {
+        if (n - i >= LANES) {
+            vf v = vf_load(logits + i);
+            best = vf_select_greater(v, best, v, best); /* a NaN is greater than nothing */
+            continue;
+        }
+        for (uint32_t j = i; j < n; j++) {
+            vf v = vf_set1(logits[j]);
+            best = vf_select_greater(v, best, v, best);
+        }
+    }
+    vf greatest = vf_set1(vf_greatest(best));
+    for (uint32_t i = 0; i + LANES <= n; i += LANES) {
+        uint32_t mask = vf_equal_mask(vf_load(logits + i), greatest);
+        if (mask != 0)
+            return i + (uint32_t)__builtin_ctz(mask);
+    }
+    for (uint32_t i = n / LANES * LANES; i < n; i++)
+        if (logits[i] == vf_greatest(greatest))
+            return i;
+    return 0; /* nothing but NaN */
+}
+
+/* Four vectors of lanes by index modulo 64, added pairwise, then the tree of vf_sum(); a rest of under 16 one by one. */
+static float sum_exp(float *probs, const float *logits, uint32_t n, float max, float inv_temperature)
+{
+    vf sums[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+    vf m = vf_set1(max), t = vf_set1(inv_temperature);
+    uint32_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vf term = vf_exp(vf_mul(vf_sub(vf_load(logits + i), m), t));
+        if (probs != NULL)
+            vf_store(probs + i, term);
+        sums[i / LANES % 4] = vf_add(sums[i / LANES % 4], term);
+    }
+    float sum = vf_sum(vf_add(vf_add(sums[0], sums[1]), vf_add(sums[2], sums[3])));
+    for (; i < n; i++) {
+        float lanes[LANES];
+        vf_store(lanes, vf_exp(vf_mul(vf_sub(vf_set1(logits[i]), m), t)));
+        if (probs != NULL)
+            probs[i] = lanes[0];
+        sum += lanes[0];
+    }
+    return sum;
+}
+
+const struct kernels PATH_TABLE = {
+    .name = PATH_NAME,
+    .rms_norm = rms_norm,
+    .quantize = quantize,
+    .matmul = matmul,
+    .add = add,
+    .swiglu = swiglu,
+    .rope = rope,
+    .kv_store = kv_store,
+    .attention = attention,
+    .argmax = argmax,
+    .sum_exp = sum_exp,
+};

@@ -1,0 +1,300 @@
+/* The forward pass, top to bottom: forward_run() cuts the step into tiles of tokens; each tile goes through embedding,
+ * layers and, where its tokens ask for logits, head and sampling. */
+#include "stages/forward.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ipc/base.h"
+
+/* ---- start ---- */
+
+size_t forward_block_stride(const struct model_desc *desc, uint32_t layer_count, uint32_t block_size)
+{
+    return layer_count * kv_block_bytes(desc->kv_heads, desc->head_dim, block_size);
+}
+
+static float *floats(size_t rows, size_t width)
+{
+    return base_alloc_aligned(KERNEL_ALIGN, align_up_u64(rows * width * sizeof(float), KERNEL_ALIGN));
+}
+
+void forward_init(struct forward *forward, const struct kernels *kernels, const struct model_desc *desc,
+                  const struct model_slice *slice, const struct forward_limits *limits, uint8_t *kv)
+{
+    uint32_t q_width = desc->heads * desc->head_dim;
+    uint32_t widest = (uint32_t)max_u64(max_u64(desc->width, q_width), desc->feed_forward);
+    uint32_t quant_rows = (uint32_t)max_u64(FORWARD_TILE, FORWARD_HEAD_ROWS);
+    *forward = (struct forward){
+        .kernels = kernels,
+        .desc = desc,
+        .slice = slice,
+        .limits = *limits,
+        .kv = kv,
+        .layer_block_bytes = kv_block_bytes(desc->kv_heads, desc->head_dim, limits->block_size),
+        .rope = floats(limits->positions_max, desc->head_dim),
+        .cos_sin = floats(FORWARD_TILE, desc->head_dim),
+        .normed = floats(quant_rows, desc->width),
+        .qkv = floats(FORWARD_TILE, q_width + 2 * desc->kv_heads * desc->head_dim),
+        .mixed = floats(FORWARD_TILE, q_width),
+        .gate_up = floats(FORWARD_TILE, 2 * desc->feed_forward),
+        .inner = floats(FORWARD_TILE, desc->feed_forward),
+        .branch = floats(FORWARD_TILE, desc->width),
+        .attention_scratch = floats(attention_scratch_floats(limits->positions_max, desc->heads), 1),
+        .quant = base_alloc_aligned(KERNEL_ALIGN, align_up_u64((size_t)quant_rows * widest, KERNEL_ALIGN)),
+        .quant_scale = floats(quant_rows, widest / KERNEL_GROUP + 1),
+        .quant_offset = floats(quant_rows, widest / KERNEL_GROUP + 1),
+        .quant_total = floats(quant_rows, widest / KERNEL_GROUP + 1),
+        .quant_start = (int32_t *)(void *)floats(quant_rows, widest / KERNEL_GROUP + 1),
+    };
+    model_rope_table(desc, forward->rope, limits->positions_max);
+    if (slice->is_last) {
+        sampler_init(&forward->sampler, kernels, desc->vocab_size);
+        forward->residual = floats(FORWARD_TILE, desc->width);
+        forward->wanted_rows = floats(FORWARD_HEAD_ROWS, desc->width);
+        forward->logits = floats(FORWARD_HEAD_ROWS, desc->vocab_size);
+    }
+}
+
+void forward_free(struct forward *forward)
+{
+    void *const taken[] = {forward->rope,         forward->residual,
+                           forward->cos_sin,      forward->normed,
+                           forward->qkv,          forward->mixed,
+                           forward->gate_up,      forward->inner,
+                           forward->branch,       forward->attention_scratch,
+                           forward->quant,        forward->quant_scale,
+                           forward->quant_offset, forward->quant_total,
+                           forward->quant_start,  forward->wanted_rows,
+                           forward->logits};
+    for (uint32_t i = 0; i < ARRAY_COUNT(taken); i++)
+        free(taken[i]);
+    if (forward->slice->is_last)
+        sampler_free(&forward->sampler);
+    *forward = (struct forward){0};
+}
+
+/* ---- products ---- */
+
+/* out(rows, product->columns) = x(rows, k) * weights. */
+static void multiply(struct forward *forward, float *out, const struct model_product *product, const float *x,
+                     uint32_t rows)
+{
+    struct activations a = {
+        .rows = rows,
+        .k = product->parts[0].k,
+        .f32 = x,
+        .q = forward->quant,
+        .scale = forward->quant_scale,
+        .offset = forward->quant_offset,
+        .total = forward->quant_total,
+        .start = forward->quant_start,
+    };
+    if (product->quantized)
+        forward->kernels->quantize(&a);
+    for (uint32_t i = 0; i < product->part_count; i++)
+        forward->kernels->matmul(out + product->column[i], product->columns, &product->parts[i], &a);
+}
+
+/* ---- a tile ---- */
+
+/* The rows' parts of tokens first..first + count - 1, and the angles of their positions. row is where to start looking;
+ * returns the row in which the tile ends. */
+static uint32_t gather_segments(struct forward *forward, const struct forward_step *step, uint32_t row, uint32_t first,
+                                uint32_t count)
+{
+    forward->segment_count = 0;
+    uint32_t end = first + count;
+    for (; row < step->row_count; row++) {
+        const struct row_shm *r = &step->rows[row];
+        uint32_t from = (uint32_t)max_u64(r->token_first, first);
+        uint32_t to = (uint32_t)min_u64(r->token_first + r->token_count, end);
+        if (from < to) {
+            forward->segments[forward->segment_count++] =
+                (struct forward_segment){.row = row, .first_token = from, .token_count = to - from};
+            uint32_t position = r->first_pos + (from - r->token_first);
+            memcpy(forward->cos_sin + (size_t)(from - first) * forward->desc->head_dim,
+                   forward->rope + (size_t)position * forward->desc->head_dim,
+                   (size_t)(to - from) * forward->desc->head_dim * sizeof(float));
+        }
+        if (r->token_first + r->token_count >= end)
+            break;
+    }
+    return row;
+}
+
+/* x (count, width) += attention over the tile's segments; their K and V are stored first. */
+static void attention_branch(struct forward *forward, const struct forward_step *step, uint32_t index, float *x,
+                             uint32_t first, uint32_t count)
+{
+    const struct kernels *kernels = forward->kernels;
+    const struct model_desc *desc = forward->desc;
+    const struct model_layer *layer = &forward->slice->layers[index];
+    uint32_t q_width = desc->heads * desc->head_dim, kv_width = desc->kv_heads * desc->head_dim;
+    size_t stride = q_width + 2 * kv_width; // a row of qkv: Q (heads, head_dim) | K (kv_heads, head_dim) | V likewise
+
+    kernels->rms_norm(forward->normed, x, layer->attn_norm, count, desc->width, desc->norm_eps);
+    multiply(forward, forward->qkv, &layer->qkv, forward->normed, count); // (count, stride)
+    kernels->rope(forward->qkv, stride, forward->cos_sin, count, desc->heads, desc->head_dim);
+    kernels->rope(forward->qkv + q_width, stride, forward->cos_sin, count, desc->kv_heads, desc->head_dim);
+    for (uint32_t i = 0; i < forward->segment_count; i++) {
+        const struct forward_segment *segment = &forward->segments[i];
+        const struct row_shm *row = &step->rows[segment->row];
+        uint32_t in_tile = segment->first_token - first;
+        const float *q = forward->qkv + in_tile * stride;
+        struct attention attention = {
+            .out = forward->mixed + (size_t)in_tile * q_width, // (token_count, q_width)
+            .q = q,
+            .q_stride = stride,
+            .rows = segment->token_count,
+            .heads = desc->heads,
+            .kv_heads = desc->kv_heads,
+            .head_dim = desc->head_dim,
+            .first_pos = row->first_pos + (segment->first_token - row->token_first),
+            .scale = 1.0f / sqrtf((float)desc->head_dim),
+            .blocks = step->blocks + row->block_first,
+            .block_size = forward->limits.block_size,
+            .kv = forward->kv + index * forward->layer_block_bytes,
+            .block_stride = forward->slice->layer_count * forward->layer_block_bytes,
+            .scratch = forward->attention_scratch,
+        };
+        kernels->kv_store(&attention, q + q_width, q + q_width + kv_width, stride);
+        kernels->attention(&attention);
+    }
+    multiply(forward, forward->branch, &layer->out, forward->mixed, count); // (count, width)
+    kernels->add(x, forward->branch, (size_t)count * desc->width);
+}
+
+/* x (count, width) += down(silu(gate) * up). */
+static void feed_forward_branch(struct forward *forward, uint32_t index, float *x, uint32_t count)
+{
+    const struct kernels *kernels = forward->kernels;
+    const struct model_desc *desc = forward->desc;
+    const struct model_layer *layer = &forward->slice->layers[index];
+
+    kernels->rms_norm(forward->normed, x, layer->ffn_norm, count, desc->width, desc->norm_eps);
+    multiply(forward, forward->gate_up, &layer->gate_up, forward->normed, count); // (count, 2 * feed_forward)
+    kernels->swiglu(forward->inner, forward->gate_up, count, desc->feed_forward); // (count, feed_forward)
+    multiply(forward, forward->branch, &layer->down, forward->inner, count);      // (count, width)
+    kernels->add(x, forward->branch, (size_t)count * desc->width);
+}
+
+/* ---- head ---- */
+
+const float *forward_logits(struct forward *forward, const float *residual, uint32_t count)
+{
+    const struct model_desc *desc = forward->desc;
+    const struct model_slice *slice = forward->slice;
+    const struct model_product head = {
+        .part_count = 1,
+        .columns = desc->vocab_size,
+        .quantized = slice->head.form == MATRIX_Q4 || slice->head.form == MATRIX_Q8,
+        .parts = {slice->head},
+    };
+    check(count <= FORWARD_HEAD_ROWS);
+    forward->kernels->rms_norm(forward->normed, residual, slice->output_norm, count, desc->width, desc->norm_eps);
+    multiply(forward, forward->logits, &head, forward->normed, count); // (count, vocab_size)
+    return forward->logits;
+}
+
+/* One entry of the results from one row of logits. */
+static struct token_shm judge(struct forward *forward, const struct forward_step *step,
+                              const struct forward_wanted *wanted, const float *logits)
+{
+    const struct row_shm *row = &step->rows[wanted->row];
+    struct token_shm result = {0};
+    result.top_token = sampler_greedy(&forward->sampler, logits);
+    if (row->flags & ROW_SCORE) {
+        bool is_last = wanted->token + 1 == row->token_first + row->token_count;
+        result.token = is_last ? row->score_next : step->tokens[wanted->token + 1];
+    } else {
+        const struct sample_params params = {
+            .temperature = row->temperature,
+            .top_p = row->top_p,
+            .min_p = row->min_p,
+            .top_k = row->top_k,
+            .seed = row->seed,
+            .choice = row->choice,
+            .position = row->first_pos + row->token_count,
+        };
+        result.token = sampler_draw(&forward->sampler, logits, &params);
+    }
+    if (row->flags & (ROW_SCORE | ROW_LOGPROB)) {
+        double log_sum = sampler_log_sum(&forward->sampler, logits);
+        result.logprob = sampler_logprob(logits, log_sum, result.token);
+        result.top_logprob = sampler_logprob(logits, log_sum, result.top_token);
+    }
+    if (row->flags & ROW_LOGITS_HASH)
+        result.logits_hash = hash_floats(logits, forward->desc->vocab_size);
+    return result;
+}
+
+/* Logits and results of the tokens gathered so far. */
+static void flush_wanted(struct forward *forward, const struct forward_step *step, struct token_shm *results)
+{
+    if (forward->wanted_count == 0)
+        return;
+    const float *logits = forward_logits(forward, forward->wanted_rows, forward->wanted_count);
+    for (uint32_t i = 0; i < forward->wanted_count; i++)
+        results[forward->wanted[i].result] =
+            judge(forward, step, &forward->wanted[i], logits + (size_t)i * forward->desc->vocab_size);
+    forward->wanted_count = 0;
+}
+
+/* Of the tile's residuals x (count, width), keeps those whose logits are wanted. */
+static void gather_wanted(struct forward *forward, const struct forward_step *step, const float *x, uint32_t first,
+                          struct token_shm *results)
+{
+    uint32_t width = forward->desc->width;
+    for (uint32_t i = 0; i < forward->segment_count; i++) {
+        const struct forward_segment *segment = &forward->segments[i];
+        const struct row_shm *row = &step->rows[segment->row];
+        /* A scored row has results for its first tokens, a sampled one for its last; others for none. */
+        uint32_t wanted_from = row->token_first + (row->flags & ROW_SCORE ? 0 : row->token_count - row->result_count);
+        for (uint32_t j = 0; j < segment->token_count; j++) {
+            uint32_t token = segment->first_token + j;
+            if (token < wanted_from || token - wanted_from >= row->result_count)
+                continue;
+            if (forward->wanted_count == FORWARD_HEAD_ROWS)
+                flush_wanted(forward, step, results);
+            memcpy(forward->wanted_rows + (size_t)forward->wanted_count * width, x + (size_t)(token - first) * width,
+                   width * sizeof(float));
+            forward->wanted[forward->wanted_count++] = (struct forward_wanted){
+                .row = segment->row, .token = token, .result = row->result_first + (token - wanted_from)};
+        }
+    }
+}
+
+/* ---- the pass ---- */
+
+void forward_run(struct forward *forward, const struct forward_step *step, const float *in, float *out,
+                 struct token_shm *results)
+{
+    const struct model_slice *slice = forward->slice;
+    uint32_t width = forward->desc->width;
+    uint32_t row = 0;
+    check(slice->is_first == (in == NULL));
+    check(slice->is_last == (out == NULL));
+    forward->wanted_count = 0;
+    /* A later tile of a row finds the KV of its earlier tiles stored, in every layer: a chunk of the prompt gives the same
+     * bits however it is cut. */
+    for (uint32_t first = 0; first < step->token_count; first += FORWARD_TILE) {
+        uint32_t count = (uint32_t)min_u64(step->token_count - first, FORWARD_TILE);
+        float *x = slice->is_last ? forward->residual : out + (size_t)first * width; // (count, width)
+        row = gather_segments(forward, step, row, first, count);
+        if (slice->is_first)
+            for (uint32_t i = 0; i < count; i++)
+                matrix_unpack_row(x + (size_t)i * width, &slice->embedding, step->tokens[first + i]);
+        else
+            memcpy(x, in + (size_t)first * width, (size_t)count * width * sizeof(float));
+        for (uint32_t index = 0; index < slice->layer_count; index++) {
+            attention_branch(forward, step, index, x, first, count);
+            feed_forward_branch(forward, index, x, count);
+        }
+        if (slice->is_last)
+            gather_wanted(forward, step, x, first, results);
+    }
+    if (slice->is_last)
+        flush_wanted(forward, step, results);
+}

@@ -1,0 +1,109 @@
+/* forward.h - the forward pass of a slice: tokens or activations in, activations or tokens out.
+ *
+ * Used by: stages, tests, the measurement of cost.   Owns: scratch and RoPE tables, taken at init; KV memory and
+ * weights are the caller's.   Never blocks, never allocates after init.
+ *
+ * A step is a pure function of (weights, record, input activations, KV below each row's first position); it writes KV at
+ * the row's positions and its output, and doing it again does nothing else. The bits of a token's activations and
+ * logits depend on its sequence's tokens and its position only: not on the other rows, the chunk of the prompt it came
+ * in, the slices, or the block size (kernels.h says how each kernel keeps that).
+ *
+ * KV memory: block b of the slice starts at kv + b * forward_block_stride(); in it layer after layer, each laid out as
+ * struct attention says.
+ */
+#ifndef EVENFLOW_FORWARD_H
+#define EVENFLOW_FORWARD_H
+
+#include <stdint.h>
+
+#include "ipc/layout.h"
+#include "kernels/kernels.h"
+#include "stages/model.h"
+#include "stages/sample.h"
+
+/* Tokens that go through all layers of the slice together. Small enough that what one product leaves for the next stays
+ * in a core's second-level cache, large enough that reading the weights once per tile costs little. */
+#define FORWARD_TILE 64u
+
+/* Tokens whose logits are computed together: the head is read once for so many. */
+#define FORWARD_HEAD_ROWS 32u
+
+struct forward_limits {
+    uint32_t positions_max; /* max_model_len */
+    uint32_t block_size;
+};
+
+/* One row's part of a tile. */
+struct forward_segment {
+    uint32_t row;
+    uint32_t first_token; /* in the step */
+    uint32_t token_count;
+};
+
+/* A token whose logits are wanted. */
+struct forward_wanted {
+    uint32_t row;
+    uint32_t token;  /* index in the step */
+    uint32_t result; /* index in the step's results */
+};
+
+struct forward {
+    const struct kernels *kernels;
+    const struct model_desc *desc;
+    const struct model_slice *slice;
+    struct forward_limits limits;
+    uint8_t *kv;
+    size_t layer_block_bytes; /* one block of one layer */
+    struct sampler sampler;   /* last stage */
+
+    float *rope;     /* (positions_max, 2, head_dim / 2) */
+    float *residual; /* (FORWARD_TILE, width): last stage; the others work in the outgoing buffer */
+    float *cos_sin;  /* (FORWARD_TILE, 2, head_dim / 2): of the tile's positions */
+    float *normed;   /* (FORWARD_TILE, width) */
+    float *qkv;      /* (FORWARD_TILE, (heads + 2 * kv_heads) * head_dim) */
+    float *mixed;    /* (FORWARD_TILE, heads * head_dim) */
+    float *gate_up;  /* (FORWARD_TILE, 2 * feed_forward) */
+    float *inner;    /* (FORWARD_TILE, feed_forward) */
+    float *branch;   /* (FORWARD_TILE, width): what is added to the residual */
+    float *attention_scratch;
+    int8_t *quant;        /* (FORWARD_TILE, widest input) */
+    float *quant_scale;   /* (FORWARD_TILE, widest input / KERNEL_GROUP) */
+    float *quant_offset;  /* likewise */
+    float *quant_total;   /* likewise */
+    int32_t *quant_start; /* likewise */
+    struct forward_segment segments[FORWARD_TILE];
+    uint32_t segment_count;
+
+    float *wanted_rows; /* (FORWARD_HEAD_ROWS, width): last stage */
+    float *logits;      /* (FORWARD_HEAD_ROWS, vocab_size) */
+    struct forward_wanted wanted[FORWARD_HEAD_ROWS];
+    uint32_t wanted_count;
+};
+
+/* A step as the pass takes it; everything has been validated (stage.c). */
+struct forward_step {
+    const struct row_shm *rows; /* their tokens follow one another without gaps */
+    uint32_t row_count;
+    const uint32_t *tokens; /* (token_count) */
+    uint32_t token_count;
+    const uint32_t *blocks; /* block tables of the rows */
+};
+
+/* Bytes from one block of the slice to the next. */
+size_t forward_block_stride(const struct model_desc *desc, uint32_t layer_count, uint32_t block_size);
+
+void forward_init(struct forward *forward, const struct kernels *kernels, const struct model_desc *desc,
+                  const struct model_slice *slice, const struct forward_limits *limits, uint8_t *kv);
+
+/* Gives the scratch back. For tests and tools. */
+void forward_free(struct forward *forward);
+
+/* in: (token_count, width) from the stage before, NULL for the first. out: (token_count, width) for the next stage,
+ * NULL for the last. results: entries as the rows' result_first says, NULL but for the last. */
+void forward_run(struct forward *forward, const struct forward_step *step, const float *in, float *out,
+                 struct token_shm *results);
+
+/* For measurements: the logits of `count` <= FORWARD_HEAD_ROWS tokens from their residuals (count, width). */
+const float *forward_logits(struct forward *forward, const float *residual, uint32_t count);
+
+#endif

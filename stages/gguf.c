@@ -1,0 +1,522 @@
+#include "stages/gguf.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define GGUF_MAGIC          0x46554747u /* "GGUF", little endian */
+#define KEY_BYTES_MAX       65535u
+#define TENSOR_NAME_MAX     64u
+#define DIMS_MAX            4u
+#define ALIGNMENT_STANDARD  32u
+#define METADATA_BYTES_MIN  13u /* the shortest entry: empty key, type, one byte */
+#define TENSOR_BYTES_MIN    32u /* the shortest entry: empty name, one dimension, type, offset */
+
+enum value_type {
+    VALUE_U8,
+    VALUE_I8,
+    VALUE_U16,
+    VALUE_I16,
+    VALUE_U32,
+    VALUE_I32,
+    VALUE_F32,
+    VALUE_BOOL,
+    VALUE_STRING,
+    VALUE_ARRAY,
+    VALUE_U64,
+    VALUE_I64,
+    VALUE_F64,
+    VALUE_TYPE_COUNT,
+};
+
+static const uint8_t value_bytes[VALUE_TYPE_COUNT] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+
+struct tensor_type {
+    uint32_t number;
+    const char *name;
+    uint32_t block; /* elements */
+    uint32_t bytes; /* of a block */
+};
+
+/* Numbers, block lengths and sizes: ggml's ggml.h and ggml-common.h. */
+static const struct tensor_type tensor_types[] = {
+    {0, "F32", 1, 4},      {1, "F16", 1, 2},      {2, "Q4_0", 32, 18},    {3, "Q4_1", 32, 20},
+    {6, "Q5_0", 32, 22},   {7, "Q5_1", 32, 24},   {8, "Q8_0", 32, 34},    {12, "Q4_K", 256, 144},
+    {13, "Q5_K", 256, 176}, {14, "Q6_K", 256, 210}, {30, "BF16", 1, 2},
+};
+
+struct entry {
+    struct gguf_string key;
+    uint32_t type;        /* enum value_type */
+    const uint8_t *value; /* for an array: its element type */
+};
+
+struct gguf {
+    const uint8_t *file;
+    uint64_t size;
+    uint64_t entry_count;
+    struct entry *entries;
+    uint64_t tensor_count;
+    struct gguf_tensor *tensors;
+    uint32_t *buckets; /* tensor index + 1 by hash of the name; open addressing */
+    uint32_t bucket_count;
+};
+
+/* ---- reading; every read is checked against the end ---- */
+
+struct cursor {
+    const uint8_t *at, *end;
+};
+
+static uint64_t left(const struct cursor *cursor)
+{
+    return (uint64_t)(cursor->end - cursor->at);
+}
+
+static bool read_bytes(struct cursor *cursor, void *value, uint64_t bytes)
+{
+    if (left(cursor) < bytes)
+        return false;
+    memcpy(value, cursor->at, bytes);
+    cursor->at += bytes;
+    return true;
+}
+
+static bool read_string(struct cursor *cursor, struct gguf_string *string)
+{
+    if (!read_bytes(cursor, &string->size, sizeof(string->size)) || left(cursor) < string->size)
+        return false;
+    string->data = (const char *)cursor->at;
+    cursor->at += string->size;
+    return true;
+}
+
+static bool skip_strings(struct cursor *cursor, uint64_t count)
+{
+    struct gguf_string string;
+    for (uint64_t i = 0; i < count; i++)
+        if (!read_string(cursor, &string))
+            return false;
+    return true;
+}
+
+/* Passes over a value whose type has been read. False: truncated, or of a type that does not exist. */
+static bool skip_value(struct cursor *cursor, uint32_t type)
+{
+    struct gguf_string string;
+    uint32_t element_type;
+    uint64_t count;
+    if (type >= VALUE_TYPE_COUNT)
+        return false;
+    if (type == VALUE_STRING)
+        return read_string(cursor, &string);
+    if (type != VALUE_ARRAY) {
+        if (left(cursor) < value_bytes[type])
+            return false;
+        cursor->at += value_bytes[type];
+        return true;
+    }
+    if (!read_bytes(cursor, &element_type, sizeof(element_type)) || !read_bytes(cursor, &count, sizeof(count)))
+        return false;
+    if (element_type == VALUE_STRING)
+        return count <= left(cursor) / 8 && skip_strings(cursor, count);
+    if (element_type >= VALUE_TYPE_COUNT || element_type == VALUE_ARRAY)
+        return false; /* arrays of arrays do not occur in model files */
+    if (count > left(cursor) / value_bytes[element_type])
+        return false;
+    cursor->at += count * value_bytes[element_type];
+    return true;
+}
+
+static bool strings_equal(const struct gguf_string *a, const char *b, uint64_t size)
+{
+    return a->size == size && memcmp(a->data, b, size) == 0;
+}
+
+static int printable(const struct gguf_string *string)
+{
+    return (int)(string->size < 100 ? string->size : 100);
+}
+
+/* ---- opening ---- */
+
+static int compare_keys(const void *a, const void *b)
+{
+    const struct gguf_string *x = &((const struct entry *)a)->key, *y = &((const struct entry *)b)->key;
+    uint64_t size = x->size < y->size ? x->size : y->size;
+    int order = memcmp(x->data, y->data, size);
+    return order != 0 ? order : (x->size > y->size) - (x->size < y->size);
+}
+
+static int read_metadata(struct gguf *gguf, struct cursor *cursor, const char *name, struct err *err)
+{
+    if (gguf->entry_count > left(cursor) / METADATA_BYTES_MIN)
+        return err_set(err, -EINVAL, "model %s: %llu metadata entries do not fit the file; it is damaged", name,
+                       (unsigned long long)gguf->entry_count);
+    gguf->entries = base_alloc(gguf->entry_count * sizeof(*gguf->entries));
+    for (uint64_t i = 0; i < gguf->entry_count; i++) {
+        struct entry *entry = &gguf->entries[i];
+        bool is_read = read_string(cursor, &entry->key) && entry->key.size <= KEY_BYTES_MAX &&
+                       read_bytes(cursor, &entry->type, sizeof(entry->type));
+        entry->value = cursor->at;
+        if (!is_read || !skip_value(cursor, entry->type))
+            return err_set(err, -EINVAL, "model %s: metadata entry %llu is truncated or of an unknown type", name,
+                           (unsigned long long)i);
+    }
+    qsort(gguf->entries, gguf->entry_count, sizeof(*gguf->entries), compare_keys);
+    for (uint64_t i = 1; i < gguf->entry_count; i++)
+        if (compare_keys(&gguf->entries[i - 1], &gguf->entries[i]) == 0)
+            return err_set(err, -EINVAL, "model %s: metadata key %.*s stands twice", name,
+                           printable(&gguf->entries[i].key), gguf->entries[i].key.data);
+    return 0;
+}
+
+static const struct tensor_type *type_of(uint32_t number)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(tensor_types); i++)
+        if (tensor_types[i].number == number)
+            return &tensor_types[i];
+    return NULL;
+}
+
+static int read_tensor(struct gguf_tensor *tensor, struct cursor *cursor, uint64_t *offset, const char *name,
+                       struct err *err)
+{
+    bool is_read = read_string(cursor, &tensor->name) && tensor->name.size < TENSOR_NAME_MAX &&
+                   read_bytes(cursor, &tensor->dims, sizeof(tensor->dims)) && tensor->dims >= 1 &&
+                   tensor->dims <= DIMS_MAX;
+    uint64_t elements = 1;
+    for (uint32_t d = 0; d < DIMS_MAX && is_read; d++) {
+        tensor->ne[d] = 1;
+        if (d < tensor->dims)
+            is_read = read_bytes(cursor, &tensor->ne[d], sizeof(tensor->ne[d])) && tensor->ne[d] > 0 &&
+                      !__builtin_mul_overflow(elements, tensor->ne[d], &elements);
+    }
+    if (!is_read || !read_bytes(cursor, &tensor->type, sizeof(tensor->type)) ||
+        !read_bytes(cursor, offset, sizeof(*offset)))
+        return err_set(err, -EINVAL, "model %s: the table of tensors is truncated or holds impossible shapes", name);
+    const struct tensor_type *type = type_of(tensor->type);
+    if (type == NULL)
+        return 0; /* whoever needs the tensor says so by name */
+    if (tensor->ne[0] % type->block != 0 || __builtin_mul_overflow(elements / type->block, type->bytes, &tensor->bytes))
+        return err_set(err, -EINVAL, "model %s: tensor %.*s: %llu columns are no whole blocks of %s", name,
+                       printable(&tensor->name), tensor->name.data, (unsigned long long)tensor->ne[0], type->name);
+    return 0;
+}
+
+static uint32_t hash_name(const char *data, uint64_t size)
+{
+    uint32_t hash = 2166136261u; /* FNV-1a */
+    for (uint64_t i = 0; i < size; i++)
+        hash = (hash ^ (uint8_t)data[i]) * 16777619u;
+    return hash;
+}
+
+static uint32_t *find_bucket(const struct gguf *gguf, const char *data, uint64_t size)
+{
+    uint32_t at = hash_name(data, size) & (gguf->bucket_count - 1);
+    while (gguf->buckets[at] != 0 && !strings_equal(&gguf->tensors[gguf->buckets[at] - 1].name, data, size))
+        at = (at + 1) & (gguf->bucket_count - 1);
+    return &gguf->buckets[at];
+}
+
+static int place_tensor(struct gguf *gguf, struct gguf_tensor *tensor, uint64_t data_start, uint64_t alignment,
+                        uint64_t offset, const char *name, struct err *err)
+{
+    uint64_t room = gguf->size - data_start;
+    if (offset % alignment != 0 || offset > room || tensor->bytes > room - offset)
+        return err_set(err, -EINVAL, "model %s: tensor %.*s lies outside the file; is the download complete?", name,
+                       printable(&tensor->name), tensor->name.data);
+    if (type_of(tensor->type) != NULL)
+        tensor->data = gguf->file + data_start + offset;
+    uint32_t *bucket = find_bucket(gguf, tensor->name.data, tensor->name.size);
+    if (*bucket != 0)
+        return err_set(err, -EINVAL, "model %s: tensor %.*s stands twice", name, printable(&tensor->name),
+                       tensor->name.data);
+    *bucket = (uint32_t)(tensor - gguf->tensors) + 1;
+    return 0;
+}
+
+static int read_tensors(struct gguf *gguf, struct cursor *cursor, const char *name, struct err *err)
+{
+    if (gguf->tensor_count > left(cursor) / TENSOR_BYTES_MIN || gguf->tensor_count > UINT32_MAX / 4)
+        return err_set(err, -EINVAL, "model %s: %llu tensors do not fit the file; it is damaged", name,
+                       (unsigned long long)gguf->tensor_count);
+    gguf->tensors = base_alloc(gguf->tensor_count * sizeof(*gguf->tensors));
+    uint64_t *offsets = base_alloc(gguf->tensor_count * sizeof(*offsets));
+    gguf->bucket_count = 1;
+    while (gguf->bucket_count < 2 * gguf->tensor_count)
+        gguf->bucket_count *= 2;
+    gguf->buckets = base_alloc(gguf->bucket_count * sizeof(*gguf->buckets));
+    int ret = 0;
+    for (uint64_t i = 0; i < gguf->tensor_count && ret == 0; i++)
+        ret = read_tensor(&gguf->tensors[i], cursor, &offsets[i], name, err);
+    uint64_t alignment = ALIGNMENT_STANDARD;
+    gguf_get_u64(gguf, "general.alignment", &alignment);
+    if (ret == 0 && (alignment == 0 || alignment > 1u << 20 || (alignment & (alignment - 1)) != 0))
+        ret = err_set(err, -EINVAL, "model %s: general.alignment is %llu: must be a power of two", name,
+                      (unsigned long long)alignment);
+    uint64_t data_start = 0;
+    if (ret == 0) {
+        data_start = align_up_u64((uint64_t)(cursor->at - gguf->file), alignment);
+        if (data_start > gguf->size)
+            data_start = gguf->size;
+    }
+    for (uint64_t i = 0; i < gguf->tensor_count && ret == 0; i++)
+        ret = place_tensor(gguf, &gguf->tensors[i], data_start, alignment, offsets[i], name, err);
+    free(offsets);
+    return ret;
+}
+
+static int read_file(struct gguf *gguf, const char *name, struct err *err)
+{
+    struct cursor cursor = {gguf->file, gguf->file + gguf->size};
+    uint32_t magic = 0, version = 0;
+    if (!read_bytes(&cursor, &magic, sizeof(magic)) || magic != GGUF_MAGIC)
+        return err_set(err, -EINVAL, "model %s: this is no GGUF file", name);
+    if (!read_bytes(&cursor, &version, sizeof(version)))
+        return err_set(err, -EINVAL, "model %s: truncated after its first bytes", name);
+    if (version != 2 && version != 3) {
+        if (__builtin_bswap32(version) == 2 || __builtin_bswap32(version) == 3)
+            return err_set(err, -ENOTSUP, "model %s: a big-endian GGUF file; convert it to little-endian", name);
+        return err_set(err, -ENOTSUP, "model %s: GGUF version %u; versions 2 and 3 are read", name, version);
+    }
+    if (!read_bytes(&cursor, &gguf->tensor_count, sizeof(gguf->tensor_count)) ||
+        !read_bytes(&cursor, &gguf->entry_count, sizeof(gguf->entry_count)))
+        return err_set(err, -EINVAL, "model %s: truncated after its first bytes", name);
+    int ret = read_metadata(gguf, &cursor, name, err);
+    return ret ? ret : read_tensors(gguf, &cursor, name, err);
+}
+
+int gguf_open_fd(struct gguf **out, int fd, const char *name, struct err *err)
+{
+    struct stat stat;
+    if (fstat(fd, &stat) != 0)
+        return err_set(err, -errno, "model %s: %s", name, strerror(errno));
+    if (!S_ISREG(stat.st_mode))
+        return err_set(err, -EINVAL, "model %s: this is no regular file", name);
+    if (stat.st_size == 0)
+        return err_set(err, -EINVAL, "model %s: the file is empty", name);
+    struct gguf *gguf = base_alloc(sizeof(*gguf));
+    gguf->size = (uint64_t)stat.st_size;
+    void *file = mmap(NULL, gguf->size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (file == MAP_FAILED) {
+        int ret = err_set(err, -errno, "model %s: cannot map it: %s", name, strerror(errno));
+        free(gguf);
+        return ret;
+    }
+    gguf->file = file;
+    int ret = read_file(gguf, name, err);
+    if (ret != 0)
+        gguf_close(gguf);
+    else
+        *out = gguf;
+    return ret;
+}
+
+int gguf_open(struct gguf **gguf, const char *path, struct err *err)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block: it is refused */
+    if (fd < 0)
+        return err_set(err, -errno, "model %s: cannot open it: %s", path, strerror(errno));
+    int ret = gguf_open_fd(gguf, fd, path, err);
+    close(fd);
+    return ret;
+}
+
+void gguf_close(struct gguf *gguf)
+{
+    munmap((void *)(uintptr_t)gguf->file, gguf->size);
+    free(gguf->entries);
+    free(gguf->tensors);
+    free(gguf->buckets);
+    free(gguf);
+}
+
+/* ---- looking things up ---- */
+
+static const struct entry *find_entry(const struct gguf *gguf, const char *key)
+{
+    const struct entry wanted = {.key = {.data = key, .size = strlen(key)}};
+    if (gguf->entry_count == 0)
+        return NULL;
+    return bsearch(&wanted, gguf->entries, gguf->entry_count, sizeof(wanted), compare_keys);
+}
+
+bool gguf_get_string(const struct gguf *gguf, const char *key, struct gguf_string *value)
+{
+    const struct entry *entry = find_entry(gguf, key);
+    if (entry == NULL || entry->type != VALUE_STRING)
+        return false;
+    struct cursor cursor = {entry->value, gguf->file + gguf->size};
+    return read_string(&cursor, value);
+}
+
+/* An integer of any width; false for a float, a string, an array. */
+static bool integer_at(uint32_t type, const uint8_t *at, int64_t *value)
+{
+    union {
+        uint8_t u8;
+        int8_t i8;
+        uint16_t u16;
+        int16_t i16;
+        uint32_t u32;
+        int32_t i32;
+        uint64_t u64;
+        int64_t i64;
+    } any = {0};
+    if (type >= VALUE_TYPE_COUNT || type == VALUE_STRING || type == VALUE_ARRAY || type == VALUE_F32 ||
+        type == VALUE_F64)
+        return false;
+    memcpy(&any, at, value_bytes[type]);
+    switch (type) {
+    case VALUE_U8:
+    case VALUE_BOOL:
+        *value = any.u8;
+        break;
+    case VALUE_I8:
+        *value = any.i8;
+        break;
+    case VALUE_U16:
+        *value = any.u16;
+        break;
+    case VALUE_I16:
+        *value = any.i16;
+        break;
+    case VALUE_U32:
+        *value = any.u32;
+        break;
+    case VALUE_I32:
+        *value = any.i32;
+        break;
+    default:
+        *value = any.i64;
+        return type == VALUE_I64 || any.i64 >= 0;
+    }
+    return true;
+}
+
+static bool float_at(uint32_t type, const uint8_t *at, double *value)
+{
+    if (type == VALUE_F32) {
+        float single;
+        memcpy(&single, at, sizeof(single));
+        *value = single;
+        return true;
+    }
+    if (type == VALUE_F64) {
+        memcpy(value, at, sizeof(*value));
+        return true;
+    }
+    int64_t integer;
+    if (!integer_at(type, at, &integer))
+        return false;
+    *value = (double)integer;
+    return true;
+}
+
+bool gguf_get_u64(const struct gguf *gguf, const char *key, uint64_t *value)
+{
+    const struct entry *entry = find_entry(gguf, key);
+    int64_t integer;
+    if (entry == NULL || entry->type == VALUE_BOOL || !integer_at(entry->type, entry->value, &integer) || integer < 0)
+        return false;
+    *value = (uint64_t)integer;
+    return true;
+}
+
+bool gguf_get_f64(const struct gguf *gguf, const char *key, double *value)
+{
+    const struct entry *entry = find_entry(gguf, key);
+    return entry != NULL && entry->type != VALUE_BOOL && float_at(entry->type, entry->value, value);
+}
+
+bool gguf_get_bool(const struct gguf *gguf, const char *key, bool *value)
+{
+    const struct entry *entry = find_entry(gguf, key);
+    if (entry == NULL || entry->type != VALUE_BOOL)
+        return false;
+    *value = *entry->value != 0;
+    return true;
+}
+
+bool gguf_get_array(const struct gguf *gguf, const char *key, struct gguf_array *array)
+{
+    const struct entry *entry = find_entry(gguf, key);
+    if (entry == NULL || entry->type != VALUE_ARRAY)
+        return false;
+    memcpy(&array->element_type, entry->value, sizeof(array->element_type));
+    memcpy(&array->count, entry->value + sizeof(array->element_type), sizeof(array->count));
+    array->data = entry->value + sizeof(array->element_type) + sizeof(array->count);
+    return true;
+}
+
+bool gguf_array_next_string(const struct gguf_array *array, uint64_t *cursor, struct gguf_string *value)
+{
+    /* The cursor is the index of the next string in its upper 24 bits and that string's offset in the lower 40. */
+    check(array->element_type == VALUE_STRING);
+    uint64_t index = *cursor >> 40, offset = *cursor & ((1ull << 40) - 1);
+    if (index >= array->count)
+        return false;
+    memcpy(&value->size, array->data + offset, sizeof(value->size)); /* checked when the file was opened */
+    value->data = (const char *)array->data + offset + sizeof(value->size);
+    *cursor = (index + 1) << 40 | (offset + sizeof(value->size) + value->size);
+    return true;
+}
+
+int64_t gguf_array_i64(const struct gguf_array *array, uint64_t index)
+{
+    check(index < array->count);
+    int64_t value = 0;
+    check(integer_at(array->element_type, array->data + index * value_bytes[array->element_type], &value));
+    return value;
+}
+
+double gguf_array_f64(const struct gguf_array *array, uint64_t index)
+{
+    check(index < array->count);
+    double value = 0;
+    check(float_at(array->element_type, array->data + index * value_bytes[array->element_type], &value));
+    return value;
+}
+
+bool gguf_metadata(const struct gguf *gguf, uint64_t index, struct gguf_string *key, uint32_t *type)
+{
+    if (index >= gguf->entry_count)
+        return false;
+    *key = gguf->entries[index].key;
+    *type = gguf->entries[index].type;
+    return true;
+}
+
+uint64_t gguf_tensor_count(const struct gguf *gguf)
+{
+    return gguf->tensor_count;
+}
+
+const struct gguf_tensor *gguf_tensor_at(const struct gguf *gguf, uint64_t index)
+{
+    check(index < gguf->tensor_count);
+    return &gguf->tensors[index];
+}
+
+const struct gguf_tensor *gguf_tensor_find(const struct gguf *gguf, const char *name)
+{
+    uint32_t bucket = *find_bucket(gguf, name, strlen(name));
+    return bucket != 0 ? &gguf->tensors[bucket - 1] : NULL;
+}
+
+const char *gguf_type_name(uint32_t type)
+{
+    static char unknown[32];
+    const struct tensor_type *known = type_of(type);
+    if (known != NULL)
+        return known->name;
+    snprintf(unknown, sizeof(unknown), "type %u", type);
+    return unknown;
+}

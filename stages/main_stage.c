@@ -1,0 +1,89 @@
+/* evenflow-stage: one stage of the pipeline. Started by the supervisor, with one socket to be born from. */
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ipc/arena.h"
+#include "ipc/log.h"
+#include "stages/stage.h"
+
+/* The descriptor after --birth, or -1. */
+static int birth_socket(int argc, char **argv)
+{
+    if (argc != 3 || strcmp(argv[1], "--birth") != 0)
+        return -1;
+    char *end;
+    long fd = strtol(argv[2], &end, 10);
+    return *end == '\0' && end != argv[2] && fd >= 0 && fd < 1 << 20 ? (int)fd : -1;
+}
+
+/* Stage i on the i-th core that this process may use. */
+static void pin(uint32_t index)
+{
+    cpu_set_t allowed, one;
+    CPU_ZERO(&one);
+    if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
+        return;
+    for (int core = 0; core < CPU_SETSIZE; core++) {
+        if (!CPU_ISSET(core, &allowed) || index-- > 0)
+            continue;
+        CPU_SET(core, &one);
+        if (sched_setaffinity(0, sizeof(one), &one) != 0)
+            log_warn("cannot be pinned to core %d", core);
+        return;
+    }
+}
+
+static int fail(const struct err *err)
+{
+    log_error("%s", err->text);
+    return 1;
+}
+
+int main(int argc, char **argv)
+{
+    static struct arena arena;
+    static struct stage stage;
+    static char name[32] = "evenflow-stage";
+    struct err err = {0};
+
+    int socket = birth_socket(argc, argv);
+    if (socket < 0) {
+        fprintf(stderr, "usage: evenflow-stage --birth FD   (it is started by evenflow serve)\n");
+        return 2;
+    }
+    log_open(name, LOG_INFO);
+    if (arena_inherit(&arena, socket, &err) < 0)
+        return fail(&err);
+    snprintf(name, sizeof(name), "evenflow-stage[%u]", arena.index);
+    log_open(name, (enum log_level)arena.plan->log_level);
+
+    if (arena.plan->pin)
+        pin(arena.index);
+    const struct kernels *kernels = kernels_pick(arena.plan->isa);
+    if (kernels == NULL) {
+        log_error("instruction path \"%s\" is not one of this processor", arena.plan->isa);
+        return 1;
+    }
+    kernels_thread_init();
+
+    struct gguf *gguf;
+    if (gguf_open_fd(&gguf, arena.model, arena.plan->model_path, &err) < 0 ||
+        stage_init(&stage, &arena, kernels, gguf, &err) < 0)
+        return fail(&err);
+    gguf_close(gguf);
+    close(arena.model);
+    base_seal();
+    arena_set_state(&arena, PROCESS_READY);
+
+    while (arena_command(&arena) != COMMAND_STOP) {
+        int done = stage_do_work(&stage);
+        if (done < 0)
+            return 1;
+        if (done == 0)
+            stage_wait(&stage);
+    }
+    return 0;
+}

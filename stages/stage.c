@@ -1,0 +1,280 @@
+#include "stages/stage.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "ipc/clock.h"
+#include "ipc/log.h"
+#include "ipc/shm.h"
+#include "ipc/steps.h"
+
+/* ---- start ---- */
+
+static int check_plan(const struct stage *stage, struct err *err)
+{
+    const struct plan *plan = stage->arena->plan;
+    const struct model_desc *desc = &stage->desc;
+    const struct plan_slice *slice = &plan->slices[stage->index];
+    if (desc->layers != plan->layers || desc->width != plan->width || desc->heads != plan->heads ||
+        desc->kv_heads != plan->kv_heads || desc->head_dim != plan->head_dim || desc->vocab_size != plan->vocab_size)
+        return err_set(err, -EPROTO, "the model file is not the one that the plan was made for; was it replaced?");
+    if (slice->first_layer >= desc->layers || slice->layer_count == 0 ||
+        slice->layer_count > desc->layers - slice->first_layer || (stage->index == 0) != (slice->first_layer == 0) ||
+        (stage->index + 1 == plan->stage_count) != (slice->first_layer + slice->layer_count == desc->layers))
+        return err_set(err, -EPROTO, "stage %u of %u: layers %u + %u of %u do not fit", stage->index, plan->stage_count,
+                       slice->first_layer, slice->layer_count, desc->layers);
+    if (slice->weights_bytes != model_slice_bytes(desc, slice->first_layer, slice->layer_count) ||
+        plan->kv_block_bytes != kv_block_bytes(desc->kv_heads, desc->head_dim, plan->block_size))
+        return err_set(err, -EPROTO, "stage %u: the plan's sizes are not this build's; mixed builds?", stage->index);
+    return 0;
+}
+
+/* Packs the weights, then gives up the right to write them, for good and for everybody. */
+static int load_weights(struct stage *stage, struct arena *arena, const struct gguf *gguf, struct err *err)
+{
+    const struct plan_slice *slice = &arena->plan->slices[stage->index];
+    uint32_t region = REGION_WEIGHTS + stage->index;
+    size_t bytes = arena->layout.region_bytes[region];
+    int ret = model_load(&stage->slice, &stage->desc, slice->first_layer, slice->layer_count, arena->regions[region],
+                         gguf, err);
+    if (ret < 0)
+        return ret;
+    model_unbind(&stage->slice);
+    munmap(arena->regions[region], bytes);
+    arena->regions[region] = NULL;
+    ret = shm_seal(arena->weights, err);
+    if (ret < 0)
+        return ret;
+    arena->regions[region] = shm_map(arena->weights, bytes, SHM_READ | SHM_POPULATE, "weights", err);
+    if (arena->regions[region] == NULL)
+        return -ENOMEM;
+    close(arena->weights);
+    arena->weights = -1;
+    return 0;
+}
+
+int stage_init(struct stage *stage, struct arena *arena, const struct kernels *kernels, const struct gguf *gguf,
+               struct err *err)
+{
+    const struct plan *plan = arena->plan;
+    const struct layout *layout = &arena->layout;
+    *stage = (struct stage){.arena = arena, .index = arena->index};
+    int ret = model_describe(&stage->desc, gguf, err);
+    if (ret == 0)
+        ret = check_plan(stage, err);
+    if (ret == 0 && arena->weights >= 0)
+        ret = load_weights(stage, arena, gguf, err);
+    if (ret < 0)
+        return ret;
+    const struct plan_slice *slice = &plan->slices[stage->index];
+    model_bind(&stage->slice, &stage->desc, slice->first_layer, slice->layer_count,
+               arena->regions[REGION_WEIGHTS + stage->index]);
+    const struct forward_limits limits = {.positions_max = plan->max_model_len, .block_size = plan->block_size};
+    forward_init(&stage->forward, kernels, &stage->desc, &stage->slice, &limits,
+                 arena->regions[REGION_KV + stage->index]);
+
+    stage->rows = base_alloc(layout->step_rows_max * sizeof(*stage->rows));
+    stage->tokens = base_alloc(layout->step_tokens_max * sizeof(*stage->tokens));
+    stage->blocks = base_alloc(layout->step_blocks_max * sizeof(*stage->blocks));
+    stage->process = arena_process(arena, ROLE_STAGE, stage->index);
+    stage->bell = arena_bell(arena);
+    if (stage->index > 0)
+        arena_ring_stage_consumer(arena, stage->index - 1, &stage->in);
+    arena_ring_stage_producer(arena, stage->index, &stage->out);
+    stage->next =
+        stage->slice.is_last ? arena_pull(arena, ROLE_SCHED, 0) : arena_pull(arena, ROLE_STAGE, stage->index + 1);
+    return 0;
+}
+
+void stage_free(struct stage *stage)
+{
+    forward_free(&stage->forward);
+    model_unbind(&stage->slice);
+    free(stage->rows);
+    free(stage->tokens);
+    free(stage->blocks);
+    *stage = (struct stage){0};
+}
+
+/* ---- the record ---- */
+
+#define ROW_FLAGS_KNOWN (ROW_SAMPLE | ROW_SCORE | ROW_LOGITS_HASH | ROW_LOGPROB)
+
+/* NULL, or what is wrong with a row. token_first: where its tokens must start. */
+static const char *row_fault(const struct stage *stage, const struct row_shm *row, uint32_t token_first)
+{
+    const struct plan *plan = stage->arena->plan;
+    uint32_t tokens_left = stage->step.token_count - token_first;
+    if (row->source_step != 0)
+        return "its token is to come from another step";
+    if (row->token_first != token_first)
+        return "its tokens do not follow those of the row before";
+    if (row->token_count == 0 || row->token_count > tokens_left)
+        return "token count out of bounds";
+    if (row->first_pos >= plan->max_model_len || row->token_count > plan->max_model_len - row->first_pos)
+        return "positions beyond max_model_len";
+    if (row->block_first > stage->block_count || row->block_count > stage->block_count - row->block_first)
+        return "blocks out of bounds";
+    if ((uint64_t)row->block_count * plan->block_size < (uint64_t)row->first_pos + row->token_count)
+        return "blocks do not hold its positions";
+    for (uint32_t i = 0; i < row->block_count; i++)
+        if (stage->blocks[row->block_first + i] >= plan->num_blocks)
+            return "block number out of bounds";
+    if (row->flags & ~(uint32_t)ROW_FLAGS_KNOWN || (row->flags & ROW_SAMPLE && row->flags & ROW_SCORE))
+        return "flags out of bounds";
+    if (row->result_first > stage->result_count || row->result_count > stage->result_count - row->result_first)
+        return "results out of bounds";
+    bool is_count_right = row->flags & ROW_SAMPLE ? row->result_count == 1
+                          : row->flags & ROW_SCORE
+                              ? row->result_count == row->token_count || row->result_count == row->token_count - 1
+                              : row->result_count == 0;
+    if (!is_count_right)
+        return "result count out of bounds";
+    if (row->flags & ROW_SCORE && row->result_count == row->token_count && row->score_next >= plan->vocab_size)
+        return "scored token out of bounds";
+    return NULL;
+}
+
+/* Copies the record out of shared memory and checks every field of the copy. */
+static int take_record(struct stage *stage, uint64_t number)
+{
+    const struct arena *arena = stage->arena;
+    const struct layout *layout = &arena->layout;
+    const struct step_shm *record = arena_step(arena, number);
+    struct forward_step step = {.rows = stage->rows,
+                                .row_count = record->row_count,
+                                .tokens = stage->tokens,
+                                .token_count = record->token_count,
+                                .blocks = stage->blocks};
+    stage->step = step;
+    stage->block_count = record->block_count;
+    stage->result_count = record->result_count;
+    if (record->step != number || stage->step.row_count > layout->step_rows_max ||
+        stage->step.token_count > layout->step_tokens_max || stage->block_count > layout->step_blocks_max ||
+        stage->result_count > layout->step_results_max) {
+        log_error("step %" PRIu64 ": its record is out of bounds", number);
+        return -EPROTO;
+    }
+    memcpy(stage->rows, arena_step_rows(arena, record), stage->step.row_count * sizeof(*stage->rows));
+    memcpy(stage->tokens, arena_step_tokens(arena, record), stage->step.token_count * sizeof(*stage->tokens));
+    memcpy(stage->blocks, arena_step_blocks(arena, record), stage->block_count * sizeof(*stage->blocks));
+
+    uint32_t token_first = 0;
+    for (uint32_t i = 0; i < stage->step.row_count; i++) {
+        const char *fault = row_fault(stage, &stage->rows[i], token_first);
+        if (fault != NULL) {
+            log_error("step %" PRIu64 ", row %u: %s", number, i, fault);
+            return -EPROTO;
+        }
+        token_first += stage->rows[i].token_count;
+    }
+    if (token_first != stage->step.token_count) {
+        log_error("step %" PRIu64 ": tokens that belong to no row", number);
+        return -EPROTO;
+    }
+    for (uint32_t i = 0; i < stage->step.token_count; i++) {
+        if (stage->tokens[i] >= arena->plan->vocab_size) {
+            log_error("step %" PRIu64 ", token %u: not in the vocabulary", number, i);
+            return -EPROTO;
+        }
+    }
+    return 0;
+}
+
+/* ---- work ---- */
+
+/* The message that announces the input of step `number`: 1 when it is there, 0 when not yet, -errno when the ring holds
+ * something else. */
+static int find_input(struct stage *stage, uint64_t number, struct msg_step *message)
+{
+    while (ring_peek(&stage->in, message) == RING_OK) {
+        if (message->step == number)
+            return 1;
+        if (message->step > number) {
+            log_error("step %" PRIu64 ": the stage before is at %" PRIu64 " already", number, message->step);
+            return -EPROTO;
+        }
+        ring_release(&stage->in); /* a predecessor computed it and died before it let go of the input */
+    }
+    return 0;
+}
+
+int stage_do_work(struct stage *stage)
+{
+    const struct arena *arena = stage->arena;
+    uint64_t number = stage->out.next + 1;
+    struct msg_step message = {0};
+    if (stage->index > 0) {
+        int ret = find_input(stage, number, &message);
+        if (ret <= 0)
+            return ret;
+    }
+    if (!step_is_published(arena, number)) {
+        if (stage->index == 0)
+            return 0;
+        log_error("step %" PRIu64 ": activations came without a record", number);
+        return -EPROTO;
+    }
+    int ret = take_record(stage, number);
+    if (ret == 0 && stage->index > 0 && message.count != stage->step.token_count) {
+        log_error("step %" PRIu64 ": activations of %u tokens, %u expected", number, message.count,
+                  stage->step.token_count);
+        ret = -EPROTO;
+    }
+    if (ret < 0)
+        return ret;
+
+    uint64_t begin_ns = clock_ns();
+    forward_run(&stage->forward, &stage->step,
+                stage->index == 0 ? NULL : arena_activations(arena, stage->index - 1, number),
+                stage->slice.is_last ? NULL : arena_activations(arena, stage->index, number),
+                stage->slice.is_last ? arena_results(arena, number) : NULL);
+    uint64_t busy_ns = clock_ns() - begin_ns;
+
+    message = (struct msg_step){.step = number,
+                                .count = stage->slice.is_last ? stage->result_count : stage->step.token_count,
+                                .epoch = arena->epoch,
+                                .busy_ns = busy_ns};
+    if (ring_push(&stage->out, &message) != RING_OK) {
+        log_error("step %" PRIu64 ": the ring is full: more steps in flight than the window", number);
+        return -EPROTO;
+    }
+    if (stage->index > 0)
+        ring_release(&stage->in);
+    bell_ring(&stage->next);
+    counter_add(stage->process, COUNTER_STAGE_STEPS, 1);
+    counter_add(stage->process, COUNTER_STAGE_TOKENS, stage->step.token_count);
+    counter_add(stage->process, COUNTER_STAGE_BUSY_NS, busy_ns);
+    progress_add(stage->process, 1);
+    stage->idle_since_ns = 0;
+    return 1;
+}
+
+static bool has_work(const struct stage *stage)
+{
+    return stage->index == 0 ? step_is_published(stage->arena, stage->out.next + 1) : !ring_is_empty(&stage->in);
+}
+
+void stage_wait(struct stage *stage)
+{
+    uint32_t spin_ns = stage->arena->plan->spin_ns;
+    if (spin_ns > 0) {
+        uint64_t now_ns = clock_ns();
+        if (stage->idle_since_ns == 0)
+            stage->idle_since_ns = now_ns;
+        if (now_ns - stage->idle_since_ns < spin_ns) {
+            __builtin_ia32_pause();
+            return;
+        }
+    }
+    bell_announce(&stage->bell);
+    if (has_work(stage) || arena_command(stage->arena) == COMMAND_STOP)
+        bell_retract(&stage->bell);
+    else
+        bell_wait(&stage->bell);
+    stage->idle_since_ns = 0;
+}

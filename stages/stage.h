@@ -1,0 +1,66 @@
+/* stage.h - one stage of the pipeline: takes steps in order, computes its slice, hands the result on.
+ *
+ * Used by: evenflow-stage, tests (in plain memory).   Owns: its copies of a step record and what forward.h owns.
+ * Blocks: stage_wait() only.
+ *
+ *   step table (sched) ──record──► every stage
+ *   stage i-1: activations ──► read in place ── forward ──► written in place: activations (or results of the last)
+ *              ring ──msg_step──► stage i ──msg_step──► stage i+1, or sched
+ *
+ * Steps are numbered from 1 without gaps and every stage publishes each exactly once, so message k of its ring (from 0)
+ * is step k + 1: the ring itself says which step is next, in the first life and in every later one. Order within a step:
+ * write KV, write output, push the message, release the input. Whoever dies in between leaves either the input or
+ * the message, and computing a step again writes the same bits.
+ */
+#ifndef EVENFLOW_STAGE_H
+#define EVENFLOW_STAGE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ipc/arena.h"
+#include "ipc/bell.h"
+#include "ipc/ring.h"
+#include "stages/forward.h"
+#include "stages/gguf.h"
+#include "stages/model.h"
+
+struct stage {
+    const struct arena *arena;
+    uint32_t index;
+    struct model_desc desc;
+    struct model_slice slice;
+    struct forward forward;
+    struct ring_consumer in; /* not in stage 0, which looks at the step table */
+    struct ring_producer out;
+    struct bell bell;
+    struct bell_pull next; /* the next stage, or sched */
+    struct process_shm *process;
+    uint64_t idle_since_ns; /* 0: not idle */
+
+    /* The record of the step at hand: copied once, checked, then used. */
+    struct forward_step step;
+    uint32_t block_count;
+    uint32_t result_count;
+    struct row_shm *rows; /* (step_rows_max) */
+    uint32_t *tokens;     /* (step_tokens_max) */
+    uint32_t *blocks;     /* (step_blocks_max) */
+};
+
+/* Checks the model against the plan and takes all memory. Weights: when arena->weights is a descriptor, they are packed
+ * into the weights region, which is then sealed against writing and mapped read-only; else they are there already.
+ * The file may be closed afterwards. 0, or -errno with err. */
+int stage_init(struct stage *stage, struct arena *arena, const struct kernels *kernels, const struct gguf *gguf,
+               struct err *err);
+
+/* One step, if there is one: 1 when it computed, 0 when there is nothing to do, -errno when a record or a message is
+ * not what it can be (logged). */
+int stage_do_work(struct stage *stage);
+
+/* After a 0 of stage_do_work(): looks again for the plan's spin time (returning each time), then sleeps until its bell is rung. */
+void stage_wait(struct stage *stage);
+
+/* Gives everything back. For tests. */
+void stage_free(struct stage *stage);
+
+#endif

@@ -1,0 +1,136 @@
+#include "tests/engine.h"
+
+#include <criterion/criterion.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+const char *engine_model_path(void)
+{
+    const char *given = getenv("EVENFLOW_TEST_MODEL");
+    const char *path = given != NULL ? given : "models/SmolLM2-135M-Instruct.Q4_1.gguf";
+    cr_assert_eq(access(path, R_OK), 0, "%s is not there; run: make model", path);
+    return path;
+}
+
+void engine_start_model(struct own_engine *engine, const char *options, const char *model_path)
+{
+    const char *build = getenv("EVENFLOW_BUILD");
+    char directory[512], program_dir[600];
+    cr_assert_not_null(getcwd(directory, sizeof(directory)));
+    snprintf(program_dir, sizeof(program_dir), "%s/%s/bin", directory, build != NULL ? build : "build");
+    setenv("EVENFLOW_PROGRAM_DIR", program_dir, 1);
+
+    char text[1024], *argv[64], *positional[64];
+    int argc = 0, positional_count;
+    snprintf(text, sizeof(text), "--log-level warn %s", options);
+    for (char *word = strtok(text, " "); word != NULL; word = strtok(NULL, " "))
+        argv[argc++] = word;
+    struct config config;
+    struct err err;
+    int ret = options_parse(&config_table, &config, argc, argv, positional, &positional_count, &err);
+    cr_assert_eq(ret, 0, "%s", err.text);
+    ret = own_engine_start(engine, &config, model_path, &err);
+    cr_assert_eq(ret, 0, "%s", err.text);
+}
+
+void engine_start(struct own_engine *engine, const char *options)
+{
+    engine_start_model(engine, options, engine_model_path());
+}
+
+static json_t *call_engine(const struct own_engine *engine, struct client_call *call, int *status)
+{
+    client_run(engine->socket, call, 1, 1);
+    if (status != NULL)
+        *status = call->status;
+    json_t *answer = call->answer != NULL ? json_loadb(call->answer, call->answer_size, 0, NULL) : NULL;
+    client_call_free(call);
+    return answer;
+}
+
+json_t *engine_get(const struct own_engine *engine, const char *path, int *status)
+{
+    struct client_call call = {.method = "GET", .path = path};
+    return call_engine(engine, &call, status);
+}
+
+json_t *engine_post(const struct own_engine *engine, const char *path, const char *body, int *status)
+{
+    struct client_call call = {.method = "POST", .path = path, .body = body, .body_size = strlen(body)};
+    return call_engine(engine, &call, status);
+}
+
+uint64_t engine_metric(const struct own_engine *engine, const char *name)
+{
+    struct client_call call = {.method = "GET", .path = "/metrics"};
+    client_run(engine->socket, &call, 1, 1);
+    cr_assert_eq(call.status, 200, "%s", call.err.text);
+    uint64_t sum = 0;
+    bool is_there = false;
+    for (char *line = strtok(call.answer, "\n"); line != NULL; line = strtok(NULL, "\n")) {
+        size_t length = strcspn(line, "{ ");
+        if (length == strlen(name) && strncmp(line, name, length) == 0) {
+            sum += strtoull(strrchr(line, ' '), NULL, 10);
+            is_there = true;
+        }
+    }
+    cr_assert(is_there, "/metrics has no %s", name);
+    client_call_free(&call);
+    return sum;
+}
+
+static void take_completion(struct completion *completion, const struct client_call *call, size_t index)
+{
+    cr_assert_eq(call->status, 200, "request %zu: %s %s", index, call->err.text, call->answer ? call->answer : "");
+    json_t *answer = json_loadb(call->answer, call->answer_size, 0, NULL);
+    json_t *choice = json_array_get(json_object_get(answer, "choices"), 0);
+    json_t *tokens = json_object_get(choice, "token_ids");
+    json_t *hashes = json_object_get(choice, "logits_hash");
+    cr_assert(json_is_array(tokens), "%s", call->answer);
+    completion->count = (uint32_t)json_array_size(tokens);
+    cr_assert_leq(completion->count, ARRAY_COUNT(completion->tokens));
+    for (uint32_t i = 0; i < completion->count; i++) {
+        completion->tokens[i] = (uint32_t)json_integer_value(json_array_get(tokens, i));
+        const char *hash = json_string_value(json_array_get(hashes, i));
+        if (hash != NULL)
+            completion->hashes[i] = strtoull(hash, NULL, 16);
+    }
+    const char *text = json_string_value(json_object_get(choice, "text"));
+    const char *reason = json_string_value(json_object_get(choice, "finish_reason"));
+    snprintf(completion->text, sizeof(completion->text), "%s", text ? text : "");
+    snprintf(completion->finish_reason, sizeof(completion->finish_reason), "%s", reason ? reason : "");
+    json_decref(answer);
+}
+
+void engine_complete(const struct own_engine *engine, char **bodies, size_t count, size_t concurrency,
+                     struct completion *completions)
+{
+    struct client_call *calls = base_alloc(count * sizeof(*calls));
+    for (size_t i = 0; i < count; i++)
+        calls[i] = (struct client_call){
+            .method = "POST", .path = "/v1/completions", .body = bodies[i], .body_size = strlen(bodies[i])};
+    client_run(engine->socket, calls, count, concurrency);
+    for (size_t i = 0; i < count; i++) {
+        take_completion(&completions[i], &calls[i], i);
+        client_call_free(&calls[i]);
+    }
+    free(calls);
+}
+
+pid_t engine_pid(const struct own_engine *engine, const char *role, int index)
+{
+    int status;
+    json_t *answer = engine_get(engine, "/status", &status);
+    cr_assert_eq(status, 200);
+    size_t i;
+    json_t *process;
+    pid_t pid = 0;
+    json_array_foreach(json_object_get(answer, "processes"), i, process)
+        if (strcmp(json_string_value(json_object_get(process, "role")), role) == 0 &&
+            json_integer_value(json_object_get(process, "index")) == index)
+            pid = (pid_t)json_integer_value(json_object_get(process, "pid"));
+    json_decref(answer);
+    cr_assert_gt(pid, 0, "/status names no process %s %d", role, index);
+    return pid;
+}

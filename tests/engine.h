@@ -1,0 +1,41 @@
+/* engine.h - a real engine for end-to-end tests: real processes, the real small model, a private socket. */
+#ifndef EVENFLOW_TESTS_ENGINE_H
+#define EVENFLOW_TESTS_ENGINE_H
+
+#include <jansson.h>
+#include <stdint.h>
+
+#include "tools/client.h"
+#include "tools/launch.h"
+
+/* models/SmolLM2-135M-Instruct.Q4_1.gguf, or what EVENFLOW_TEST_MODEL names; a test fails when there is none. */
+const char *engine_model_path(void);
+
+/* Starts an engine with the options of `evenflow serve`, as one string separated by blanks. Fails the test if it cannot. */
+void engine_start(struct own_engine *engine, const char *options);
+void engine_start_model(struct own_engine *engine, const char *options, const char *model_path);
+
+/* GET or POST; the parsed answer (NULL when it is no JSON) and the status. */
+json_t *engine_get(const struct own_engine *engine, const char *path, int *status);
+json_t *engine_post(const struct own_engine *engine, const char *path, const char *body, int *status);
+
+/* A value of /metrics, summed over labels; fails the test when there is none. */
+uint64_t engine_metric(const struct own_engine *engine, const char *name);
+
+/* One greedy completion: what exactness is about. */
+struct completion {
+    uint32_t count;
+    uint32_t tokens[512];
+    uint64_t hashes[512];
+    char text[8192];
+    char finish_reason[32];
+};
+
+/* Runs completions of the bodies, at most `concurrency` at once; every one must be answered with 200. */
+void engine_complete(const struct own_engine *engine, char **bodies, size_t count, size_t concurrency,
+                     struct completion *completions);
+
+/* Process id of a role from /status. */
+pid_t engine_pid(const struct own_engine *engine, const char *role, int index);
+
+#endif

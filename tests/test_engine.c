@@ -1,0 +1,309 @@
+/* test_engine.c - the whole engine from outside: answers, status, aborts, leaks, the end. */
+#include <criterion/criterion.h>
+#include <dirent.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include "ipc/clock.h"
+#include "tests/engine.h"
+
+static bool is_alive(pid_t pid)
+{
+    return kill(pid, 0) == 0;
+}
+
+static uint32_t open_descriptors(pid_t pid)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
+    DIR *directory = opendir(path);
+    cr_assert_not_null(directory);
+    uint32_t count = 0;
+    while (readdir(directory) != NULL)
+        count++;
+    closedir(directory);
+    return count;
+}
+
+/* User and system time of a process, in ticks. */
+static unsigned long cpu_ticks(pid_t pid)
+{
+    char path[64], line[1024];
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    FILE *file = fopen(path, "re");
+    cr_assert_not_null(file);
+    cr_assert_not_null(fgets(line, sizeof(line), file));
+    fclose(file);
+    unsigned long user, system;
+    cr_assert_eq(sscanf(strrchr(line, ')') + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system),
+                 2);
+    return user + system;
+}
+
+static const char chat_body[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}],"
+                                "\"max_tokens\":40,\"temperature\":0}";
+
+Test(engine, answers_a_question_over_the_socket, .timeout = 120)
+{
+    struct own_engine engine;
+    engine_start(&engine, "-p 2");
+    int status;
+    json_t *answer = engine_post(&engine, "/v1/chat/completions", chat_body, &status);
+    cr_assert_eq(status, 200);
+    json_t *choice = json_array_get(json_object_get(answer, "choices"), 0);
+    const char *text = json_string_value(json_object_get(json_object_get(choice, "message"), "content"));
+    cr_assert_not_null(text);
+    cr_expect(strstr(text, "Paris") != NULL, "the answer is: %s", text);
+    json_decref(answer);
+    cr_assert_eq(own_engine_stop(&engine), 0);
+}
+
+Test(engine, shows_every_process, .timeout = 120)
+{
+    struct own_engine engine;
+    engine_start(&engine, "-p 3");
+    cr_assert_eq(engine_pid(&engine, "supervisor", 0), engine.pid);
+    engine_pid(&engine, "front", 0);
+    engine_pid(&engine, "sched", 0);
+    for (int stage = 0; stage < 3; stage++)
+        engine_pid(&engine, "stage", stage);
+    int status;
+    json_decref(engine_get(&engine, "/ready", &status));
+    cr_assert_eq(status, 200);
+    cr_assert_eq(own_engine_stop(&engine), 0);
+}
+
+Test(engine, refuses_wrong_input_with_an_error_object, .timeout = 120)
+{
+    static const struct {
+        const char *path, *body, *param;
+        int status;
+    } cases[] = {
+        {"/v1/completions", "{", "", 400},
+        {"/v1/completions", "[]", "", 400},
+        {"/v1/completions", "{}", "prompt", 400},
+        {"/v1/completions", "{\"prompt\":7}", "prompt", 400},
+        {"/v1/completions", "{\"prompt\":[49152]}", "prompt", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":\"x\"}", "max_tokens", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":100000}", "max_tokens", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"temperature\":-1}", "temperature", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"model\":\"other\"}", "model", 404},
+        {"/v1/chat/completions", "{\"messages\":[]}", "messages", 400},
+        {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\"}]}", "messages", 400},
+        {"/v1/nothing", "{}", "", 404},
+    };
+    struct own_engine engine;
+    engine_start(&engine, "-p 1");
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        int status;
+        json_t *answer = engine_post(&engine, cases[i].path, cases[i].body, &status);
+        cr_expect_eq(status, cases[i].status, "%s %s: %d", cases[i].path, cases[i].body, status);
+        json_t *error = json_object_get(answer, "error");
+        cr_expect(json_is_string(json_object_get(error, "message")), "%s", cases[i].body);
+        const char *param = json_string_value(json_object_get(error, "param"));
+        if (cases[i].param[0] != '\0')
+            cr_expect(param != NULL && strncmp(param, cases[i].param, strlen(cases[i].param)) == 0, "%s: param is %s",
+                      cases[i].body, param);
+        json_decref(answer);
+    }
+    cr_assert_eq(own_engine_stop(&engine), 0);
+}
+
+static void count_event(struct client_call *call, void *context, const char *data, size_t size)
+{
+    (void)call;
+    (void)context;
+    (void)data;
+    (void)size;
+}
+
+struct levels {
+    uint32_t descriptors[5];
+    uint64_t blocks, request_slots, sequence_slots, prompt_pages, log_pages;
+};
+
+static void measure_levels(const struct own_engine *engine, const pid_t *pids, struct levels *levels)
+{
+    for (int i = 0; i < 5; i++)
+        levels->descriptors[i] = open_descriptors(pids[i]);
+    levels->blocks = engine_metric(engine, "evenflow_kv_blocks_free");
+    levels->request_slots = engine_metric(engine, "evenflow_request_slots_free");
+    levels->sequence_slots = engine_metric(engine, "evenflow_sequence_slots_free");
+    levels->prompt_pages = engine_metric(engine, "evenflow_prompt_pages_free");
+    levels->log_pages = engine_metric(engine, "evenflow_log_pages_free");
+}
+
+static void check_no_leak(const struct levels *before, const struct levels *after)
+{
+    for (int i = 0; i < 5; i++)
+        cr_expect_eq(before->descriptors[i], after->descriptors[i], "process %d: %u descriptors, before %u", i,
+                     after->descriptors[i], before->descriptors[i]);
+    cr_expect_eq(before->blocks, after->blocks);
+    cr_expect_eq(before->request_slots, after->request_slots);
+    cr_expect_eq(before->sequence_slots, after->sequence_slots);
+    cr_expect_eq(before->prompt_pages, after->prompt_pages);
+    cr_expect_eq(before->log_pages, after->log_pages);
+}
+
+/* Until every accepted request is drained: an abort is done when its step is back. */
+static void wait_until_quiet(const struct own_engine *engine)
+{
+    uint64_t deadline_ns = clock_ns() + 60000000000ull;
+    while (engine_metric(engine, "evenflow_requests_active") != 0 ||
+           engine_metric(engine, "evenflow_steps_in_flight") != 0)
+        cr_assert_lt(clock_ns(), deadline_ns, "requests stay active");
+}
+
+#define REQUESTS 1000u
+#define ABORTS   50u
+
+Test(engine, a_thousand_requests_and_fifty_aborts_leave_nothing_behind, .timeout = 600)
+{
+    struct own_engine engine;
+    engine_start(&engine, "-p 2");
+    const pid_t pids[5] = {engine.pid, engine_pid(&engine, "front", 0), engine_pid(&engine, "sched", 0),
+                           engine_pid(&engine, "stage", 0), engine_pid(&engine, "stage", 1)};
+    struct levels before, after;
+    measure_levels(&engine, pids, &before);
+
+    struct client_call *calls = base_alloc((REQUESTS + ABORTS) * sizeof(*calls));
+    static char bodies[REQUESTS + ABORTS][160];
+    for (uint32_t i = 0; i < REQUESTS + ABORTS; i++) {
+        bool is_abort = i % 21 == 20;
+        snprintf(bodies[i], sizeof(bodies[i]),
+                 "{\"prompt\":\"Number %u is\",\"max_tokens\":%u,\"stream\":%s,\"ignore_eos\":true}", i,
+                 is_abort ? 400 : 1 + i % 4, is_abort || i % 2 ? "true" : "false");
+        calls[i] = (struct client_call){.method = "POST",
+                                        .path = "/v1/completions",
+                                        .body = bodies[i],
+                                        .body_size = strlen(bodies[i]),
+                                        .on_event = count_event,
+                                        .abandon_after_events = is_abort ? 1 + i % 3 : 0};
+    }
+    client_run(engine.socket, calls, REQUESTS + ABORTS, 32);
+    uint32_t answered = 0, aborted = 0;
+    for (uint32_t i = 0; i < REQUESTS + ABORTS; i++) {
+        answered += calls[i].status == 200;
+        aborted += calls[i].status == 0 && calls[i].abandon_after_events != 0;
+        client_call_free(&calls[i]);
+    }
+    cr_expect_eq(answered, REQUESTS, "%u of %u were answered", answered, REQUESTS);
+    cr_expect_eq(aborted, ABORTS, "%u of %u were aborted", aborted, ABORTS);
+    wait_until_quiet(&engine);
+    measure_levels(&engine, pids, &after);
+    check_no_leak(&before, &after);
+    cr_assert_eq(own_engine_stop(&engine), 0);
+}
+
+Test(engine, takes_no_processor_time_while_idle, .timeout = 120)
+{
+    struct own_engine engine;
+    engine_start(&engine, "-p 2");
+    int status;
+    json_decref(engine_post(&engine, "/v1/chat/completions", chat_body, &status));
+    const pid_t pids[5] = {engine.pid, engine_pid(&engine, "front", 0), engine_pid(&engine, "sched", 0),
+                           engine_pid(&engine, "stage", 0), engine_pid(&engine, "stage", 1)};
+    unsigned long before = 0, after = 0;
+    for (int i = 0; i < 5; i++)
+        before += cpu_ticks(pids[i]);
+    poll(NULL, 0, 3000); /* three seconds of nothing: what is measured */
+    for (int i = 0; i < 5; i++)
+        after += cpu_ticks(pids[i]);
+    /* 1 % of one core is 3 ticks of 10 ms */
+    cr_expect_leq(after - before, 3, "%lu ticks in 3 s", after - before);
+    cr_assert_eq(own_engine_stop(&engine), 0);
+}
+
+struct stop_during_answer {
+    const struct own_engine *engine;
+    int signals;
+    bool is_sent;
+};
+
+static void stop_on_event(struct client_call *call, void *context, const char *data, size_t size)
+{
+    (void)call;
+    (void)data;
+    (void)size;
+    struct stop_during_answer *stop = context;
+    if (stop->is_sent)
+        return;
+    stop->is_sent = true;
+    for (int i = 0; i < stop->signals; i++) {
+        kill(stop->engine->pid, SIGTERM);
+        if (i + 1 < stop->signals)
+            engine_metric(stop->engine,
+                          "evenflow_requests_active"); /* a turn of the engine, so that two signals are two */
+    }
+}
+
+static struct client_call stream_long_answer(const struct own_engine *engine, struct stop_during_answer *stop)
+{
+    static const char body[] =
+        "{\"prompt\":\"Once upon a time\",\"max_tokens\":200,\"stream\":true,\"ignore_eos\":true}";
+    struct client_call call = {.method = "POST",
+                               .path = "/v1/completions",
+                               .body = body,
+                               .body_size = sizeof(body) - 1,
+                               .on_event = stop_on_event,
+                               .context = stop};
+    client_run(engine->socket, &call, 1, 1);
+    return call;
+}
+
+static int wait_for_end(const struct own_engine *engine)
+{
+    int status;
+    cr_assert_eq(waitpid(engine->pid, &status, 0), engine->pid);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+Test(engine, a_first_signal_drains_and_a_request_in_progress_is_finished, .timeout = 120)
+{
+    struct own_engine engine;
+    engine_start(&engine, "-p 2");
+    struct stop_during_answer stop = {.engine = &engine, .signals = 1};
+    struct client_call call = stream_long_answer(&engine, &stop);
+    cr_expect_eq(call.status, 200);
+    cr_expect_geq(call.event_count, 201, "%llu events", (unsigned long long)call.event_count);
+    cr_expect_eq(wait_for_end(&engine), 0);
+    cr_expect_neq(access(engine.socket, F_OK), 0, "the socket is still there");
+}
+
+Test(engine, a_second_signal_stops_at_once, .timeout = 120)
+{
+    struct own_engine engine;
+    engine_start(&engine, "-p 2");
+    struct stop_during_answer stop = {.engine = &engine, .signals = 2};
+    struct client_call call = stream_long_answer(&engine, &stop);
+    cr_expect_eq(call.status, 0);
+    cr_expect_lt(call.event_count, 200);
+    wait_for_end(&engine);
+}
+
+static void check_death_of(const char *role, int index)
+{
+    struct own_engine engine;
+    engine_start(&engine, "-p 2");
+    const pid_t pids[4] = {engine_pid(&engine, "front", 0), engine_pid(&engine, "sched", 0),
+                           engine_pid(&engine, "stage", 0), engine_pid(&engine, "stage", 1)};
+    kill(engine_pid(&engine, role, index), SIGKILL);
+    cr_expect_neq(wait_for_end(&engine), 0, "%s %d", role, index);
+    for (int i = 0; i < 4; i++)
+        cr_expect_not(is_alive(pids[i]), "process %d of 4 outlived the death of %s %d", i, role, index);
+    cr_expect_neq(access(engine.socket, F_OK), 0, "the socket is still there");
+}
+
+Test(engine, the_death_of_any_process_ends_it_with_an_error, .timeout = 120)
+{
+    check_death_of("front", 0);
+    check_death_of("sched", 0);
+    check_death_of("stage", 0);
+    check_death_of("stage", 1);
+}

@@ -1,0 +1,144 @@
+/* test_exact.c - the second promise: the same bits, whatever shares a step, however prompts are cut, whatever the
+ * number of stages and the block size, after a preemption too. On the real model, through real processes. */
+#include <criterion/criterion.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "stages/gguf.h"
+#include "tests/engine.h"
+
+#define REQUESTS 64u
+#define TOKENS   96u
+
+static struct completion truth[REQUESTS], seen[REQUESTS];
+
+/* Prompts of 3 to about 200 tokens, no two alike, some with a common beginning; greedy and sampled ones. */
+static char *make_body(uint32_t index)
+{
+    static const char *const topics[] = {
+        "the sea",           "a clock that runs backwards", "bread", "the history of bridges", "prime numbers",
+        "an old lighthouse", "rain in the mountains",       "chess"};
+    static const char *const frames[] = {"Write a short story about %s.", "Explain %s to a child, step by step:",
+                                         "The most surprising fact about %s is that", "Q: What do you know of %s?\nA:"};
+    char prompt[4096];
+    int used = snprintf(prompt, sizeof(prompt), frames[index % 4], topics[(index / 4) % 8]);
+    for (uint32_t i = 0; i < (index * 7) % 29; i++)
+        used +=
+            snprintf(prompt + used, sizeof(prompt) - (size_t)used, " Note %u: it was %u years ago.", i, index * i + 3);
+    double temperature = index % 3 == 2 ? 0.8 : 0;
+    json_t *body = json_pack("{s:s, s:i, s:f, s:f, s:i, s:b, s:b, s:b}", "prompt", prompt, "max_tokens", (int)TOKENS,
+                             "temperature", temperature, "top_p", 0.95, "seed", (int)(1000 + index), "ignore_eos", 1,
+                             "return_token_ids", 1, "return_logits_hash", 1);
+    char *text = json_dumps(body, JSON_COMPACT);
+    json_decref(body);
+    return text;
+}
+
+static void run_all(const char *options, size_t concurrency, struct completion *completions, uint64_t *preemptions)
+{
+    char *bodies[REQUESTS];
+    for (uint32_t i = 0; i < REQUESTS; i++)
+        bodies[i] = make_body(i);
+    struct own_engine engine;
+    engine_start(&engine, options);
+    engine_complete(&engine, bodies, REQUESTS, concurrency, completions);
+    *preemptions = engine_metric(&engine, "evenflow_preemptions_total");
+    cr_assert_eq(own_engine_stop(&engine), 0);
+    for (uint32_t i = 0; i < REQUESTS; i++)
+        free(bodies[i]);
+}
+
+static void compare(const char *what)
+{
+    uint64_t differing = 0;
+    for (uint32_t i = 0; i < REQUESTS; i++) {
+        cr_assert_eq(seen[i].count, TOKENS, "%s: request %u has %u tokens", what, i, seen[i].count);
+        for (uint32_t t = 0; t < TOKENS; t++)
+            differing += truth[i].tokens[t] != seen[i].tokens[t] || truth[i].hashes[t] != seen[i].hashes[t];
+    }
+    fprintf(stderr, "exact: %-66s %llu of %u tokens differ\n", what, (unsigned long long)differing, REQUESTS * TOKENS);
+    cr_expect_eq(differing, 0, "%s: %llu tokens differ", what, (unsigned long long)differing);
+}
+
+Test(exact, same_bits_whatever_the_batch_the_chunks_the_stages_and_the_blocks, .timeout = 1200)
+{
+    static const struct {
+        const char *options;
+        size_t concurrency;
+        bool must_preempt;
+    } runs[] = {
+        {"-p 2", 32, false},
+        {"-p 2 --split 7,23 --max-num-batched-tokens 16 --max-num-seqs 16", 32, false},
+        {"-p 1 --max-num-batched-tokens 8192 --no-enable-chunked-prefill", 64, false},
+        {"-p 2 --num-blocks 96 --max-num-seqs 32", 32, true},
+        {"-p 3 --block-size 8 --max-num-batched-tokens 37 --max-num-seqs 32", 20, false},
+        {"-p 5 --block-size 64 --num-blocks 40 --window 7", 32, true},
+    };
+    uint64_t preemptions;
+    run_all("-p 1", 1, truth, &preemptions); /* each alone: what the others are held against */
+    for (uint32_t i = 0; i < REQUESTS; i++)
+        cr_assert_eq(truth[i].count, TOKENS);
+    for (size_t i = 0; i < ARRAY_COUNT(runs); i++) {
+        run_all(runs[i].options, runs[i].concurrency, seen, &preemptions);
+        compare(runs[i].options);
+        if (runs[i].must_preempt) {
+            fprintf(stderr, "exact: %66s %llu preemptions\n", "", (unsigned long long)preemptions);
+            cr_expect_gt(preemptions, 0, "%s: nothing was preempted, so nothing was shown", runs[i].options);
+        }
+    }
+}
+
+/* What shows that the test above could fail: one bit of one weight is enough to change every hash. */
+Test(exact, one_flipped_bit_of_one_weight_changes_every_hash, .timeout = 300)
+{
+    char path[] = "/tmp/evenflow-flipped-XXXXXX";
+    int copy = mkstemp(path);
+    int source = open(engine_model_path(), O_RDONLY);
+    struct stat stat;
+    cr_assert_eq(fstat(source, &stat), 0);
+    cr_assert_eq(ftruncate(copy, stat.st_size), 0);
+    uint8_t *from = mmap(NULL, (size_t)stat.st_size, PROT_READ, MAP_PRIVATE, source, 0);
+    uint8_t *to = mmap(NULL, (size_t)stat.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, copy, 0);
+    memcpy(to, from, (size_t)stat.st_size);
+    struct gguf *gguf;
+    struct err err;
+    cr_assert_eq(gguf_open(&gguf, engine_model_path(), &err), 0, "%s", err.text);
+    const struct gguf_tensor *tensor = gguf_tensor_find(gguf, "blk.0.attn_v.weight");
+    cr_assert_eq(tensor->type, 3, "a Q4_1 tensor");
+    /* a nibble of the first block: behind its scale and minimum, two bytes each */
+    struct gguf_tensor where = *tensor;
+    size_t offset = SIZE_MAX;
+    for (size_t at = 0; at + 64 < (size_t)stat.st_size && offset == SIZE_MAX; at += 32)
+        if (memcmp(from + at, where.data, 64) == 0)
+            offset = at;
+    cr_assert_neq(offset, SIZE_MAX);
+    to[offset + 4] ^= 1;
+    gguf_close(gguf);
+    munmap(to, (size_t)stat.st_size);
+    close(copy);
+
+    char *body = make_body(0);
+    struct own_engine engine;
+    engine_start(&engine, "-p 2");
+    engine_complete(&engine, &body, 1, 1, truth);
+    cr_assert_eq(own_engine_stop(&engine), 0);
+    engine_start_model(&engine, "-p 2", path);
+    engine_complete(&engine, &body, 1, 1, seen);
+    cr_assert_eq(own_engine_stop(&engine), 0);
+    unlink(path);
+    free(body);
+
+    uint32_t different_hashes = 0;
+    for (uint32_t t = 0; t < TOKENS; t++) {
+        cr_expect_neq(truth[0].hashes[t], seen[0].hashes[t], "token %u", t);
+        bool is_new = true;
+        for (uint32_t earlier = 0; earlier < t; earlier++)
+            is_new = is_new && truth[0].hashes[earlier] != truth[0].hashes[t];
+        different_hashes += is_new;
+    }
+    cr_expect_geq(different_hashes, 90);
+}

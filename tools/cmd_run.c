@@ -1,0 +1,47 @@
+/* cmd_run.c - evenflow run: an engine, an answer (a chat on a terminal), and nothing left behind. */
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tools/chat_client.h"
+#include "tools/commands.h"
+#include "tools/launch.h"
+
+static struct own_engine engine;
+
+/* Two signals make the engine stop at once; see supervisor.h. Only async-signal-safe calls. */
+static void on_signal(int signal_number)
+{
+    kill(engine.pid, SIGTERM);
+    own_engine_stop(&engine);
+    _exit(128 + signal_number);
+}
+
+static int run(const void *values, char **positional, int positional_count)
+{
+    struct err err;
+    if (own_engine_start(&engine, values, positional[0], &err) != 0)
+        return command_fail(1, "run", err.text);
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+    const struct chat_options options = {.socket = engine.socket};
+    const char *prompt = positional_count > 1 ? positional[1] : NULL;
+    bool is_terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
+    int answer = chat_client_run(&options, prompt, prompt == NULL || is_terminal);
+    signal(SIGINT, SIG_DFL);
+    signal(SIGTERM, SIG_DFL);
+    int status = own_engine_stop(&engine);
+    if (status != 0)
+        fprintf(stderr, "evenflow run: the engine ended with status %d\n", status);
+    return answer != 0 || status != 0;
+}
+
+const struct command command_run_model = {.name = "run",
+                                          .usage = "[OPTIONS] MODEL.gguf [PROMPT]",
+                                          .help = "Starts an engine, answers (or chats, on a terminal), and stops it",
+                                          .options = &config_table,
+                                          .values_bytes = sizeof(struct config),
+                                          .positional_min = 1,
+                                          .positional_max = 2,
+                                          .run = run};

@@ -1,0 +1,426 @@
+#include "tools/launch.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/sysinfo.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "ipc/clock.h"
+#include "ipc/layout.h"
+#include "ipc/log.h"
+#include "ipc/shm.h"
+#include "ipc/version.h"
+#include "kernels/kernels.h"
+#include "stages/cost.h"
+#include "stages/gguf.h"
+#include "stages/model.h"
+#include "tools/vocab.h"
+
+#define PAGE_BYTES           4096u
+#define LOG_TOKENS_MAX       (1u << 20) /* the token logs' pool, in tokens: 24 MB */
+#define COST_ROWS            16u        /* rows of the microbatch whose cost decides the split: a usual decode step */
+#define BODY_BYTES_BASE      65536u
+#define BODY_BYTES_PER_TOKEN 16u
+
+static uint32_t core_count(void)
+{
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof(set), &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
+}
+
+/* ---- the plan, block by block ---- */
+
+static void plan_model(struct plan *plan, const struct model_desc *desc)
+{
+    plan->layers = desc->layers;
+    plan->width = desc->width;
+    plan->heads = desc->heads;
+    plan->kv_heads = desc->kv_heads;
+    plan->head_dim = desc->head_dim;
+    plan->vocab_size = desc->vocab_size;
+    plan->context_length = desc->context_length;
+}
+
+static int parse_split(const char *text, uint32_t layers, uint32_t stages, uint32_t *counts, struct err *err)
+{
+    uint32_t sum = 0, stage = 0;
+    const char *at = text;
+    while (*at != '\0') {
+        char *end;
+        unsigned long count = strtoul(at, &end, 10);
+        bool is_ok = end != at && (*end == ',' || *end == '\0') && count >= 1 && count <= layers && stage < stages;
+        if (!is_ok)
+            break;
+        counts[stage++] = (uint32_t)count;
+        sum += (uint32_t)count;
+        at = *end == ',' ? end + 1 : end;
+    }
+    if (*at != '\0' || stage != stages || sum != layers)
+        return err_set(err, -EINVAL, "--split %s: must be %u numbers of layers, each at least 1, that add up to %u",
+                       text, stages, layers);
+    return 0;
+}
+
+static int plan_slices(struct plan *plan, const struct config *config, const struct gguf *gguf,
+                       const struct model_desc *desc, const struct kernels *kernels, struct err *err)
+{
+    uint32_t stages = (uint32_t)config->pipeline_parallel_size;
+    if (stages > desc->layers || stages > STAGES_MAX)
+        return err_set(err, -EINVAL, "--pipeline-parallel-size %u: the model has %u layers, and %u stages are possible",
+                       stages, desc->layers, STAGES_MAX);
+    plan->stage_count = stages;
+    uint32_t counts[STAGES_MAX] = {desc->layers};
+    int ret = 0;
+    if (config->split[0] != '\0') {
+        ret = parse_split(config->split, desc->layers, stages, counts, err);
+    } else if (stages > 1) {
+        struct cost cost;
+        ret = cost_measure(&cost, gguf, desc, kernels, COST_ROWS, err);
+        if (ret == 0)
+            cost_split(&cost, desc->layers, stages, counts);
+    }
+    for (uint32_t stage = 0, first = 0; stage < stages && ret == 0; first += counts[stage++])
+        plan->slices[stage] = (struct plan_slice){.first_layer = first,
+                                                  .layer_count = counts[stage],
+                                                  .weights_bytes = model_slice_bytes(desc, first, counts[stage])};
+    return ret;
+}
+
+static int plan_window(struct plan *plan, const struct config *config, struct err *err)
+{
+    plan->window = plan->stage_count;
+    if (strcmp(config->window, "auto") != 0) {
+        char *end;
+        unsigned long window = strtoul(config->window, &end, 10);
+        if (*end != '\0' || window < 1 || window > 4 * plan->stage_count)
+            return err_set(err, -EINVAL, "--window %s: must be auto or a number from 1 to %u", config->window,
+                           4 * plan->stage_count);
+        plan->window = (uint32_t)window;
+    }
+    uint32_t cores = core_count();
+    plan->spin_ns = ROLE_STAGE + plan->stage_count > cores ? 0 : 5000;
+    plan->pin = cores >= plan->stage_count;
+    return 0;
+}
+
+static int plan_limits(struct plan *plan, const struct config *config, struct err *err)
+{
+    if (plan->head_dim % 16 != 0)
+        return err_set(err, -ENOTSUP, "heads of %u floats are not supported: must be a multiple of 16", plan->head_dim);
+    if ((config->block_size & (config->block_size - 1)) != 0)
+        return err_set(err, -EINVAL, "--block-size %llu: must be 8, 16, 32, 64, 128 or 256",
+                       (unsigned long long)config->block_size);
+    plan->block_size = (uint32_t)config->block_size;
+    plan->kv_block_bytes = kv_block_bytes(plan->kv_heads, plan->head_dim, plan->block_size);
+    uint64_t blocks =
+        config->num_blocks ? config->num_blocks : config->kv_memory / (plan->kv_block_bytes * plan->layers);
+    if (blocks == 0)
+        return err_set(err, -EINVAL, "--kv-memory %llu: one block of %u positions takes %llu bytes",
+                       (unsigned long long)config->kv_memory, plan->block_size,
+                       (unsigned long long)(plan->kv_block_bytes * plan->layers));
+    plan->num_blocks = (uint32_t)min_u64(blocks, UINT32_MAX);
+    uint64_t kv_tokens = blocks * plan->block_size;
+    uint64_t longest = min_u64(plan->context_length, kv_tokens);
+    if (config->max_model_len > longest)
+        return err_set(err, -EINVAL, "--max-model-len %llu: the model's limit is %u tokens, the KV cache holds %llu",
+                       (unsigned long long)config->max_model_len, plan->context_length, (unsigned long long)kv_tokens);
+    plan->max_model_len = (uint32_t)(config->max_model_len ? config->max_model_len : longest);
+    plan->max_num_seqs = (uint32_t)config->max_num_seqs;
+    plan->max_num_batched_tokens = (uint32_t)config->max_num_batched_tokens;
+    plan->long_prefill_token_threshold = (uint32_t)config->long_prefill_token_threshold;
+    plan->enable_chunked_prefill = config->enable_chunked_prefill;
+    if (!plan->enable_chunked_prefill && plan->max_num_batched_tokens < plan->max_model_len)
+        return err_set(err, -EINVAL,
+                       "--no-enable-chunked-prefill: needs --max-num-batched-tokens of at least --max-model-len (%u)",
+                       plan->max_model_len);
+    if (plan->max_num_batched_tokens < plan->max_num_seqs)
+        return err_set(err, -EINVAL, "--max-num-batched-tokens %u: must be at least --max-num-seqs (%u)",
+                       plan->max_num_batched_tokens, plan->max_num_seqs);
+    plan->requests_max = (uint32_t)config->max_queued_requests;
+    plan->sequences_max = plan->requests_max + plan->max_num_seqs + CHOICES_MAX;
+    /* prompts: the KV cache full of them twice over, one of the longest, or a page for every request */
+    uint64_t prompt_tokens = max_u64(2 * min_u64(kv_tokens, 1u << 22), plan->max_model_len + PAGE_TOKENS);
+    plan->prompt_pages = (uint32_t)max_u64(div_up_u64(prompt_tokens, PAGE_TOKENS), plan->requests_max);
+    /* logs: everything that can run at once, within a bound, but at least one sequence of the longest */
+    uint64_t log_tokens = min_u64((uint64_t)plan->max_num_seqs * plan->max_model_len, LOG_TOKENS_MAX);
+    log_tokens = max_u64(log_tokens, (uint64_t)plan->max_model_len * CHOICES_MAX);
+    plan->log_pages = (uint32_t)div_up_u64(log_tokens, LOG_PAGE_TOKENS) + plan->sequences_max;
+    plan->connections_max = (uint32_t)config->max_connections;
+    plan->body_bytes_max =
+        (uint32_t)(config->max_body
+                       ? config->max_body
+                       : min_u64(BODY_BYTES_BASE + (uint64_t)plan->max_model_len * BODY_BYTES_PER_TOKEN, 1u << 28));
+    plan->request_timeout_ms = (uint32_t)(config->request_timeout_s * 1000);
+    plan->drain_timeout_ms = (uint32_t)(config->drain_timeout_s * 1000);
+    return 0;
+}
+
+static int plan_names(struct plan *plan, const struct config *config, const char *model_path, struct err *err)
+{
+    if (strcmp(config->policy, "default") != 0)
+        return err_set(err, -EINVAL, "--policy %s: this build has: default", config->policy);
+    if (strcmp(config->kv_type, "f16") != 0)
+        return err_set(err, -EINVAL, "--kv-type %s: this build has: f16", config->kv_type);
+    if (strcmp(config->io, "uring") != 0)
+        return err_set(err, -EINVAL, "--io %s: this build has: uring", config->io);
+    int level = log_level_of(config->log_level);
+    if (level < 0)
+        return err_set(err, -EINVAL, "--log-level %s: must be error, warn, info or debug", config->log_level);
+    plan->log_level = (uint32_t)level;
+    snprintf(plan->policy, sizeof(plan->policy), "%s", config->policy);
+    snprintf(plan->version, sizeof(plan->version), "%s", EVENFLOW_VERSION);
+    if (strlen(config->served_model_name) >= sizeof(plan->served_model_name))
+        return err_set(err, -EINVAL, "--served-model-name: longer than %zu bytes", sizeof(plan->served_model_name) - 1);
+    if (config->served_model_name[0] != '\0') {
+        strcpy(plan->served_model_name, config->served_model_name);
+    } else {
+        const char *slash = strrchr(model_path, '/');
+        snprintf(plan->served_model_name, sizeof(plan->served_model_name), "%s", slash ? slash + 1 : model_path);
+        char *suffix = strstr(plan->served_model_name, ".gguf");
+        if (suffix != NULL)
+            *suffix = '\0';
+    }
+    if (realpath(model_path, plan->model_path) == NULL)
+        return err_set(err, -errno, "model %s: %s", model_path, strerror(errno));
+    config_socket_path(plan->socket_path, sizeof(plan->socket_path), config->socket);
+    ssize_t size = readlink("/proc/self/exe", plan->program_dir, sizeof(plan->program_dir) - 1);
+    if (size <= 0)
+        return err_set(err, -errno, "/proc/self/exe: %s; is /proc mounted?", strerror(errno));
+    plan->program_dir[size] = '\0';
+    *strrchr(plan->program_dir, '/') = '\0';
+    /* tests run from the folder beside bin/ */
+    const char *given = getenv("EVENFLOW_PROGRAM_DIR");
+    if (given != NULL)
+        snprintf(plan->program_dir, sizeof(plan->program_dir), "%s", given);
+    return 0;
+}
+
+/* ---- memory ---- */
+
+static int sealed_copy(const char *name, const void *content, size_t bytes, struct err *err)
+{
+    size_t room = align_up_u64(bytes, PAGE_BYTES);
+    int fd = shm_create(name, room, err);
+    if (fd < 0)
+        return fd;
+    void *memory = shm_map(fd, room, SHM_WRITE, name, err);
+    int ret = memory != NULL ? 0 : -ENOMEM;
+    if (ret == 0) {
+        memcpy(memory, content, bytes);
+        munmap(memory, room);
+        ret = shm_seal(fd, err);
+    }
+    if (ret != 0) {
+        close(fd);
+        return ret;
+    }
+    return fd;
+}
+
+static double mib(uint64_t bytes)
+{
+    return (double)bytes / (1 << 20);
+}
+
+/* Prints what is taken and refuses what cannot be had. */
+static int check_budget(const struct plan *plan, struct err *err)
+{
+    struct layout layout;
+    layout_compute(&layout, plan);
+    uint64_t weights = 0, kv = 0, edges = 0;
+    for (uint32_t stage = 0; stage < plan->stage_count; stage++) {
+        weights += layout.region_bytes[REGION_WEIGHTS + stage];
+        kv += layout.region_bytes[REGION_KV + stage];
+        edges += layout.region_bytes[REGION_STAGE + stage];
+    }
+    uint64_t tables = layout.region_bytes[REGION_FRONT] + layout.region_bytes[REGION_SCHED];
+    uint64_t other = layout.region_bytes[REGION_VOCAB] + layout.region_bytes[REGION_SUP] + PAGE_BYTES;
+    uint64_t all = weights + kv + edges + tables + other;
+    if (plan->log_level >= LOG_INFO) {
+        fprintf(stderr, "model        %s, %u layers over %u stages (", plan->served_model_name, plan->layers,
+                plan->stage_count);
+        for (uint32_t stage = 0; stage < plan->stage_count; stage++)
+            fprintf(stderr, "%s%u", stage ? "," : "", plan->slices[stage].layer_count);
+        fprintf(stderr, ")\nfingerprint  %s\n", plan->fingerprint);
+        fprintf(stderr, "budget       weights      %9.1f MiB\n", mib(weights));
+        fprintf(stderr, "             KV cache     %9.1f MiB  %u blocks of %u positions, f16\n", mib(kv),
+                plan->num_blocks, plan->block_size);
+        fprintf(stderr, "             activations  %9.1f MiB  steps of up to %u tokens, %u in flight; with results\n",
+                mib(edges), plan->max_num_batched_tokens, plan->window);
+        fprintf(stderr, "             tables       %9.1f MiB  %u requests, %u sequences, rings, token logs\n",
+                mib(tables), plan->requests_max, plan->sequences_max);
+        fprintf(stderr, "             vocabulary   %9.1f MiB\n", mib(other));
+        fprintf(stderr, "             all          %9.1f MiB  and up to %.1f MiB for %u connections as they come\n",
+                mib(all), mib(layout.region_bytes[REGION_CONNS]), plan->connections_max);
+    }
+    FILE *file = fopen("/proc/meminfo", "re");
+    unsigned long long available_kb = 0;
+    char line[128];
+    while (file != NULL && fgets(line, sizeof(line), file) != NULL)
+        if (sscanf(line, "MemAvailable: %llu kB", &available_kb) == 1)
+            break;
+    if (file != NULL)
+        fclose(file);
+    if (available_kb != 0 && all > available_kb * 1024)
+        return err_set(err, -ENOMEM,
+                       "%.1f MiB are needed and %.1f MiB are free: %.1f MiB are missing; lower --kv-memory", mib(all),
+                       (double)available_kb / 1024, mib(all) - (double)available_kb / 1024);
+    return 0;
+}
+
+int launch_prepare(struct launch *launch, const struct config *config, const char *model_path, struct err *err)
+{
+    struct plan *plan = &launch->plan;
+    *launch = (struct launch){.plan = {.magic = PLAN_MAGIC, .layout_hash = LAYOUT_HASH, .created_s = clock_wall_s()},
+                              .plan_fd = -1,
+                              .vocab_fd = -1,
+                              .model_fd = -1};
+    launch->model_fd = open(model_path, O_RDONLY | O_CLOEXEC);
+    if (launch->model_fd < 0)
+        return err_set(err, -errno, "model %s: cannot open it: %s", model_path, strerror(errno));
+    struct gguf *gguf;
+    int ret = gguf_open_fd(&gguf, launch->model_fd, model_path, err);
+    if (ret != 0)
+        return ret;
+    struct model_desc *desc = base_alloc(sizeof(*desc));
+    const struct kernels *kernels = kernels_pick(strcmp(config->isa, "auto") == 0 ? NULL : config->isa);
+    if (kernels == NULL)
+        ret = err_set(err, -EINVAL, "--isa %s: this processor has no such path; auto picks the best one it has",
+                      config->isa);
+    ret = ret ? ret : model_describe(desc, gguf, err);
+    if (ret == 0)
+        plan_model(plan, desc);
+    ret = ret ? ret : plan_names(plan, config, model_path, err);
+    ret = ret ? ret : plan_limits(plan, config, err);
+    ret = ret ? ret : plan_slices(plan, config, gguf, desc, kernels, err);
+    ret = ret ? ret : plan_window(plan, config, err);
+    void *vocab = NULL;
+    size_t vocab_bytes = 0;
+    ret = ret ? ret : vocab_from_gguf(gguf, &vocab, &vocab_bytes, err);
+    if (ret == 0) {
+        plan->vocab_bytes = vocab_bytes;
+        plan->end_token_count = vocab_end_tokens(vocab, vocab_bytes, plan->end_tokens, END_TOKENS_MAX);
+        snprintf(plan->isa, sizeof(plan->isa), "%s", kernels->name);
+        snprintf(plan->fingerprint, sizeof(plan->fingerprint), "evenflow-%s+%s isa=%s backend=cpu kv=%s",
+                 EVENFLOW_VERSION, version_numerics, kernels->name, config->kv_type);
+    }
+    ret = ret ? ret : plan_validate(plan, err);
+    ret = ret ? ret : check_budget(plan, err);
+    if (ret == 0) {
+        launch->vocab_fd = sealed_copy("evenflow-vocab", vocab, vocab_bytes, err);
+        launch->plan_fd = sealed_copy("evenflow-plan", plan, sizeof(*plan), err);
+        ret = launch->vocab_fd < 0 ? launch->vocab_fd : launch->plan_fd < 0 ? launch->plan_fd : 0;
+    }
+    free(vocab);
+    free(desc);
+    gguf_close(gguf);
+    return ret;
+}
+
+int launch_exec(const struct launch *launch, int ready_fd, struct err *err)
+{
+    char program[PATH_MAX_BYTES + 32], plan[16], vocab[16], model[16], ready[16];
+    snprintf(program, sizeof(program), "%s/evenflow-supervisor", launch->plan.program_dir);
+    snprintf(plan, sizeof(plan), "%d", launch->plan_fd);
+    snprintf(vocab, sizeof(vocab), "%d", launch->vocab_fd);
+    snprintf(model, sizeof(model), "%d", launch->model_fd);
+    snprintf(ready, sizeof(ready), "%d", ready_fd > 0 ? ready_fd : 0);
+    const int kept[] = {launch->plan_fd, launch->vocab_fd, launch->model_fd, ready_fd};
+    for (size_t i = 0; i < ARRAY_COUNT(kept); i++)
+        if (kept[i] > 0)
+            fcntl(kept[i], F_SETFD, 0);
+    char *const argv[] = {program,      "--plan-fd", plan,         "--vocab-fd", vocab,
+                          "--model-fd", model,       "--ready-fd", ready,        NULL};
+    execv(program, argv);
+    return err_set(err, -errno, "cannot start %s: %s; is the installation complete?", program, strerror(errno));
+}
+
+/* ---- an engine of one's own ---- */
+
+static void remove_directory(const struct own_engine *engine)
+{
+    char path[128];
+    unlink(engine->socket);
+    snprintf(path, sizeof(path), "%s.lock", engine->socket);
+    unlink(path);
+    rmdir(engine->directory);
+}
+
+_Noreturn static void be_engine(const struct launch *launch, pid_t parent, int ready_fd)
+{
+    struct err err;
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent)
+        _exit(1);
+    setpgid(0, 0); /* signals of the terminal are for the command, which passes them on */
+    launch_exec(launch, ready_fd, &err);
+    fprintf(stderr, "evenflow: %s\n", err.text);
+    _exit(1);
+}
+
+static int wait_until_ready(int ready_fd, struct err *err)
+{
+    char byte;
+    ssize_t got;
+    do {
+        got = read(ready_fd, &byte, 1);
+    } while (got < 0 && errno == EINTR);
+    return got == 1 ? 0 : err_set(err, -ECHILD, "the engine ended before it was ready; its last words are above");
+}
+
+int own_engine_start(struct own_engine *engine, const struct config *config, const char *model_path, struct err *err)
+{
+    const char *temporary = getenv("TMPDIR");
+    if (temporary == NULL || strlen(temporary) > 32)
+        temporary = "/tmp";
+    snprintf(engine->directory, sizeof(engine->directory), "%s/evenflow-XXXXXX", temporary);
+    if (mkdtemp(engine->directory) == NULL)
+        return err_set(err, -errno, "%s: cannot create a folder there: %s", engine->directory, strerror(errno));
+    snprintf(engine->socket, sizeof(engine->socket), "%s/evenflow.sock", engine->directory);
+    struct config own = *config;
+    snprintf(own.socket, sizeof(own.socket), "%s", engine->socket);
+    struct launch launch;
+    int ready[2] = {-1, -1};
+    int ret = launch_prepare(&launch, &own, model_path, err);
+    if (ret == 0 && pipe2(ready, O_CLOEXEC) != 0)
+        ret = err_set(err, -errno, "pipe: %s", strerror(errno));
+    if (ret == 0) {
+        pid_t parent = getpid();
+        engine->pid = fork();
+        if (engine->pid == 0)
+            be_engine(&launch, parent, ready[1]);
+        if (engine->pid < 0)
+            ret = err_set(err, -errno, "fork: %s", strerror(errno));
+        close(ready[1]);
+        ret = ret ? ret : wait_until_ready(ready[0], err);
+        close(ready[0]);
+        if (ret != 0 && engine->pid > 0)
+            waitpid(engine->pid, NULL, 0);
+    }
+    const int ours[] = {launch.plan_fd, launch.vocab_fd, launch.model_fd};
+    for (size_t i = 0; i < ARRAY_COUNT(ours); i++)
+        if (ours[i] >= 0)
+            close(ours[i]);
+    if (ret != 0)
+        remove_directory(engine);
+    return ret;
+}
+
+int own_engine_stop(struct own_engine *engine)
+{
+    int status;
+    kill(engine->pid, SIGTERM);
+    while (waitpid(engine->pid, &status, 0) < 0)
+        check(errno == EINTR);
+    remove_directory(engine);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}

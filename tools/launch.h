@@ -1,0 +1,40 @@
+/* launch.h - from options and a model file to a running engine: decides every number, then hands over.
+ *
+ * Used by: evenflow serve, run, perplexity; tests.   Owns: nothing after launch_exec().
+ * Blocks: launch_prepare() reads the model's header, builds the vocabulary tables and measures the split (~0.3 s).
+ */
+#ifndef EVENFLOW_LAUNCH_H
+#define EVENFLOW_LAUNCH_H
+
+#include <sys/types.h>
+
+#include "engine/config.h"
+#include "ipc/plan.h"
+
+struct launch {
+    struct plan plan;
+    int plan_fd;  /* sealed */
+    int vocab_fd; /* sealed */
+    int model_fd;
+};
+
+/* Everything but the start. 0, or -errno with err; 'budget' goes to standard error at log level info and above. */
+int launch_prepare(struct launch *launch, const struct config *config, const char *model_path, struct err *err);
+
+/* Becomes the supervisor. Returns only on failure: -errno with err. */
+int launch_exec(const struct launch *launch, int ready_fd, struct err *err);
+
+/* An engine of one's own: a child on a private socket, for commands that need an engine only for themselves. */
+struct own_engine {
+    pid_t pid;
+    char directory[64];
+    char socket[96];
+};
+
+/* Returns when it is ready. config's socket is not looked at. 0, or -errno with err (nothing is left then). */
+int own_engine_start(struct own_engine *engine, const struct config *config, const char *model_path, struct err *err);
+
+/* Drains and ends it. Its exit status, or 128 + signal. */
+int own_engine_stop(struct own_engine *engine);
+
+#endif
