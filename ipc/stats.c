@@ -25,3 +25,9 @@ uint64_t counter_read(const struct process_shm *process, enum counter_id id)
 {
     return atomic_load_explicit(&process->counters[id], memory_order_relaxed);
 }
+
+void progress_add(struct process_shm *process, uint64_t delta)
+{
+    uint64_t value = atomic_load_explicit(&process->progress, memory_order_relaxed);
+    atomic_store_explicit(&process->progress, value + delta, memory_order_relaxed);
+}

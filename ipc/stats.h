@@ -61,4 +61,7 @@ void counter_add(struct process_shm *process, enum counter_id id, uint64_t delta
 void counter_set(struct process_shm *process, enum counter_id id, uint64_t value);
 uint64_t counter_read(const struct process_shm *process, enum counter_id id);
 
+/* The process's own: so many steps or events are done. */
+void progress_add(struct process_shm *process, uint64_t delta);
+
 #endif

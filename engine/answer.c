@@ -1,0 +1,683 @@
+#include "engine/answer.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "engine/json_writer.h"
+#include "ipc/journal.h"
+
+/* A chunk's size line: four hexadecimal digits and CRLF, written when the chunk is complete. */
+#define CHUNK_HEAD_BYTES 6u
+#define CHUNK_TAIL_BYTES 2u
+
+static_assert(ANSWER_PIECE_MAX < 0x10000, "a piece fits a chunk of four digits");
+/* text, its token again with logprobs (characters and bytes), prefix, framing: see write_event() */
+static_assert((STOP_BYTES_MAX + TOK_PIECE_MAX) * JSON_ESCAPE_MAX + TOK_PIECE_MAX * (JSON_ESCAPE_MAX + 4) +
+                      ANSWER_PREFIX_MAX + HTTP_RESPONSE_HEAD_MAX + 1024 <=
+                  ANSWER_PIECE_MAX,
+              "an event fits a piece");
+
+enum phase {
+    PHASE_HEAD,     /* nothing is out */
+    PHASE_EVENTS,   /* stream: choices taking turns */
+    PHASE_STREAMED, /* stream: usage and the end */
+    PHASE_ERROR,    /* no stream: an error object */
+    PHASE_OPEN,     /* no stream: up to the choices */
+    PHASE_LISTS,    /* no stream: the lists of a choice, element by element */
+    PHASE_CLOSE,    /* no stream: usage and the end */
+    PHASE_COMPLETE,
+};
+
+/* ---- what journal and log say ---- */
+
+static const struct request_shm *request_of(const struct answer *a)
+{
+    return arena_request(a->arena, a->slot);
+}
+
+/* NULL until sched has taken the request in. */
+static const struct sequence_shm *sequence_of(const struct answer *a, uint32_t choice, uint32_t *sequence)
+{
+    const struct answer_shm *shm = arena_answer(a->arena, a->slot);
+    if (journal_answer_generation(shm) != request_of(a)->generation)
+        return NULL;
+    *sequence = shm->sequences[choice];
+    check(choice < shm->sequence_count && *sequence < a->arena->plan->sequences_max);
+    return arena_sequence(a->arena, *sequence);
+}
+
+/* Entries of a choice's log that exist, and whether they are all there will be. */
+static uint32_t committed_of(const struct answer *a, uint32_t choice, bool *is_done)
+{
+    uint32_t index;
+    const struct sequence_shm *sequence = sequence_of(a, choice, &index);
+    *is_done = false;
+    if (sequence == NULL)
+        return 0;
+    /* in this order: once the state is DONE the count is the last one */
+    *is_done = journal_sequence_state(sequence) == SEQUENCE_DONE;
+    return journal_log_committed(sequence);
+}
+
+static const struct token_shm *entry_of(const struct answer *a, uint32_t choice, uint32_t index)
+{
+    uint32_t sequence;
+    check(sequence_of(a, choice, &sequence) != NULL);
+    return journal_log_entry(a->arena, sequence, index);
+}
+
+static uint32_t finish_reason_of(const struct answer *a, uint32_t choice)
+{
+    uint32_t index;
+    const struct sequence_shm *sequence = sequence_of(a, choice, &index);
+    if (a->scans[choice].is_stopped)
+        return FINISH_STOP;
+    return sequence == NULL ? FINISH_NONE : sequence->finish_reason;
+}
+
+static const char *finish_reason_text(uint32_t reason)
+{
+    switch (reason) {
+    case FINISH_LENGTH:
+        return "length";
+    case FINISH_STOP:
+        return "stop";
+    case FINISH_ABORT:
+        return "abort";
+    default:
+        return "error";
+    }
+}
+
+/* A token that ends an answer gives no text. */
+static bool ends_answer(const struct answer *a, uint32_t token, uint32_t index)
+{
+    const struct request_shm *request = request_of(a);
+    const struct plan *plan = a->arena->plan;
+    if (index + 1 < request->min_tokens)
+        return false;
+    for (uint32_t i = 0; i < request->stop_token_count; i++)
+        if (request->stop_tokens[i] == token)
+            return true;
+    for (uint32_t i = 0; i < plan->end_token_count && !(request->flags & REQUEST_IGNORE_EOS); i++)
+        if (plan->end_tokens[i] == token)
+            return true;
+    return false;
+}
+
+/* ---- tokens to text ---- */
+
+/* The first place where a stop string stands in text; size: there is none. */
+static size_t find_stop(const struct answer_format *format, const char *text, size_t size)
+{
+    size_t first = size;
+    const char *stop = format->stops;
+    for (uint32_t i = 0; i < format->stop_count; stop += format->stop_size[i], i++) {
+        const char *at = memmem(text, size, stop, format->stop_size[i]);
+        if (at != NULL)
+            first = min_u64(first, (size_t)(at - text));
+    }
+    return first;
+}
+
+/* The first place from which the rest of text is the beginning of a stop string; size: there is none. */
+static size_t find_stop_beginning(const struct answer_format *format, const char *text, size_t size)
+{
+    for (size_t first = size > STOP_BYTES_MAX ? size - STOP_BYTES_MAX : 0; first < size; first++) {
+        const char *stop = format->stops;
+        for (uint32_t i = 0; i < format->stop_count; stop += format->stop_size[i], i++)
+            if (size - first < format->stop_size[i] && memcmp(text + first, stop, size - first) == 0)
+                return first;
+    }
+    return size;
+}
+
+#define SCAN_TEXT_MAX (STOP_BYTES_MAX + TOKEN_TEXT_MAX)
+
+/* Takes the next token in. Text that is certain goes to target (SCAN_TEXT_MAX bytes); its size. */
+static size_t scan_token(const struct answer *a, struct answer_scan *scan, uint32_t token, char *target)
+{
+    check(!scan->is_stopped);
+    uint32_t index = scan->tokens++;
+    size_t size = scan->held_size;
+    memcpy(target, scan->held, size);
+    scan->held_size = 0;
+    if (!ends_answer(a, token, index))
+        size += tok_decoder_push(&scan->decoder, a->tok, token, target + size);
+    if (a->format->stop_count == 0 || scan->tokens <= request_of(a)->min_tokens)
+        return size;
+    size_t stop = find_stop(a->format, target, size);
+    if (stop < size) {
+        scan->is_stopped = true;
+        return stop;
+    }
+    size_t certain = find_stop_beginning(a->format, target, size);
+    scan->held_size = (uint32_t)(size - certain);
+    memcpy(scan->held, target + certain, scan->held_size);
+    return certain;
+}
+
+/* No token follows: what was held back is text after all, and half a character becomes U+FFFD. */
+static size_t scan_end(struct answer_scan *scan, char *target)
+{
+    if (scan->is_stopped)
+        return 0;
+    size_t size = scan->held_size;
+    memcpy(target, scan->held, size);
+    scan->held_size = 0;
+    return size + tok_decoder_end(&scan->decoder, target + size);
+}
+
+/* ---- pieces that both forms have ---- */
+
+static void write_prefix(struct answer *a)
+{
+    static const char *const objects[][2] = {[ANSWER_COMPLETION] = {"text_completion", "text_completion"},
+                                             [ANSWER_CHAT] = {"chat.completion", "chat.completion.chunk"},
+                                             [ANSWER_SCORE] = {"text_completion", "text_completion"}};
+    const struct request_shm *request = request_of(a);
+    const char *model = a->arena->plan->served_model_name;
+    struct json_writer w = {a->prefix, 0, sizeof(a->prefix)};
+    json_format(&w, "{\"id\":\"%s-%016llx\",\"object\":\"%s\",\"created\":%llu,\"model\":",
+                a->format->kind == ANSWER_CHAT ? "chatcmpl" : "cmpl", (unsigned long long)request->id,
+                objects[a->format->kind][a->format->is_stream], (unsigned long long)request->created_s);
+    json_quoted(&w, model, strlen(model));
+    json_text(&w, ",\"choices\":[");
+    a->prefix_size = (uint32_t)w.size;
+}
+
+static void write_usage(const struct answer *a, struct json_writer *w)
+{
+    const struct request_shm *request = request_of(a);
+    uint32_t sequence;
+    const struct sequence_shm *first = sequence_of(a, 0, &sequence);
+    uint64_t completion_tokens = 0;
+    for (uint32_t c = 0; c < request->choices && a->format->kind != ANSWER_SCORE; c++)
+        completion_tokens += a->scans[c].tokens;
+    json_format(w,
+                "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%llu,\"total_tokens\":%llu,"
+                "\"prompt_tokens_details\":{\"cached_tokens\":%u}}",
+                request->prompt_tokens, (unsigned long long)completion_tokens,
+                (unsigned long long)(request->prompt_tokens + completion_tokens),
+                first != NULL ? first->cached_tokens : 0);
+}
+
+static void write_hash(struct json_writer *w, uint64_t hash)
+{
+    json_format(w, "\"%016llx\"", (unsigned long long)hash);
+}
+
+/* The token by itself; bytes that are no characters by themselves become U+FFFD. */
+static void write_token_text(const struct answer *a, struct json_writer *w, uint32_t token)
+{
+    uint8_t bytes[TOK_PIECE_MAX];
+    char text[TOKEN_TEXT_MAX];
+    size_t size = tok_piece(a->tok, token, bytes);
+    json_quoted(w, text, json_valid_utf8(text, bytes, size));
+}
+
+static void write_chat_logprob(const struct answer *a, struct json_writer *w, const struct token_shm *entry)
+{
+    uint8_t bytes[TOK_PIECE_MAX];
+    size_t size = tok_piece(a->tok, entry->token, bytes);
+    json_text(w, "{\"token\":");
+    write_token_text(a, w, entry->token);
+    json_text(w, ",\"logprob\":");
+    json_float(w, entry->logprob);
+    json_text(w, ",\"bytes\":[");
+    for (size_t i = 0; i < size; i++) {
+        json_raw(w, ",", i > 0);
+        json_number(w, bytes[i]);
+    }
+    json_text(w, "],\"top_logprobs\":[]}");
+}
+
+/* ---- streams ---- */
+
+static void chunk_begin(const struct answer *a, struct json_writer *w)
+{
+    if (!a->format->is_version_1_0)
+        json_text(w, "0000\r\n");
+}
+
+static void chunk_end(const struct answer *a, struct json_writer *w, size_t begin)
+{
+    if (a->format->is_version_1_0)
+        return;
+    char digits[5];
+    size_t size = w->size - begin - CHUNK_HEAD_BYTES;
+    check(size > 0);
+    snprintf(digits, sizeof(digits), "%04zx", size);
+    memcpy(w->data + begin, digits, 4);
+    json_text(w, "\r\n");
+}
+
+static void write_event_logprobs(const struct answer *a, struct json_writer *w, const struct token_shm *entry)
+{
+    json_text(w, ",\"logprobs\":");
+    if (entry == NULL || !a->format->returns_logprobs) {
+        json_text(w, "null");
+    } else if (a->format->kind == ANSWER_CHAT) {
+        json_text(w, "{\"content\":[");
+        write_chat_logprob(a, w, entry);
+        json_text(w, "]}");
+    } else {
+        json_text(w, "{\"tokens\":[");
+        write_token_text(a, w, entry->token);
+        json_text(w, "],\"token_logprobs\":[");
+        json_float(w, entry->logprob);
+        json_text(w, "]}");
+    }
+}
+
+/* One event of one choice. Without an entry it is the first one of a chat (delta with the role) or, with a finish reason,
+ * the last one. */
+static void write_event(const struct answer *a, struct json_writer *w, const char *text, size_t size,
+                        const struct token_shm *entry, const char *finish_reason)
+{
+    size_t begin = w->size;
+    chunk_begin(a, w);
+    json_text(w, "data: ");
+    json_raw(w, a->prefix, a->prefix_size);
+    json_text(w, "{\"index\":");
+    json_number(w, a->choice);
+    if (a->format->kind != ANSWER_CHAT) {
+        json_text(w, ",\"text\":");
+        json_quoted(w, text, size);
+    } else if (entry == NULL && finish_reason == NULL) {
+        json_text(w, ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"}");
+    } else if (entry == NULL && size == 0) {
+        json_text(w, ",\"delta\":{}");
+    } else {
+        json_text(w, ",\"delta\":{\"content\":");
+        json_quoted(w, text, size);
+        json_text(w, "}");
+    }
+    write_event_logprobs(a, w, entry);
+    json_text(w, ",\"finish_reason\":");
+    if (finish_reason != NULL)
+        json_quoted(w, finish_reason, strlen(finish_reason));
+    else
+        json_text(w, "null");
+    if (entry != NULL && a->format->returns_token_ids) {
+        json_text(w, ",\"token_ids\":[");
+        json_number(w, entry->token);
+        json_text(w, "]");
+    }
+    if (entry != NULL && a->format->returns_logits_hash) {
+        json_text(w, ",\"logits_hash\":[");
+        write_hash(w, entry->logits_hash);
+        json_text(w, "]");
+    }
+    json_text(w, a->format->includes_usage ? "}],\"usage\":null}\n\n" : "}]}\n\n");
+    chunk_end(a, w, begin);
+}
+
+static void write_error_object(struct json_writer *w)
+{
+    json_text(w, "{\"error\":{\"message\":\"the engine could not compute this answer\",\"type\":\"server_error\","
+                 "\"param\":null,\"code\":\"internal_error\"}}");
+}
+
+static bool next_choice(struct answer *a)
+{
+    uint32_t choices = request_of(a)->choices;
+    for (uint32_t i = 1; i <= choices; i++) {
+        uint32_t choice = (a->choice + i) % choices;
+        if (!a->has_ended[choice]) {
+            a->choice = choice;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The next event of the choice in turn, if the log allows it. False: it has to wait. */
+static bool render_turn(struct answer *a, struct json_writer *w)
+{
+    struct answer_scan *scan = &a->scans[a->choice];
+    bool is_done;
+    uint32_t committed = committed_of(a, a->choice, &is_done);
+    bool has_token = !scan->is_stopped && scan->tokens < committed;
+    if (!has_token && !scan->is_stopped && !is_done)
+        return false;
+    if (a->format->kind == ANSWER_CHAT && scan->tokens == 0 && !a->has_role) {
+        a->has_role = true; /* a piece of its own; the token's event comes with the next call */
+        write_event(a, w, NULL, 0, NULL, NULL);
+        return true;
+    }
+    a->has_role = false;
+    char text[SCAN_TEXT_MAX];
+    if (has_token) {
+        const struct token_shm *entry = entry_of(a, a->choice, scan->tokens);
+        size_t size = scan_token(a, scan, entry->token, text);
+        write_event(a, w, text, size, entry, NULL);
+    } else {
+        uint32_t reason = finish_reason_of(a, a->choice);
+        if (reason == FINISH_ERROR) {
+            size_t begin = w->size;
+            chunk_begin(a, w);
+            json_text(w, "data: ");
+            write_error_object(w);
+            json_text(w, "\n\n");
+            chunk_end(a, w, begin);
+        }
+        write_event(a, w, text, scan_end(scan, text), NULL, finish_reason_text(reason));
+        a->has_ended[a->choice] = true;
+    }
+    if (!next_choice(a))
+        a->phase = PHASE_STREAMED;
+    return true;
+}
+
+static void render_stream_end(struct answer *a, struct json_writer *w)
+{
+    size_t begin = w->size;
+    if (a->format->includes_usage) {
+        chunk_begin(a, w);
+        json_text(w, "data: ");
+        json_raw(w, a->prefix, a->prefix_size);
+        json_text(w, "],");
+        write_usage(a, w);
+        json_text(w, "}\n\n");
+        chunk_end(a, w, begin);
+        begin = w->size;
+    }
+    chunk_begin(a, w);
+    json_text(w, "data: [DONE]\n\n");
+    chunk_end(a, w, begin);
+    if (!a->format->is_version_1_0)
+        json_text(w, "0\r\n\r\n");
+    a->phase = PHASE_COMPLETE;
+}
+
+/* ---- answers that are no streams ---- */
+
+/* Elements of a choice's lists, in this order. A scored prompt has an element for each of its tokens, the first one
+ * without a log entry: nothing predicts it. */
+enum list { LIST_TEXT, LIST_TOKEN_IDS, LIST_HASHES, LIST_TOKENS, LIST_LOGPROBS, LIST_TOP, LIST_CHAT, LIST_COUNT };
+
+static const char *const list_opening[LIST_COUNT] = {
+    [LIST_TEXT] = "",
+    [LIST_TOKEN_IDS] = ",\"token_ids\":[",
+    [LIST_HASHES] = ",\"logits_hash\":[",
+    [LIST_TOKENS] = ",\"logprobs\":{\"tokens\":[",
+    [LIST_LOGPROBS] = ",\"token_logprobs\":[",
+    [LIST_TOP] = ",\"top_token_ids\":[",
+    [LIST_CHAT] = ",\"logprobs\":{\"content\":[",
+};
+
+static bool has_list(const struct answer_format *format, enum list list)
+{
+    bool is_score = format->kind == ANSWER_SCORE;
+    bool is_chat = format->kind == ANSWER_CHAT;
+    switch (list) {
+    case LIST_TEXT:
+        return true;
+    case LIST_TOKEN_IDS:
+        return format->returns_token_ids;
+    case LIST_HASHES:
+        return format->returns_logits_hash;
+    case LIST_TOKENS:
+    case LIST_LOGPROBS:
+        return is_score || (format->returns_logprobs && !is_chat);
+    case LIST_TOP:
+        return is_score;
+    case LIST_CHAT:
+        return format->returns_logprobs && is_chat;
+    default:
+        return false;
+    }
+}
+
+static const char *list_closing(const struct answer_format *format, enum list list)
+{
+    switch (list) {
+    case LIST_TEXT:
+        return format->kind == ANSWER_CHAT ? "\"}" : "\"";
+    case LIST_LOGPROBS:
+        return format->kind == ANSWER_SCORE ? "]" : "]}";
+    case LIST_TOP:
+    case LIST_CHAT:
+        return "]}";
+    default:
+        return "]";
+    }
+}
+
+static uint32_t element_count(const struct answer *a)
+{
+    return a->format->kind == ANSWER_SCORE ? request_of(a)->prompt_tokens : a->scans[a->choice].tokens;
+}
+
+/* Element i's token, and its log entry or NULL. */
+static uint32_t element_at(const struct answer *a, uint32_t i, const struct token_shm **entry)
+{
+    if (a->format->kind != ANSWER_SCORE) {
+        *entry = entry_of(a, a->choice, i);
+        return (*entry)->token;
+    }
+    uint32_t token;
+    journal_prompt_read(a->arena, a->slot, i, 1, &token);
+    *entry = i > 0 ? entry_of(a, 0, i - 1) : NULL;
+    return token;
+}
+
+static void write_text_element(struct answer *a, struct json_writer *w, uint32_t token)
+{
+    char text[SCAN_TEXT_MAX];
+    size_t size;
+    if (a->format->kind == ANSWER_SCORE)
+        size = tok_decoder_push(&a->text_scan.decoder, a->tok, token, text);
+    else
+        size = scan_token(a, &a->text_scan, token, text);
+    json_escaped(w, text, size);
+}
+
+static void write_element(struct answer *a, struct json_writer *w, enum list list, uint32_t i)
+{
+    const struct token_shm *entry;
+    uint32_t token = element_at(a, i, &entry);
+    if (list == LIST_TEXT) {
+        write_text_element(a, w, token);
+        return;
+    }
+    json_raw(w, ",", i > 0);
+    if (list == LIST_TOKEN_IDS)
+        json_number(w, token);
+    else if (list == LIST_TOKENS)
+        write_token_text(a, w, token);
+    else if (entry == NULL)
+        json_text(w, "null");
+    else if (list == LIST_HASHES)
+        write_hash(w, entry->logits_hash);
+    else if (list == LIST_LOGPROBS)
+        json_float(w, entry->logprob);
+    else if (list == LIST_TOP)
+        json_number(w, entry->top_token);
+    else
+        write_chat_logprob(a, w, entry);
+}
+
+static void open_choice(struct answer *a, struct json_writer *w)
+{
+    json_raw(w, ",", a->choice > 0);
+    json_text(w, "{\"index\":");
+    json_number(w, a->choice);
+    json_text(w,
+              a->format->kind == ANSWER_CHAT ? ",\"message\":{\"role\":\"assistant\",\"content\":\"" : ",\"text\":\"");
+    a->list = LIST_TEXT;
+    a->item = 0;
+    a->text_scan = (struct answer_scan){0};
+}
+
+static void close_list(struct answer *a, struct json_writer *w)
+{
+    if (a->list == LIST_TEXT) {
+        char text[SCAN_TEXT_MAX];
+        json_escaped(w, text, scan_end(&a->text_scan, text));
+    }
+    json_text(w, list_closing(a->format, (enum list)a->list));
+    a->item = 0;
+    do {
+        a->list++;
+    } while (a->list < LIST_COUNT && !has_list(a->format, (enum list)a->list));
+    if (a->list < LIST_COUNT) {
+        json_text(w, list_opening[a->list]);
+        return;
+    }
+    if (!has_list(a->format, LIST_LOGPROBS) && !has_list(a->format, LIST_CHAT))
+        json_text(w, ",\"logprobs\":null");
+    json_format(w, ",\"finish_reason\":\"%s\"}", finish_reason_text(finish_reason_of(a, a->choice)));
+    if (++a->choice < request_of(a)->choices)
+        open_choice(a, w);
+    else
+        a->phase = PHASE_CLOSE;
+}
+
+/* The next piece of the body. */
+static void render_body_piece(struct answer *a, struct json_writer *w)
+{
+    switch (a->phase) {
+    case PHASE_ERROR:
+        write_error_object(w);
+        a->phase = PHASE_COMPLETE;
+        break;
+    case PHASE_OPEN:
+        json_raw(w, a->prefix, a->prefix_size);
+        a->choice = 0;
+        open_choice(a, w);
+        a->phase = PHASE_LISTS;
+        break;
+    case PHASE_LISTS:
+        if (a->item < element_count(a))
+            write_element(a, w, (enum list)a->list, a->item++);
+        else
+            close_list(a, w);
+        break;
+    case PHASE_CLOSE:
+        json_text(w, "],");
+        write_usage(a, w);
+        json_text(w, "}");
+        a->phase = PHASE_COMPLETE;
+        break;
+    default:
+        check(a->phase != PHASE_COMPLETE);
+    }
+}
+
+/* Content-Length: the body rendered once to nowhere. */
+static uint64_t body_length(const struct answer *a)
+{
+    char nowhere[ANSWER_PIECE_MAX];
+    struct answer counted = *a;
+    uint64_t length = 0;
+    while (counted.phase != PHASE_COMPLETE) {
+        struct json_writer w = {nowhere, 0, sizeof(nowhere)};
+        render_body_piece(&counted, &w);
+        length += w.size;
+    }
+    return length;
+}
+
+/* Takes in what has been committed. True when every choice has ended. */
+static bool scan_all(struct answer *a)
+{
+    bool have_all_ended = true;
+    char text[SCAN_TEXT_MAX];
+    for (uint32_t c = 0; c < request_of(a)->choices; c++) {
+        struct answer_scan *scan = &a->scans[c];
+        bool is_done;
+        uint32_t committed = committed_of(a, c, &is_done);
+        if (a->format->stop_count == 0 || a->format->kind == ANSWER_SCORE)
+            scan->tokens = committed;
+        while (!scan->is_stopped && scan->tokens < committed)
+            scan_token(a, scan, entry_of(a, c, scan->tokens)->token, text);
+        have_all_ended = have_all_ended && (scan->is_stopped || is_done);
+    }
+    return have_all_ended;
+}
+
+static bool has_failed(const struct answer *a)
+{
+    for (uint32_t c = 0; c < request_of(a)->choices; c++)
+        if (finish_reason_of(a, c) == FINISH_ERROR)
+            return true;
+    /* every token of a scored prompt but the first has an entry */
+    return a->format->kind == ANSWER_SCORE && a->scans[0].tokens + 1 != request_of(a)->prompt_tokens;
+}
+
+/* ---- the whole ---- */
+
+void answer_begin(struct answer *answer, const struct arena *arena, const struct tok *tok,
+                  const struct answer_format *format, uint32_t request_slot)
+{
+    *answer = (struct answer){.arena = arena, .tok = tok, .format = format, .slot = request_slot, .phase = PHASE_HEAD};
+    check(format->kind != ANSWER_SCORE || !format->is_stream);
+    write_prefix(answer);
+}
+
+static void render_head(struct answer *a, struct json_writer *w)
+{
+    const struct answer_format *format = a->format;
+    struct http_response response = {.status = a->phase == PHASE_ERROR ? 500 : 200,
+                                     .content_type = "application/json",
+                                     .framing = HTTP_LENGTH,
+                                     .content_length = a->length,
+                                     .request_id = format->request_id,
+                                     .closes = format->closes,
+                                     .is_version_1_0 = format->is_version_1_0};
+    if (format->is_stream) {
+        response.content_type = "text/event-stream; charset=utf-8";
+        response.framing = format->is_version_1_0 ? HTTP_UNTIL_CLOSE : HTTP_CHUNKED;
+    }
+    check(w->room - w->size >= HTTP_RESPONSE_HEAD_MAX);
+    w->size += http_write_head(w->data + w->size, &response);
+}
+
+enum answer_result answer_render(struct answer *a, char *target, size_t room, size_t *size)
+{
+    struct json_writer w = {target, 0, room};
+    enum answer_result result = ANSWER_HAS_MORE;
+    while (result == ANSWER_HAS_MORE && room - w.size >= ANSWER_PIECE_MAX) {
+        switch (a->phase) {
+        case PHASE_HEAD:
+            if (a->format->is_stream) {
+                render_head(a, &w);
+                a->phase = PHASE_EVENTS;
+            } else if (scan_all(a)) {
+                a->phase = has_failed(a) ? PHASE_ERROR : PHASE_OPEN;
+                a->length = body_length(a);
+                render_head(a, &w);
+            } else {
+                result = ANSWER_WAITS;
+            }
+            break;
+        case PHASE_EVENTS:
+            if (!render_turn(a, &w))
+                result = ANSWER_WAITS;
+            break;
+        case PHASE_STREAMED:
+            render_stream_end(a, &w);
+            break;
+        case PHASE_COMPLETE:
+            result = ANSWER_COMPLETE;
+            break;
+        default:
+            render_body_piece(a, &w);
+        }
+    }
+    if (a->phase == PHASE_COMPLETE)
+        result = ANSWER_COMPLETE;
+    a->written += w.size;
+    *size = w.size;
+    return result;
+}
+
+bool answer_needs_no_more(const struct answer *answer)
+{
+    for (uint32_t c = 0; c < request_of(answer)->choices; c++)
+        if (!answer->scans[c].is_stopped)
+            return false;
+    return true;
+}

@@ -1,0 +1,637 @@
+#include "engine/api.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "engine/json_arena.h"
+#include "ipc/layout.h"
+
+/* Values of a body: an array of ids costs 32 bytes an element and its table, twice over while it grows; other bodies some
+ * multiple of their own size. What does not fit is refused. */
+#define VALUES_BASE      ((size_t)4 << 20)
+#define VALUES_PER_TOKEN 64u
+#define VALUES_PER_BYTE  8u
+
+#define ROLE_BYTES_MAX 32u
+
+size_t api_text_bytes(const struct plan *plan)
+{
+    /* a turn adds fewer characters around its content than the body has around it in JSON; then the default turn */
+    return 2 * (size_t)plan->body_bytes_max + 4096;
+}
+
+void api_open(struct api *api, const struct plan *plan, const struct tok *tok)
+{
+    uint64_t kv_tokens = (uint64_t)plan->num_blocks * plan->block_size;
+    *api = (struct api){.plan = plan, .tok = tok, .tokens_max = (uint32_t)min_u64(plan->max_model_len, kv_tokens)};
+    api->tokens = base_alloc(((size_t)api->tokens_max + 1) * sizeof(*api->tokens));
+    api->text_bytes = api_text_bytes(plan);
+    api->text = base_alloc(api->text_bytes);
+    api->messages = base_alloc(API_MESSAGES_MAX * sizeof(*api->messages));
+    api->ranges = base_alloc(API_RANGES_MAX * sizeof(*api->ranges));
+    /* a model without a known template completes all the same; what is wrong is said to who asks for a chat */
+    chat_template_parse(&api->chat, tok_chat_template(tok), &api->chat_problem);
+    json_arena_open(VALUES_BASE + (size_t)VALUES_PER_TOKEN * api->tokens_max +
+                    (size_t)VALUES_PER_BYTE * plan->body_bytes_max);
+}
+
+/* ---- errors ---- */
+
+int api_fail(struct api_error *error, int status, const char *param, const char *code, const char *format, ...)
+{
+    error->status = status;
+    error->type = status >= 500 ? "server_error" : status == 429 ? "rate_limit_error" : "invalid_request_error";
+    error->code = code;
+    snprintf(error->param, sizeof(error->param), "%s", param);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(error->message, sizeof(error->message), format, args);
+    va_end(args);
+    return -1;
+}
+
+void api_write_error(struct json_writer *writer, const struct api_error *error)
+{
+    char valid[3 * sizeof(error->message)]; /* the text may quote the client's, cut anywhere */
+    json_text(writer, "{\"error\":{\"message\":");
+    json_quoted(writer, valid, json_valid_utf8(valid, (const uint8_t *)error->message, strlen(error->message)));
+    json_text(writer, ",\"type\":");
+    json_quoted(writer, error->type, strlen(error->type));
+    json_text(writer, ",\"param\":");
+    if (error->param[0] != '\0')
+        json_quoted(writer, valid, json_valid_utf8(valid, (const uint8_t *)error->param, strlen(error->param)));
+    else
+        json_text(writer, "null");
+    json_text(writer, ",\"code\":");
+    if (error->code != NULL)
+        json_quoted(writer, error->code, strlen(error->code));
+    else
+        json_text(writer, "null");
+    json_text(writer, "}}");
+}
+
+/* ---- fields ---- */
+
+struct body {
+    struct api *api;
+    json_t *root;
+    struct api_error *error;
+};
+
+static int load_body(struct body *b, struct api *api, const char *text, size_t size, struct api_error *error)
+{
+    json_arena_reset();
+    *b = (struct body){.api = api, .error = error};
+    json_error_t problem;
+    b->root = json_loadb(text, size, JSON_ALLOW_NUL, &problem);
+    if (b->root == NULL && json_error_code(&problem) == json_error_out_of_memory)
+        return api_fail(error, 413, "", "body_too_large", "the body holds more values than this server has memory for");
+    if (b->root == NULL)
+        return api_fail(error, 400, "", "invalid_json", "the body is not valid JSON: line %d, column %d: %s",
+                        problem.line, problem.column, problem.text);
+    if (!json_is_object(b->root))
+        return api_fail(error, 400, "", "invalid_json", "the body must be a JSON object");
+    return 0;
+}
+
+/* NULL when absent or null. */
+static json_t *field(const struct body *b, const char *name)
+{
+    json_t *value = json_object_get(b->root, name);
+    return json_is_null(value) ? NULL : value;
+}
+
+#define FAIL(b, param, ...) api_fail((b)->error, 400, param, "invalid_value", __VA_ARGS__)
+
+static int get_bool(const struct body *b, const char *name, bool *value)
+{
+    json_t *json = field(b, name);
+    if (json == NULL)
+        return 0;
+    if (!json_is_boolean(json))
+        return FAIL(b, name, "%s must be true or false", name);
+    *value = json_is_true(json);
+    return 0;
+}
+
+static int get_integer(const struct body *b, const char *name, int64_t min, int64_t max, int64_t *value)
+{
+    json_t *json = field(b, name);
+    if (json == NULL)
+        return 0;
+    if (!json_is_integer(json))
+        return FAIL(b, name, "%s must be an integer from %lld to %lld", name, (long long)min, (long long)max);
+    *value = json_integer_value(json);
+    if (*value < min || *value > max)
+        return FAIL(b, name, "%s is %lld; it must be from %lld to %lld", name, (long long)*value, (long long)min,
+                    (long long)max);
+    return 0;
+}
+
+static int get_float(const struct body *b, const char *name, double min, double max, float *value)
+{
+    json_t *json = field(b, name);
+    if (json == NULL)
+        return 0;
+    if (!json_is_number(json))
+        return FAIL(b, name, "%s must be a number from %g to %g", name, min, max);
+    double given = json_number_value(json);
+    if (!(given >= min && given <= max))
+        return FAIL(b, name, "%s is %g; it must be from %g to %g", name, given, min, max);
+    *value = (float)given;
+    return 0;
+}
+
+/* Known to others, not honoured here: only a value that asks for nothing is let pass. */
+static int refuse_unsupported(const struct body *b)
+{
+    static const struct {
+        const char *name;
+        double neutral;
+    } numbers[] = {{"presence_penalty", 0}, {"frequency_penalty", 0}, {"repetition_penalty", 1},
+                   {"best_of", 1},          {"prompt_logprobs", 0},   {"length_penalty", 1}};
+    static const char *const others[] = {"logit_bias", "suffix",       "tools",          "functions",    "guided_json",
+                                         "audio",      "guided_regex", "guided_grammar", "guided_choice"};
+    for (size_t i = 0; i < ARRAY_COUNT(numbers); i++) {
+        json_t *value = field(b, numbers[i].name);
+        if (value != NULL && !(json_is_number(value) && json_number_value(value) == numbers[i].neutral))
+            return api_fail(b->error, 400, numbers[i].name, "unsupported_parameter",
+                            "%s is not supported by this server; leave it out or give %g", numbers[i].name,
+                            numbers[i].neutral);
+    }
+    for (size_t i = 0; i < ARRAY_COUNT(others); i++) {
+        json_t *value = field(b, others[i]);
+        bool is_empty = (json_is_object(value) && json_object_size(value) == 0) ||
+                        (json_is_array(value) && json_array_size(value) == 0) ||
+                        (json_is_string(value) && json_string_length(value) == 0);
+        if (value != NULL && !is_empty)
+            return api_fail(b->error, 400, others[i], "unsupported_parameter",
+                            "%s is not supported by this server; leave it out", others[i]);
+    }
+    json_t *format = field(b, "response_format");
+    const char *type = json_string_value(json_object_get(format, "type"));
+    if (format != NULL && (type == NULL || strcmp(type, "text") != 0))
+        return api_fail(b->error, 400, "response_format", "unsupported_parameter",
+                        "response_format: this server supports {\"type\":\"text\"} only");
+    return 0;
+}
+
+static uint32_t count_unknown(const struct body *b, enum api_endpoint endpoint)
+{
+    static const char *const common[] = {"model",
+                                         "max_tokens",
+                                         "max_completion_tokens",
+                                         "min_tokens",
+                                         "temperature",
+                                         "top_p",
+                                         "top_k",
+                                         "min_p",
+                                         "seed",
+                                         "n",
+                                         "stop",
+                                         "stop_token_ids",
+                                         "ignore_eos",
+                                         "stream",
+                                         "stream_options",
+                                         "priority",
+                                         "user",
+                                         "return_token_ids",
+                                         "return_logits_hash",
+                                         "logprobs",
+                                         "presence_penalty",
+                                         "frequency_penalty",
+                                         "repetition_penalty",
+                                         "best_of",
+                                         "prompt_logprobs",
+                                         "length_penalty",
+                                         "logit_bias",
+                                         "suffix",
+                                         "tools",
+                                         "functions",
+                                         "guided_json",
+                                         "guided_regex",
+                                         "guided_grammar",
+                                         "guided_choice",
+                                         "audio",
+                                         "response_format"};
+    static const char *const special[2][4] = {
+        [API_COMPLETIONS] = {"prompt", "echo", "parse_special"}, [API_CHAT_COMPLETIONS] = {"messages", "top_logprobs"}};
+    uint32_t unknown = 0;
+    const char *key;
+    json_t *value;
+    json_object_foreach(b->root, key, value) {
+        bool is_known = false;
+        for (size_t i = 0; i < ARRAY_COUNT(common) && !is_known; i++)
+            is_known = strcmp(key, common[i]) == 0;
+        for (size_t i = 0; i < ARRAY_COUNT(special[endpoint]) && special[endpoint][i] != NULL && !is_known; i++)
+            is_known = strcmp(key, special[endpoint][i]) == 0;
+        unknown += !is_known;
+    }
+    return unknown;
+}
+
+static int get_model(const struct body *b)
+{
+    json_t *model = field(b, "model");
+    if (model == NULL)
+        return 0;
+    if (!json_is_string(model))
+        return FAIL(b, "model", "model must be a string");
+    if (strcmp(json_string_value(model), b->api->plan->served_model_name) != 0)
+        return api_fail(b->error, 404, "model", "model_not_found",
+                        "the model '%.100s' does not exist here; '%.100s' does", json_string_value(model),
+                        b->api->plan->served_model_name);
+    return 0;
+}
+
+static int get_stops(const struct body *b, struct answer_format *format)
+{
+    json_t *stop = field(b, "stop");
+    if (stop == NULL)
+        return 0;
+    if (!json_is_string(stop) && !json_is_array(stop))
+        return FAIL(b, "stop", "stop must be a string or a list of at most %u strings", STOP_STRINGS_MAX);
+    size_t count = json_is_array(stop) ? json_array_size(stop) : 1, used = 0;
+    if (count > STOP_STRINGS_MAX)
+        return FAIL(b, "stop", "stop holds %zu strings; at most %u are allowed", count, STOP_STRINGS_MAX);
+    for (size_t i = 0; i < count; i++) {
+        json_t *one = json_is_array(stop) ? json_array_get(stop, i) : stop;
+        size_t size = json_string_length(one);
+        if (!json_is_string(one) || size == 0 || size > STOP_BYTES_MAX)
+            return FAIL(b, "stop", "stop: each must be a string of 1 to %u bytes", STOP_BYTES_MAX);
+        if (size > STOP_ALL_MAX - used)
+            return FAIL(b, "stop", "stop: all together may have %u bytes", STOP_ALL_MAX);
+        memcpy(format->stops + used, json_string_value(one), size);
+        used += size;
+        format->stop_size[format->stop_count++] = (uint32_t)size;
+    }
+    return 0;
+}
+
+static bool is_token(const struct body *b, json_t *json)
+{
+    return json_is_integer(json) && json_integer_value(json) >= 0 &&
+           json_integer_value(json) < (json_int_t)b->api->plan->vocab_size;
+}
+
+static int get_stop_tokens(const struct body *b, struct api_request *request)
+{
+    json_t *stops = field(b, "stop_token_ids");
+    if (stops == NULL)
+        return 0;
+    if (!json_is_array(stops) || json_array_size(stops) > STOP_TOKENS_MAX)
+        return FAIL(b, "stop_token_ids", "stop_token_ids must be a list of at most %u token ids", STOP_TOKENS_MAX);
+    for (size_t i = 0; i < json_array_size(stops); i++) {
+        json_t *id = json_array_get(stops, i);
+        if (!is_token(b, id))
+            return FAIL(b, "stop_token_ids", "stop_token_ids: each must be an integer from 0 to %u",
+                        b->api->plan->vocab_size - 1);
+        request->stop_tokens[request->stop_token_count++] = (uint32_t)json_integer_value(id);
+    }
+    return 0;
+}
+
+static int get_stream(const struct body *b, struct answer_format *format)
+{
+    bool is_stream = false, includes_usage = false;
+    if (get_bool(b, "stream", &is_stream) != 0)
+        return -1;
+    json_t *options = field(b, "stream_options");
+    if (options != NULL && !json_is_object(options))
+        return FAIL(b, "stream_options", "stream_options must be an object");
+    if (options != NULL && !is_stream)
+        return FAIL(b, "stream_options", "stream_options is allowed only when stream is true");
+    json_t *usage = json_object_get(options, "include_usage");
+    if (usage != NULL && !json_is_null(usage) && !json_is_boolean(usage))
+        return FAIL(b, "stream_options.include_usage", "stream_options.include_usage must be true or false");
+    includes_usage = json_is_true(usage);
+    format->is_stream = is_stream;
+    format->includes_usage = includes_usage;
+    return 0;
+}
+
+static int get_sampling(const struct body *b, struct api_request *request)
+{
+    int64_t seed = 0, top_k = 0, priority = 0, choices = 1;
+    bool ignores_eos = false;
+    if (get_float(b, "temperature", 0, 100, &request->temperature) != 0 ||
+        get_float(b, "top_p", 0, 1, &request->top_p) != 0 || get_float(b, "min_p", 0, 1, &request->min_p) != 0 ||
+        get_integer(b, "top_k", -1, INT32_MAX, &top_k) != 0 ||
+        get_integer(b, "seed", INT64_MIN, INT64_MAX, &seed) != 0 ||
+        get_integer(b, "priority", INT32_MIN, INT32_MAX, &priority) != 0 ||
+        get_integer(b, "n", 1, CHOICES_MAX, &choices) != 0 || get_bool(b, "ignore_eos", &ignores_eos) != 0)
+        return -1;
+    if (request->top_p == 0)
+        return FAIL(b, "top_p", "top_p is 0; it must be more than 0 and at most 1");
+    request->top_k = top_k < 0 || top_k >= (int64_t)b->api->plan->vocab_size ? 0 : (uint32_t)top_k;
+    request->has_seed = field(b, "seed") != NULL;
+    request->seed = (uint64_t)seed;
+    request->priority = (int32_t)priority;
+    request->choices = (uint32_t)choices;
+    request->flags |= ignores_eos ? REQUEST_IGNORE_EOS : 0;
+    return 0;
+}
+
+static int get_returns(const struct body *b, enum api_endpoint endpoint, struct api_request *request)
+{
+    bool token_ids = false, hash = false, wants = false;
+    int64_t count = -1;
+    if (get_bool(b, "return_token_ids", &token_ids) != 0 || get_bool(b, "return_logits_hash", &hash) != 0)
+        return -1;
+    if (endpoint == API_CHAT_COMPLETIONS) {
+        if (get_bool(b, "logprobs", &wants) != 0 || get_integer(b, "top_logprobs", 0, 20, &count) != 0)
+            return -1;
+        if (count > 0)
+            return api_fail(b->error, 400, "top_logprobs", "unsupported_parameter",
+                            "top_logprobs is not supported by this server; leave it out or give 0");
+    } else {
+        if (get_integer(b, "logprobs", 0, 20, &count) != 0)
+            return -1;
+        if (count > 1)
+            return api_fail(b->error, 400, "logprobs", "unsupported_parameter",
+                            "logprobs is %lld; this server gives the chosen token's only: 0 or 1", (long long)count);
+        wants = count >= 0;
+    }
+    request->format.returns_token_ids = token_ids;
+    request->format.returns_logits_hash = hash;
+    request->format.returns_logprobs = wants;
+    request->flags |= (hash ? REQUEST_LOGITS_HASH : 0) | (wants ? REQUEST_LOGPROB : 0);
+    return 0;
+}
+
+/* ---- prompts ---- */
+
+static int take_ids(const struct body *b, json_t *list, const char *name, struct api_request *request)
+{
+    size_t count = json_array_size(list);
+    for (size_t i = 0; i < count; i++) {
+        json_t *id = json_array_get(list, i);
+        if (!is_token(b, id))
+            return FAIL(b, name, "%s: element %zu must be a token id, an integer from 0 to %u", name, i,
+                        b->api->plan->vocab_size - 1);
+        if (i <= b->api->tokens_max)
+            b->api->tokens[i] = (uint32_t)json_integer_value(id);
+    }
+    request->prompt_tokens = (uint32_t)min_u64(count, UINT32_MAX);
+    return 0;
+}
+
+/* At most tokens_max + 1 ids: one more than allowed shows that there are too many. */
+static uint32_t encode_text(const struct api *api, const char *text, size_t size, bool parse_special)
+{
+    struct tok_range whole = {0, size};
+    return tok_encode(api->tok, text, size, &whole, parse_special, api->tokens, api->tokens_max + 1);
+}
+
+static int get_prompt(const struct body *b, struct api_request *request)
+{
+    json_t *prompt = field(b, "prompt");
+    bool parse_special = false;
+    if (get_bool(b, "parse_special", &parse_special) != 0)
+        return -1;
+    if (prompt == NULL)
+        return FAIL(b, "prompt", "prompt is missing: a string or a list of token ids");
+    if (json_is_array(prompt) &&
+        (json_is_string(json_array_get(prompt, 0)) || json_is_array(json_array_get(prompt, 0)))) {
+        if (json_array_size(prompt) > 1)
+            return api_fail(b->error, 400, "prompt", "unsupported_parameter",
+                            "prompt holds %zu prompts; this server takes one per request", json_array_size(prompt));
+        prompt = json_array_get(prompt, 0);
+    }
+    request->prompt = b->api->tokens;
+    if (json_is_array(prompt))
+        return take_ids(b, prompt, "prompt", request);
+    if (!json_is_string(prompt))
+        return FAIL(b, "prompt", "prompt must be a string or a list of token ids");
+    request->prompt_tokens = encode_text(b->api, json_string_value(prompt), json_string_length(prompt), parse_special);
+    return 0;
+}
+
+/* "messages[3].content", for errors. */
+static const char *part_name(char name[64], size_t message, const char *field_name)
+{
+    snprintf(name, 64, "messages[%zu].%s", message, field_name);
+    return name;
+}
+
+/* Text parts, joined by newlines. */
+static int join_parts(const struct body *b, json_t *parts, size_t index, struct tok_text *text)
+{
+    char name[64];
+    size_t size = 0, count = json_array_size(parts);
+    for (size_t i = 0; i < count; i++) {
+        json_t *part = json_array_get(parts, i);
+        const char *type = json_string_value(json_object_get(part, "type"));
+        json_t *part_text = json_object_get(part, "text");
+        if (type == NULL || strcmp(type, "text") != 0 || !json_is_string(part_text))
+            return FAIL(
+                b, part_name(name, index, "content"),
+                "messages[%zu].content: part %zu must be {\"type\":\"text\",\"text\":...}; this model reads text only",
+                index, i);
+        size += json_string_length(part_text) + 1;
+    }
+    char *joined = json_arena_take(size + 1);
+    if (joined == NULL)
+        return api_fail(b->error, 413, "messages", "body_too_large",
+                        "the body holds more values than this server has memory for");
+    size = 0;
+    for (size_t i = 0; i < count; i++) {
+        json_t *part_text = json_object_get(json_array_get(parts, i), "text");
+        if (i > 0)
+            joined[size++] = '\n';
+        memcpy(joined + size, json_string_value(part_text), json_string_length(part_text));
+        size += json_string_length(part_text);
+    }
+    *text = (struct tok_text){joined, size};
+    return 0;
+}
+
+static bool is_role(json_t *role)
+{
+    size_t size = json_string_length(role);
+    for (size_t i = 0; i < size; i++)
+        if (json_string_value(role)[i] < 'a' || json_string_value(role)[i] > 'z')
+            return false;
+    return size > 0 && size <= ROLE_BYTES_MAX;
+}
+
+static int get_message(const struct body *b, json_t *message, size_t index)
+{
+    char name[64];
+    struct chat_message *target = &b->api->messages[index];
+    json_t *role = json_object_get(message, "role");
+    json_t *content = json_object_get(message, "content");
+    if (!json_is_object(message))
+        return FAIL(b, "messages", "messages[%zu] must be an object with role and content", index);
+    if (!is_role(role))
+        return FAIL(b, part_name(name, index, "role"),
+                    "messages[%zu].role must be a string of small letters: system, user, assistant", index);
+    target->role = (struct tok_text){json_string_value(role), json_string_length(role)};
+    if (json_is_array(content))
+        return join_parts(b, content, index, &target->content);
+    if (!json_is_string(content))
+        return FAIL(b, part_name(name, index, "content"),
+                    "messages[%zu].content must be a string or a list of text parts", index);
+    target->content = (struct tok_text){json_string_value(content), json_string_length(content)};
+    return 0;
+}
+
+static int get_messages(const struct body *b, struct api_request *request)
+{
+    struct api *api = b->api;
+    json_t *messages = field(b, "messages");
+    size_t count = json_array_size(messages);
+    if (!api->chat.is_known)
+        return api_fail(b->error, 400, "", "chat_unavailable", "%s", api->chat_problem.text);
+    if (!json_is_array(messages) || count == 0 || count > API_MESSAGES_MAX)
+        return FAIL(b, "messages", "messages must be a list of 1 to %u messages", API_MESSAGES_MAX);
+    for (size_t i = 0; i < count; i++)
+        if (get_message(b, json_array_get(messages, i), i) != 0)
+            return -1;
+    size_t size;
+    uint32_t range_count;
+    if (!chat_render(&api->chat, api->messages, (uint32_t)count, api->text, api->text_bytes, &size, api->ranges,
+                     &range_count))
+        return api_fail(b->error, 413, "messages", "body_too_large",
+                        "the conversation is longer than this server takes");
+    request->prompt = api->tokens;
+    request->prompt_tokens =
+        tok_encode(api->tok, api->text, size, api->ranges, range_count, api->tokens, api->tokens_max + 1);
+    return 0;
+}
+
+static int get_echo(const struct body *b, struct api_request *request)
+{
+    bool echo = false;
+    if (get_bool(b, "echo", &echo) != 0)
+        return -1;
+    int64_t max_tokens = -1;
+    json_t *given = field(b, "max_tokens");
+    if (json_is_integer(given))
+        max_tokens = json_integer_value(given);
+    if (!echo)
+        return 0;
+    if (max_tokens != 0)
+        return api_fail(b->error, 400, "echo", "unsupported_parameter",
+                        "echo is supported only together with max_tokens 0: the prompt with its log-probabilities");
+    if (request->format.is_stream)
+        return FAIL(b, "stream", "an echoed prompt cannot be streamed");
+    if (request->choices != 1)
+        return FAIL(b, "n", "n is %u; an echoed prompt has one choice", request->choices);
+    request->format.kind = ANSWER_SCORE;
+    request->flags |= REQUEST_SCORE | REQUEST_LOGPROB;
+    return 0;
+}
+
+/* ---- limits ---- */
+
+static int get_lengths(const struct body *b, enum api_endpoint endpoint, struct api_request *request)
+{
+    const struct api *api = b->api;
+    const char *prompt = endpoint == API_COMPLETIONS ? "prompt" : "messages";
+    const char *name = field(b, "max_completion_tokens") != NULL ? "max_completion_tokens" : "max_tokens";
+    bool is_score = request->format.kind == ANSWER_SCORE;
+    if (request->prompt_tokens == 0)
+        return FAIL(b, prompt, "%s is empty: at least one token is needed", prompt);
+    if (is_score && request->prompt_tokens < 2)
+        return FAIL(b, prompt, "%s has one token: nothing in it follows anything", prompt);
+    if (request->prompt_tokens > api->tokens_max || (!is_score && request->prompt_tokens == api->tokens_max))
+        return api_fail(b->error, 400, prompt, "context_length_exceeded",
+                        "the prompt has %s%u tokens; prompt and answer together may have %u",
+                        request->prompt_tokens > api->tokens_max ? "at least " : "", request->prompt_tokens,
+                        api->tokens_max);
+    uint32_t room = api->tokens_max - request->prompt_tokens;
+    int64_t max_tokens = endpoint == API_COMPLETIONS ? (int64_t)min_u64(16, room) : (int64_t)room;
+    int64_t min_tokens = 0;
+    if (is_score) {
+        max_tokens = 0;
+    } else if (get_integer(b, name, 1, INT64_MAX, &max_tokens) != 0) {
+        return FAIL(b, name, "%s must be an integer from 1 to %u", name, room);
+    } else if (max_tokens > room) {
+        return api_fail(b->error, 400, name, "context_length_exceeded",
+                        "the prompt has %u tokens and %s is %lld; together they may be %u", request->prompt_tokens,
+                        name, (long long)max_tokens, api->tokens_max);
+    }
+    if (get_integer(b, "min_tokens", 0, max_tokens, &min_tokens) != 0)
+        return -1;
+    request->max_tokens = (uint32_t)max_tokens;
+    request->min_tokens = (uint32_t)min_tokens;
+    return 0;
+}
+
+int api_parse(struct api *api, enum api_endpoint endpoint, const char *body, size_t size, struct api_request *request,
+              struct api_error *error)
+{
+    struct body b;
+    *request = (struct api_request){.temperature = 1, .top_p = 1};
+    request->format.kind = endpoint == API_CHAT_COMPLETIONS ? ANSWER_CHAT : ANSWER_COMPLETION;
+    if (load_body(&b, api, body, size, error) != 0 || get_model(&b) != 0 || refuse_unsupported(&b) != 0 ||
+        get_stream(&b, &request->format) != 0 || get_sampling(&b, request) != 0 ||
+        get_returns(&b, endpoint, request) != 0 || get_stops(&b, &request->format) != 0 ||
+        get_stop_tokens(&b, request) != 0)
+        return -1;
+    if (endpoint == API_COMPLETIONS ? get_prompt(&b, request) != 0 || get_echo(&b, request) != 0
+                                    : get_messages(&b, request) != 0)
+        return -1;
+    if (get_lengths(&b, endpoint, request) != 0)
+        return -1;
+    request->unknown_fields = count_unknown(&b, endpoint);
+    return 0;
+}
+
+/* ---- /tokenize and /detokenize ---- */
+
+int api_tokenize(struct api *api, const char *body, size_t size, struct json_writer *writer, struct api_error *error)
+{
+    struct body b;
+    bool parse_special = false;
+    if (load_body(&b, api, body, size, error) != 0 || get_bool(&b, "parse_special", &parse_special) != 0)
+        return -1;
+    json_t *prompt = field(&b, "prompt");
+    if (!json_is_string(prompt))
+        return FAIL(&b, "prompt", "prompt must be a string");
+    uint32_t count = encode_text(api, json_string_value(prompt), json_string_length(prompt), parse_special);
+    /* ten digits and a comma each; the answer goes out in one piece */
+    uint32_t count_max = (uint32_t)min_u64(api->tokens_max, (writer->room - writer->size - 128) / 11);
+    if (count > count_max)
+        return api_fail(error, 413, "prompt", "body_too_large", "the text has at least %u tokens; %u fit an answer",
+                        count, count_max);
+    json_format(writer, "{\"count\":%u,\"max_model_len\":%u,\"tokens\":[", count, api->plan->max_model_len);
+    for (uint32_t i = 0; i < count; i++) {
+        json_raw(writer, ",", i > 0);
+        json_number(writer, api->tokens[i]);
+    }
+    json_text(writer, "]}");
+    return 0;
+}
+
+int api_detokenize(struct api *api, const char *body, size_t size, struct json_writer *writer, struct api_error *error)
+{
+    struct body b;
+    struct api_request ids = {0};
+    if (load_body(&b, api, body, size, error) != 0)
+        return -1;
+    json_t *tokens = field(&b, "tokens");
+    if (!json_is_array(tokens))
+        return FAIL(&b, "tokens", "tokens must be a list of token ids");
+    if (json_array_size(tokens) > api->tokens_max)
+        return FAIL(&b, "tokens", "tokens holds %zu ids; at most %u are allowed", json_array_size(tokens),
+                    api->tokens_max);
+    if (take_ids(&b, tokens, "tokens", &ids) != 0)
+        return -1;
+    json_text(writer, "{\"prompt\":\"");
+    struct tok_decoder decoder = {0};
+    for (uint32_t i = 0; i <= ids.prompt_tokens; i++) {
+        char text[TOKEN_TEXT_MAX];
+        size_t text_size = i < ids.prompt_tokens ? tok_decoder_push(&decoder, api->tok, api->tokens[i], text)
+                                                 : tok_decoder_end(&decoder, text);
+        if (writer->room - writer->size < text_size * JSON_ESCAPE_MAX + 3)
+            return api_fail(error, 413, "tokens", "body_too_large", "the text does not fit an answer of %zu bytes",
+                            writer->room);
+        json_escaped(writer, text, text_size);
+    }
+    json_text(writer, "\"}");
+    return 0;
+}

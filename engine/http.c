@@ -1,0 +1,273 @@
+#include "engine/http.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static int refuse(struct http_reader *reader, int status, const char *reason)
+{
+    if (reader->status == 0) {
+        reader->status = status;
+        reader->reason = reason;
+    }
+    return -1; /* stops the parser */
+}
+
+static char lower(char c)
+{
+    return c >= 'A' && c <= 'Z' ? (char)(c + 32) : c;
+}
+
+/* ---- called by the parser; strings come in any number of pieces ---- */
+
+static int on_url(http_parser *parser, const char *at, size_t length)
+{
+    struct http_reader *r = parser->data;
+    if (r->url_size + length > HTTP_PATH_MAX)
+        return refuse(r, 414, "the request target is longer than 512 bytes");
+    memcpy(r->url + r->url_size, at, length);
+    r->url_size += (uint32_t)length;
+    r->url[r->url_size] = '\0';
+    return 0;
+}
+
+static void take_header(struct http_reader *r)
+{
+    if (!r->in_value)
+        return;
+    r->in_value = false;
+    if (r->name_size < sizeof(r->name)) {
+        r->name[r->name_size] = '\0';
+        bool fits = r->value_size <= HTTP_REQUEST_ID_MAX;
+        r->value[fits ? r->value_size : 0] = '\0';
+        if (!r->in_trailer && strcmp(r->name, "x-request-id") == 0)
+            strcpy(r->request_id, r->value);
+        if (!r->in_trailer && strcmp(r->name, "expect") == 0 && strcasecmp(r->value, "100-continue") == 0)
+            r->expects_continue = true;
+    }
+    r->name_size = 0;
+    r->value_size = 0;
+}
+
+static int on_header_field(http_parser *parser, const char *at, size_t length)
+{
+    struct http_reader *r = parser->data;
+    take_header(r);
+    if (r->name_size == 0 && ++r->header_count > HTTP_HEADERS_MAX)
+        return refuse(r, 431, "more than 100 header fields");
+    if (memchr(at, ' ', length) != NULL) /* RFC 9112 5.1; the parser lets it pass */
+        return refuse(r, 400, "a header field's name holds a blank");
+    for (size_t i = 0; i < length; i++, r->name_size += r->name_size < sizeof(r->name))
+        if (r->name_size < sizeof(r->name))
+            r->name[r->name_size] = lower(at[i]);
+    return 0;
+}
+
+static int on_header_value(http_parser *parser, const char *at, size_t length)
+{
+    struct http_reader *r = parser->data;
+    r->in_value = true;
+    for (size_t i = 0; i < length; i++) {
+        bool is_visible = at[i] > 0x20 && at[i] < 0x7f;
+        if (r->value_size < HTTP_REQUEST_ID_MAX && is_visible)
+            r->value[r->value_size++] = at[i];
+        else
+            r->value_size = HTTP_REQUEST_ID_MAX + 1; /* not a value that matters here, and none to give back */
+    }
+    return 0;
+}
+
+static int hex_digit(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    c = lower(c);
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* The target's path: origin form, or absolute form with its scheme and host passed over. */
+static int take_path(struct http_reader *r)
+{
+    const char *from = r->url;
+    if (strncasecmp(from, "http://", 7) == 0) {
+        from = strchr(from + 7, '/');
+        if (from == NULL)
+            from = "/";
+    }
+    size_t size = 0;
+    for (; *from != '\0' && *from != '?' && *from != '#'; from++) {
+        char c = *from;
+        if (c == '%') {
+            int high = hex_digit(from[1]);
+            int low = high < 0 ? -1 : hex_digit(from[2]);
+            if (low < 0 || high * 16 + low < 0x20 || high * 16 + low >= 0x7f)
+                return refuse(r, 400, "the path holds a percent sign that stands for no printable character");
+            c = (char)(high * 16 + low);
+            from += 2;
+        }
+        r->path[size++] = c;
+    }
+    r->path[size] = '\0';
+    return 0;
+}
+
+static int on_headers_complete(http_parser *parser)
+{
+    struct http_reader *r = parser->data;
+    take_header(r);
+    r->has_head = true;
+    r->in_trailer = true;
+    if (parser->http_major != 1 || parser->http_minor > 1)
+        return refuse(r, 505, "HTTP/1.0 and HTTP/1.1 are spoken here");
+    r->is_version_1_0 = parser->http_minor == 0;
+    switch (parser->method) {
+    case HTTP_GET:
+        r->verb = HTTP_VERB_GET;
+        break;
+    case HTTP_HEAD:
+        r->verb = HTTP_VERB_HEAD;
+        break;
+    case HTTP_POST:
+        r->verb = HTTP_VERB_POST;
+        break;
+    default:
+        r->verb = HTTP_VERB_OTHER;
+    }
+    r->is_chunked = (parser->flags & F_CHUNKED) != 0;
+    bool has_length = (parser->flags & F_CONTENTLENGTH) != 0;
+    if (has_length && parser->content_length > r->body_bytes_max)
+        return refuse(r, 413, "the body is longer than this server takes");
+    r->expects_continue =
+        r->expects_continue && !r->is_version_1_0 && (r->is_chunked || (has_length && parser->content_length > 0));
+    r->keeps_alive = http_should_keep_alive(parser) && parser->method != HTTP_CONNECT;
+    return take_path(r);
+}
+
+static int on_body(http_parser *parser, const char *at, size_t length)
+{
+    struct http_reader *r = parser->data;
+    if (length > r->body_bytes_max - r->body_size)
+        return refuse(r, 413, "the body is longer than this server takes");
+    if (r->body_target != NULL)
+        memcpy(r->body_target + r->body_size, at, length);
+    else if (r->body_size == 0)
+        r->body_first = (size_t)((const uint8_t *)at - r->bytes);
+    r->body_size += length;
+    return 0;
+}
+
+static int on_message_complete(http_parser *parser)
+{
+    struct http_reader *r = parser->data;
+    r->result = HTTP_READY;
+    http_parser_pause(parser, 1); /* what follows is the next message */
+    return 0;
+}
+
+static const http_parser_settings settings = {.on_url = on_url,
+                                              .on_header_field = on_header_field,
+                                              .on_header_value = on_header_value,
+                                              .on_headers_complete = on_headers_complete,
+                                              .on_body = on_body,
+                                              .on_message_complete = on_message_complete};
+
+/* ---- reading ---- */
+
+void http_reader_init(struct http_reader *reader, uint32_t body_bytes_max)
+{
+    *reader = (struct http_reader){.body_bytes_max = body_bytes_max, .result = HTTP_MORE};
+    http_parser_init(&reader->parser, HTTP_REQUEST);
+}
+
+static enum http_result refuse_message(struct http_reader *r, int status, const char *reason)
+{
+    refuse(r, status, reason);
+    r->result = HTTP_REFUSED;
+    return r->result;
+}
+
+enum http_result http_reader_feed(struct http_reader *r, const uint8_t *bytes, size_t size)
+{
+    check(size >= r->parsed);
+    while (r->result == HTTP_MORE && r->parsed < size) {
+        /* one byte of the head at a time would do too: the limit must not depend on how the bytes arrived */
+        size_t end = size;
+        if (!r->has_head && end > HTTP_HEAD_BYTES_MAX)
+            end = HTTP_HEAD_BYTES_MAX;
+        if (end == r->parsed)
+            return refuse_message(r, 431, "the header section is longer than 16384 bytes");
+        r->parser.data = r;
+        r->bytes = bytes;
+        size_t taken = http_parser_execute(&r->parser, &settings, (const char *)bytes + r->parsed, end - r->parsed);
+        r->bytes = NULL;
+        r->parsed += taken;
+        enum http_errno error = HTTP_PARSER_ERRNO(&r->parser);
+        if (r->result == HTTP_READY)
+            break;
+        if (error == HPE_HEADER_OVERFLOW)
+            return refuse_message(r, 431, "the header section is too long");
+        if (error != HPE_OK)
+            return refuse_message(r, 400, http_errno_description(error));
+        check(r->parsed == end);
+    }
+    return r->result;
+}
+
+void http_body_copy(const struct http_reader *reader, const uint8_t *bytes, uint8_t *target)
+{
+    check(reader->result == HTTP_READY);
+    if (!reader->is_chunked) {
+        memcpy(target, bytes + reader->body_first, reader->body_size);
+        return;
+    }
+    /* the pieces lie between chunk headers: read the message again, with a place for them */
+    struct http_reader again;
+    http_reader_init(&again, reader->body_bytes_max);
+    again.body_target = target;
+    enum http_result result = http_reader_feed(&again, bytes, reader->parsed);
+    check(result == HTTP_READY && again.body_size == reader->body_size);
+}
+
+/* ---- responses ---- */
+
+const char *http_status_text(int status)
+{
+    switch (status) {
+#define XX(number, name, text)                                                                                         \
+    case number:                                                                                                       \
+        return #text;
+        HTTP_STATUS_MAP(XX)
+#undef XX
+    default:
+        return "Unknown";
+    }
+}
+
+size_t http_write_head(char *target, const struct http_response *response)
+{
+    size_t room = HTTP_RESPONSE_HEAD_MAX, size = 0;
+#define ADD(...)                                                                                                       \
+    do {                                                                                                               \
+        size += (size_t)snprintf(target + size, room - size, __VA_ARGS__);                                             \
+        check(size < room);                                                                                            \
+    } while (0)
+    ADD("HTTP/1.1 %d %s\r\n", response->status, http_status_text(response->status));
+    if (response->content_type != NULL)
+        ADD("Content-Type: %s\r\n", response->content_type);
+    if (response->framing == HTTP_LENGTH)
+        ADD("Content-Length: %llu\r\n", (unsigned long long)response->content_length);
+    if (response->framing == HTTP_CHUNKED)
+        ADD("Transfer-Encoding: chunked\r\n");
+    if (response->allow != NULL)
+        ADD("Allow: %s\r\n", response->allow);
+    if (response->retry_after_s != 0)
+        ADD("Retry-After: %u\r\n", response->retry_after_s);
+    if (response->request_id != NULL && response->request_id[0] != '\0')
+        ADD("X-Request-Id: %s\r\n", response->request_id);
+    if (response->closes)
+        ADD("Connection: close\r\n");
+    else if (response->is_version_1_0)
+        ADD("Connection: keep-alive\r\n");
+    ADD("\r\n");
+#undef ADD
+    return size;
+}

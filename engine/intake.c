@@ -1,0 +1,186 @@
+#include "engine/intake.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "ipc/clock.h"
+#include "ipc/journal.h"
+
+static uint32_t pages_of(uint32_t prompt_tokens)
+{
+    return (uint32_t)div_up_u64(prompt_tokens, PAGE_TOKENS);
+}
+
+static struct process_shm *process_of(const struct intake *intake)
+{
+    return arena_process(intake->arena, ROLE_FRONT, 0);
+}
+
+static void update_gauges(const struct intake *intake)
+{
+    counter_set(process_of(intake), COUNTER_FRONT_REQUESTS_ACTIVE, intake->active);
+    counter_set(process_of(intake), COUNTER_FRONT_REQUEST_SLOTS_FREE, intake->free_slot_count);
+    counter_set(process_of(intake), COUNTER_FRONT_PROMPT_PAGES_FREE, intake->free_page_count);
+}
+
+static void tell_sched(struct intake *intake, enum msg_request_kind kind, uint32_t slot)
+{
+    struct msg_request msg = {.kind = kind, .slot = slot, .generation = arena_request(intake->arena, slot)->generation};
+    enum ring_result result = ring_push(&intake->ring, &msg);
+    check(result == RING_OK); /* sized for every message of every slot's life, twice: layout.c */
+    bell_ring(&intake->sched);
+}
+
+void intake_open(struct intake *intake, const struct arena *arena)
+{
+    const struct plan *plan = arena->plan;
+    *intake = (struct intake){.arena = arena, .sched = arena_pull(arena, ROLE_SCHED, 0)};
+    arena_ring_front_to_sched_producer(arena, &intake->ring);
+    intake->free_slots = base_alloc(plan->requests_max * sizeof(uint32_t));
+    intake->free_pages = base_alloc(plan->prompt_pages * sizeof(uint32_t));
+    intake->connections = base_alloc(plan->requests_max * sizeof(uint32_t));
+
+    /* the free lists are the complement of what living requests name; the lowest numbers come out first */
+    uint8_t *is_taken = base_alloc(plan->prompt_pages);
+    for (uint32_t i = plan->requests_max; i-- > 0;) {
+        const struct request_shm *request = arena_request(arena, i);
+        enum request_state state = journal_request_state(request);
+        intake->connections[i] = INTAKE_NO_CONNECTION;
+        intake->next_order = max_u64(intake->next_order, request->order);
+        if (state == REQUEST_FREE) {
+            intake->free_slots[intake->free_slot_count++] = i;
+            continue;
+        }
+        intake->active += state == REQUEST_ACCEPTED;
+        for (uint32_t p = 0; p < pages_of(request->prompt_tokens); p++) {
+            check(arena_prompt_list(arena, i)[p] < plan->prompt_pages);
+            is_taken[arena_prompt_list(arena, i)[p]] = 1;
+        }
+    }
+    for (uint32_t i = plan->prompt_pages; i-- > 0;)
+        if (!is_taken[i])
+            intake->free_pages[intake->free_page_count++] = i;
+    intake->next_order++;
+    for (uint32_t i = 0; i < plan->requests_max; i++)
+        if (journal_request_state(arena_request(arena, i)) == REQUEST_ACCEPTED)
+            intake_cancel(intake, i);
+    update_gauges(intake);
+}
+
+static uint64_t random_u64(struct intake *intake)
+{
+    if (intake->random_left == 0) {
+        ssize_t got;
+        do {
+            got = getrandom(intake->random, sizeof(intake->random), 0);
+        } while (got < 0 && errno == EINTR);
+        check(got == sizeof(intake->random)); /* as much as 256 bytes and more come whole once the pool is ready */
+        intake->random_left = ARRAY_COUNT(intake->random);
+    }
+    return intake->random[--intake->random_left];
+}
+
+int intake_accept(struct intake *intake, const struct api_request *asked, uint32_t connection, uint32_t *slot)
+{
+    const struct arena *arena = intake->arena;
+    uint32_t pages = pages_of(asked->prompt_tokens);
+    if (intake->free_slot_count == 0 || intake->free_page_count < pages)
+        return -EAGAIN;
+    *slot = intake->free_slots[--intake->free_slot_count];
+    struct request_shm *request = arena_request(arena, *slot);
+    check(journal_request_state(request) == REQUEST_FREE);
+    for (uint32_t p = 0; p < pages; p++)
+        arena_prompt_list(arena, *slot)[p] = intake->free_pages[--intake->free_page_count];
+    journal_prompt_write(arena, *slot, 0, asked->prompt_tokens, asked->prompt);
+
+    uint32_t generation = request->generation + 1;
+    request->generation = generation != 0 ? generation : 1;
+    atomic_store_explicit(&request->cancelled, 0, memory_order_relaxed); /* relaxed: published with the state */
+    request->connection = connection;
+    request->order = intake->next_order++;
+    request->id = random_u64(intake);
+    request->created_s = clock_wall_s();
+    request->seed = asked->has_seed ? asked->seed : random_u64(intake);
+    request->priority = asked->priority;
+    request->prompt_tokens = asked->prompt_tokens;
+    request->max_tokens = asked->max_tokens;
+    request->min_tokens = asked->min_tokens;
+    request->choices = asked->choices;
+    request->flags = asked->flags;
+    request->temperature = asked->temperature;
+    request->top_p = asked->top_p;
+    request->min_p = asked->min_p;
+    request->top_k = asked->top_k;
+    request->stop_token_count = asked->stop_token_count;
+    memcpy(request->stop_tokens, asked->stop_tokens, sizeof(request->stop_tokens));
+    intake->connections[*slot] = connection;
+    intake->active++;
+    counter_add(process_of(intake), COUNTER_FRONT_REQUESTS, 1);
+    update_gauges(intake);
+
+    journal_request_set_state(request, REQUEST_ACCEPTED);
+    tell_sched(intake, MSG_REQUEST_ACCEPTED, *slot);
+    return 0;
+}
+
+void intake_cancel(struct intake *intake, uint32_t slot)
+{
+    struct request_shm *request = arena_request(intake->arena, slot);
+    check(journal_request_state(request) == REQUEST_ACCEPTED);
+    if (journal_request_is_cancelled(request) || intake_is_done(intake, slot))
+        return;
+    journal_request_cancel(request);
+    tell_sched(intake, MSG_REQUEST_CANCELLED, slot);
+}
+
+bool intake_is_done(const struct intake *intake, uint32_t slot)
+{
+    const struct arena *arena = intake->arena;
+    const struct answer_shm *answer = arena_answer(arena, slot);
+    const struct request_shm *request = arena_request(arena, slot);
+    if (journal_answer_generation(answer) != request->generation)
+        return false;
+    for (uint32_t c = 0; c < request->choices; c++) {
+        check(answer->sequences[c] < arena->plan->sequences_max);
+        if (journal_sequence_state(arena_sequence(arena, answer->sequences[c])) != SEQUENCE_DONE)
+            return false;
+    }
+    return true;
+}
+
+static void drain(struct intake *intake, uint32_t slot)
+{
+    journal_request_set_state(arena_request(intake->arena, slot), REQUEST_DRAINED);
+    intake->active--;
+    update_gauges(intake);
+    tell_sched(intake, MSG_REQUEST_DRAINED, slot);
+}
+
+static void set_free(struct intake *intake, uint32_t slot)
+{
+    struct request_shm *request = arena_request(intake->arena, slot);
+    for (uint32_t p = pages_of(request->prompt_tokens); p-- > 0;)
+        intake->free_pages[intake->free_page_count++] = arena_prompt_list(intake->arena, slot)[p];
+    journal_request_set_state(request, REQUEST_FREE);
+    intake->free_slots[intake->free_slot_count++] = slot;
+    update_gauges(intake);
+}
+
+void intake_end(struct intake *intake, uint32_t slot)
+{
+    intake->connections[slot] = INTAKE_NO_CONNECTION;
+    intake_cancel(intake, slot);
+    intake_look(intake, slot);
+}
+
+void intake_look(struct intake *intake, uint32_t slot)
+{
+    const struct request_shm *request = arena_request(intake->arena, slot);
+    if (journal_request_state(request) == REQUEST_ACCEPTED && intake->connections[slot] == INTAKE_NO_CONNECTION &&
+        intake_is_done(intake, slot))
+        drain(intake, slot);
+    else if (journal_request_state(request) == REQUEST_DRAINED &&
+             journal_answer_generation(arena_answer(intake->arena, slot)) != request->generation)
+        set_free(intake, slot);
+}

@@ -1,0 +1,120 @@
+#include "engine/report.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+static void write_name(struct json_writer *w, const char *name, const char *value)
+{
+    json_format(w, "\"%s\":", name);
+    json_quoted(w, value, strlen(value));
+}
+
+static uint64_t front_counter(const struct arena *arena, enum counter_id id)
+{
+    return counter_read(arena_process(arena, ROLE_FRONT, 0), id);
+}
+
+static uint64_t sched_counter(const struct arena *arena, enum counter_id id)
+{
+    return counter_read(arena_process(arena, ROLE_SCHED, 0), id);
+}
+
+static void write_process(struct json_writer *w, const struct arena *arena, const struct process_entry_shm *entry)
+{
+    static const char *const states[] = {
+        [PROCESS_STARTING] = "starting", [PROCESS_READY] = "ready", [PROCESS_DRAINED] = "drained"};
+    const char *state = "ready";
+    uint64_t steps = 0;
+    if (entry->role != ROLE_SUPERVISOR) {
+        enum process_state number = arena_state(arena, (enum role)entry->role, entry->index);
+        state = number < ARRAY_COUNT(states) ? states[number] : "?";
+        /* relaxed, here and below: shown to people, decides nothing */
+        steps = atomic_load_explicit(&arena_process(arena, (enum role)entry->role, entry->index)->progress,
+                                     memory_order_relaxed);
+    }
+    json_format(w, "{\"role\":\"%s\",\"index\":%u,\"pid\":%u,\"state\":\"%s\",\"restarts\":%u,\"steps\":%llu}",
+                role_name((enum role)entry->role), entry->index,
+                atomic_load_explicit(&entry->pid, memory_order_relaxed), state,
+                atomic_load_explicit(&entry->restarts, memory_order_relaxed), (unsigned long long)steps);
+}
+
+void report_status(struct json_writer *w, const struct arena *arena)
+{
+    const struct sup_shm *sup = arena_sup(arena);
+    json_text(w, "{");
+    write_name(w, "version", arena->plan->version);
+    json_text(w, ",");
+    write_name(w, "fingerprint", arena->plan->fingerprint);
+    json_text(w, ",");
+    write_name(w, "model", arena->plan->served_model_name);
+    json_text(w, ",\"processes\":[");
+    for (uint32_t i = 0; i < sup->process_count && i < PROCESSES_MAX; i++) {
+        json_raw(w, ",", i > 0);
+        write_process(w, arena, &sup->processes[i]);
+    }
+    uint64_t free_blocks = sched_counter(arena, COUNTER_SCHED_BLOCKS_FREE);
+    json_format(
+        w, "],\"requests\":{\"active\":%llu,\"accepted\":%llu,\"refused\":%llu,\"aborted\":%llu,\"slots_free\":%llu}",
+        (unsigned long long)front_counter(arena, COUNTER_FRONT_REQUESTS_ACTIVE),
+        (unsigned long long)front_counter(arena, COUNTER_FRONT_REQUESTS),
+        (unsigned long long)front_counter(arena, COUNTER_FRONT_REQUESTS_FAILED),
+        (unsigned long long)front_counter(arena, COUNTER_FRONT_REQUESTS_ABORTED),
+        (unsigned long long)front_counter(arena, COUNTER_FRONT_REQUEST_SLOTS_FREE));
+    json_format(w, ",\"sequences\":{\"running\":%llu,\"waiting\":%llu,\"preemptions\":%llu}",
+                (unsigned long long)sched_counter(arena, COUNTER_SCHED_RUNNING),
+                (unsigned long long)sched_counter(arena, COUNTER_SCHED_WAITING),
+                (unsigned long long)sched_counter(arena, COUNTER_SCHED_PREEMPTIONS));
+    json_format(w, ",\"tokens\":{\"prompt\":%llu,\"generated\":%llu}",
+                (unsigned long long)sched_counter(arena, COUNTER_SCHED_PROMPT_TOKENS),
+                (unsigned long long)sched_counter(arena, COUNTER_SCHED_GENERATED_TOKENS));
+    json_format(w, ",\"steps\":{\"planned\":%llu,\"in_flight\":%llu}",
+                (unsigned long long)sched_counter(arena, COUNTER_SCHED_STEPS),
+                (unsigned long long)sched_counter(arena, COUNTER_SCHED_STEPS_IN_FLIGHT));
+    json_format(w, ",\"blocks\":{\"total\":%u,\"free\":%llu,\"size\":%u}", arena->plan->num_blocks,
+                (unsigned long long)free_blocks, arena->plan->block_size);
+    json_format(w, ",\"connections\":{\"open\":%llu,\"accepted\":%llu}}",
+                (unsigned long long)front_counter(arena, COUNTER_FRONT_CONNECTIONS_OPEN),
+                (unsigned long long)front_counter(arena, COUNTER_FRONT_CONNECTIONS));
+}
+
+void report_metrics(struct json_writer *w, const struct arena *arena)
+{
+    for (uint32_t id = 0; id < COUNTER_ID_COUNT; id++) {
+        const struct counter_info *info = &counter_table[id];
+        json_format(w, "# HELP evenflow_%s %s\n# TYPE evenflow_%s %s\n", info->name, info->help, info->name,
+                    info->kind == COUNTER ? "counter" : "gauge");
+        if (info->role != ROLE_STAGE) {
+            json_format(
+                w, "evenflow_%s %llu\n", info->name,
+                (unsigned long long)counter_read(arena_process(arena, (enum role)info->role, 0), (enum counter_id)id));
+            continue;
+        }
+        for (uint32_t stage = 0; stage < arena->plan->stage_count; stage++)
+            json_format(w, "evenflow_%s{stage=\"%u\"} %llu\n", info->name, stage,
+                        (unsigned long long)counter_read(arena_process(arena, ROLE_STAGE, stage), (enum counter_id)id));
+    }
+}
+
+void report_model(struct json_writer *w, const struct arena *arena)
+{
+    json_text(w, "{");
+    write_name(w, "id", arena->plan->served_model_name);
+    json_format(w, ",\"object\":\"model\",\"created\":%llu,\"owned_by\":\"evenflow\",\"max_model_len\":%u}",
+                (unsigned long long)arena->plan->created_s, arena->plan->max_model_len);
+}
+
+void report_models(struct json_writer *w, const struct arena *arena)
+{
+    json_text(w, "{\"object\":\"list\",\"data\":[");
+    report_model(w, arena);
+    json_text(w, "]}");
+}
+
+void report_version(struct json_writer *w, const struct arena *arena)
+{
+    json_text(w, "{");
+    write_name(w, "version", arena->plan->version);
+    json_text(w, ",");
+    write_name(w, "fingerprint", arena->plan->fingerprint);
+    json_text(w, "}");
+}

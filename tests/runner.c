@@ -1,0 +1,141 @@
+#include "tests/runner.h"
+
+#include <criterion/criterion.h>
+#include <stdlib.h>
+#include <string.h>
+
+void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa, uint32_t stage_count,
+                 uint32_t block_size)
+{
+    struct err err = {0};
+    *runner = (struct runner){.kernels = kernels_pick(isa), .stage_count = stage_count, .block_size = block_size};
+    cr_assert_not_null(runner->kernels);
+    kernels_thread_init();
+    cr_assert_eq(model_describe(&runner->desc, gguf, &err), 0, "%s", err.text);
+    runner->blocks_per_sequence = RUNNER_TOKENS_MAX / block_size;
+    uint32_t layers = runner->desc.layers, first = 0;
+    cr_assert(stage_count <= layers && stage_count <= RUNNER_STAGES_MAX);
+    for (uint32_t i = 0; i < stage_count; i++) {
+        uint32_t count = layers / stage_count + (i < layers % stage_count);
+        runner->weights[i] = base_alloc(model_slice_bytes(&runner->desc, first, count));
+        cr_assert_eq(model_load(&runner->slices[i], &runner->desc, first, count, runner->weights[i], gguf, &err), 0,
+                     "%s", err.text);
+        size_t blocks = (size_t)RUNNER_REQUESTS_MAX * runner->blocks_per_sequence;
+        /* not touched here: what no sequence uses costs nothing */
+        runner->kv[i] =
+            aligned_alloc(4096, align_up_u64(blocks * forward_block_stride(&runner->desc, count, block_size), 4096));
+        cr_assert_not_null(runner->kv[i]);
+        runner->activations[i] = base_alloc(RUNNER_STEP_MAX * runner->desc.width * sizeof(float));
+        const struct forward_limits limits = {.positions_max = RUNNER_TOKENS_MAX, .block_size = block_size};
+        forward_init(&runner->stages[i], runner->kernels, &runner->desc, &runner->slices[i], &limits, runner->kv[i]);
+        first += count;
+    }
+    runner->results = base_alloc(RUNNER_STEP_MAX * sizeof(*runner->results));
+    runner->blocks = base_alloc(RUNNER_REQUESTS_MAX * runner->blocks_per_sequence * sizeof(uint32_t));
+    /* Blocks of a sequence are scattered: 7 shares no divisor with a power of two. */
+    uint32_t total = RUNNER_REQUESTS_MAX * runner->blocks_per_sequence;
+    for (uint32_t i = 0; i < total; i++)
+        runner->blocks[i] = i * 7 % total;
+}
+
+void runner_close(struct runner *runner)
+{
+    for (uint32_t i = 0; i < runner->stage_count; i++) {
+        forward_free(&runner->stages[i]);
+        model_unbind(&runner->slices[i]);
+        free(runner->weights[i]);
+        free(runner->kv[i]);
+        free(runner->activations[i]);
+    }
+    free(runner->results);
+    free(runner->blocks);
+}
+
+/* The request's row of the next step; false when it is finished. */
+static bool plan_row(const struct runner *runner, const struct runner_request *request, uint32_t index,
+                     uint32_t computed, uint32_t chunk, struct row_shm *row)
+{
+    uint32_t known = request->prompt_count + (request->is_score ? 0 : request->result_count);
+    if (computed == known || (!request->is_score && request->result_count == request->generate))
+        return false;
+    uint32_t count = computed < request->prompt_count ? (uint32_t)min_u64(chunk, request->prompt_count - computed) : 1;
+    bool is_sampled = computed + count == known;
+    *row = (struct row_shm){
+        .first_pos = computed,
+        .token_count = count,
+        .block_first = index * runner->blocks_per_sequence,
+        .block_count = (uint32_t)div_up_u64(computed + count, runner->block_size),
+        .seed = request->params.seed,
+        .choice = request->params.choice,
+        .temperature = request->params.temperature,
+        .top_k = request->params.top_k,
+        .top_p = request->params.top_p,
+        .min_p = request->params.min_p,
+    };
+    if (request->is_score) {
+        row->flags = ROW_SCORE | ROW_LOGITS_HASH;
+        row->result_count = count - (computed + count == request->prompt_count);
+        row->score_next = computed + count < request->prompt_count ? request->tokens[computed + count] : 0;
+    } else if (is_sampled) {
+        row->flags = ROW_SAMPLE | ROW_LOGITS_HASH | ROW_LOGPROB;
+        row->result_count = 1;
+    }
+    return true;
+}
+
+void runner_run(struct runner *runner, struct runner_request *requests, uint32_t count, uint32_t chunk,
+                uint32_t stagger)
+{
+    uint32_t computed[RUNNER_REQUESTS_MAX] = {0};
+    uint32_t *tokens = base_alloc(RUNNER_STEP_MAX * sizeof(uint32_t));
+    cr_assert_leq(count, RUNNER_REQUESTS_MAX);
+    for (uint32_t i = 0; i < count; i++) {
+        requests[i].result_count = 0;
+        cr_assert_leq(requests[i].prompt_count + requests[i].generate, RUNNER_TOKENS_MAX);
+    }
+    for (uint32_t number = 0;; number++) {
+        struct row_shm rows[RUNNER_REQUESTS_MAX];
+        uint32_t owner[RUNNER_REQUESTS_MAX];
+        uint32_t row_count = 0, token_count = 0, result_count = 0;
+        bool is_somebody_waiting = false;
+        for (uint32_t i = 0; i < count; i++) {
+            struct row_shm *row = &rows[row_count];
+            if (number < i * stagger) {
+                is_somebody_waiting = true;
+                continue;
+            }
+            if (!plan_row(runner, &requests[i], i, computed[i], chunk, row))
+                continue;
+            cr_assert_leq(token_count + row->token_count, RUNNER_STEP_MAX);
+            row->token_first = token_count;
+            row->result_first = result_count;
+            memcpy(tokens + token_count, requests[i].tokens + computed[i], row->token_count * sizeof(uint32_t));
+            token_count += row->token_count;
+            result_count += row->result_count;
+            computed[i] += row->token_count;
+            owner[row_count++] = i;
+        }
+        if (row_count == 0 && !is_somebody_waiting)
+            break;
+        const struct forward_step step = {.rows = rows,
+                                          .row_count = row_count,
+                                          .tokens = tokens,
+                                          .token_count = token_count,
+                                          .blocks = runner->blocks};
+        for (uint32_t i = 0; i < runner->stage_count; i++) {
+            bool is_last = i + 1 == runner->stage_count;
+            forward_run(&runner->stages[i], &step, i == 0 ? NULL : runner->activations[i - 1],
+                        is_last ? NULL : runner->activations[i], is_last ? runner->results : NULL);
+        }
+        for (uint32_t i = 0; i < row_count; i++) {
+            struct runner_request *request = &requests[owner[i]];
+            for (uint32_t j = 0; j < rows[i].result_count; j++) {
+                const struct token_shm *result = &runner->results[rows[i].result_first + j];
+                if (!request->is_score)
+                    request->tokens[request->prompt_count + request->result_count] = result->token;
+                request->results[request->result_count++] = *result;
+            }
+        }
+    }
+    free(tokens);
+}

@@ -1,0 +1,46 @@
+/* runner.h - a whole model in one process, cut into slices or not: generation without an engine. */
+#ifndef EVENFLOW_TESTS_RUNNER_H
+#define EVENFLOW_TESTS_RUNNER_H
+
+#include "stages/forward.h"
+
+#define RUNNER_STAGES_MAX   8u
+#define RUNNER_REQUESTS_MAX 64u
+#define RUNNER_TOKENS_MAX   1024u /* of a sequence */
+#define RUNNER_STEP_MAX     2048u /* tokens of a step */
+
+struct runner {
+    const struct kernels *kernels;
+    struct model_desc desc;
+    uint32_t stage_count;
+    uint32_t block_size;
+    uint32_t blocks_per_sequence;
+    struct model_slice slices[RUNNER_STAGES_MAX];
+    struct forward stages[RUNNER_STAGES_MAX];
+    void *weights[RUNNER_STAGES_MAX];
+    uint8_t *kv[RUNNER_STAGES_MAX];
+    float *activations[RUNNER_STAGES_MAX];
+    struct token_shm *results;
+    uint32_t *blocks;
+};
+
+struct runner_request {
+    uint32_t tokens[RUNNER_TOKENS_MAX]; /* the prompt, and what was generated behind it */
+    uint32_t prompt_count;
+    uint32_t generate; /* tokens to generate; 0 with is_score */
+    bool is_score;     /* results of every prompt token but the last, against the next one */
+    struct sample_params params;
+    struct token_shm results[RUNNER_TOKENS_MAX]; /* entry i: of generated token i, or of prompt token i + 1 */
+    uint32_t result_count;
+};
+
+/* isa NULL: the best. Layers are spread evenly over the stages. Fails the test if it cannot. */
+void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa, uint32_t stage_count,
+                 uint32_t block_size);
+void runner_close(struct runner *runner);
+
+/* All requests together, prompts in chunks of `chunk` tokens; request i joins `stagger` steps after request i - 1. */
+void runner_run(struct runner *runner, struct runner_request *requests, uint32_t count, uint32_t chunk,
+                uint32_t stagger);
+
+#endif

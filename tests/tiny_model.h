@@ -1,0 +1,38 @@
+/* tiny_model.h - small random GGUF models, made in memory: one field changed at a time, tests see what is refused. */
+#ifndef EVENFLOW_TESTS_TINY_MODEL_H
+#define EVENFLOW_TESTS_TINY_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+#include "stages/gguf.h"
+
+struct tiny_model {
+    const char *architecture;
+    uint32_t layers, width, heads, kv_heads, head_dim, feed_forward, vocab_size, context_length;
+    uint32_t rope_count;
+    double rope_base;
+    bool tied;
+    bool has_rope_factors;
+    /* GGUF types: attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down, embedding, head */
+    uint32_t types[9];
+    const char *scaling_type;   /* NULL: no such key */
+    uint32_t expert_count;      /* 0: no such key */
+    const char *missing_key;    /* left out */
+    const char *missing_tensor; /* left out */
+    const char *extra_tensor;   /* put in, 16 floats */
+    const char *longer_tensor;  /* has one row more than it should */
+    const char *flipped_tensor; /* the lowest bit of its last byte is flipped */
+    uint32_t seed;
+};
+
+/* Three layers of width 64, 4 heads over 2, vocabulary of 160, Q4_1 with a tied Q8_0 embedding. */
+struct tiny_model tiny_model(void);
+
+/* The file, in a memfd that the caller closes. */
+int tiny_model_fd(const struct tiny_model *tiny);
+/* The same, opened; the test fails when it cannot be. */
+struct gguf *tiny_model_open(const struct tiny_model *tiny);
+
+#endif

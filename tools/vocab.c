@@ -1,0 +1,91 @@
+#include "tools/vocab.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/tok.h"
+
+static int read_strings(const struct gguf *gguf, const char *key, struct tok_text **texts, uint32_t *count,
+                        struct err *err)
+{
+    struct gguf_array array;
+    if (!gguf_get_array(gguf, key, &array) || array.element_type != 8 || array.count > 1u << 24)
+        return err_set(err, -ENOTSUP, "the model file has no usable %s", key);
+    *count = (uint32_t)array.count;
+    *texts = base_alloc(array.count * sizeof(**texts));
+    uint64_t cursor = 0;
+    struct gguf_string string;
+    for (uint32_t i = 0; gguf_array_next_string(&array, &cursor, &string); i++)
+        (*texts)[i] = (struct tok_text){string.data, string.size};
+    return 0;
+}
+
+static uint8_t *read_types(const struct gguf *gguf, uint32_t token_count)
+{
+    uint8_t *types = base_alloc(token_count);
+    struct gguf_array array;
+    bool has_types = gguf_get_array(gguf, "tokenizer.ggml.token_type", &array) && array.count == token_count &&
+                     array.element_type != 8;
+    for (uint32_t i = 0; i < token_count; i++)
+        types[i] = has_types ? (uint8_t)gguf_array_f64(&array, i) : TOK_NORMAL;
+    return types;
+}
+
+static uint32_t token_id(const struct gguf *gguf, const char *key)
+{
+    uint64_t id;
+    return gguf_get_u64(gguf, key, &id) && id < UINT32_MAX ? (uint32_t)id : TOK_NONE;
+}
+
+static struct tok_text text_at(const struct gguf *gguf, const char *key)
+{
+    struct gguf_string string;
+    return gguf_get_string(gguf, key, &string) ? (struct tok_text){string.data, string.size}
+                                               : (struct tok_text){"", 0};
+}
+
+int vocab_from_gguf(const struct gguf *gguf, void **blob, size_t *blob_bytes, struct err *err)
+{
+    struct tok_text model = text_at(gguf, "tokenizer.ggml.model");
+    if (model.size != 4 || memcmp(model.data, "gpt2", 4) != 0)
+        return err_set(err, -ENOTSUP, "vocabulary: tokenizer \"%.*s\" is not supported; this build has gpt2",
+                       (int)min_u64(model.size, 64), model.data);
+    struct tok_text *tokens = NULL, *merges = NULL;
+    struct tok_source source = {.pre = text_at(gguf, "tokenizer.ggml.pre"),
+                                .bos = token_id(gguf, "tokenizer.ggml.bos_token_id"),
+                                .eos = token_id(gguf, "tokenizer.ggml.eos_token_id"),
+                                .chat_template = text_at(gguf, "tokenizer.chat_template")};
+    static const char *const end_keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+    for (size_t i = 0; i < ARRAY_COUNT(end_keys); i++) {
+        uint32_t id = token_id(gguf, end_keys[i]);
+        if (id != TOK_NONE)
+            source.ends[source.end_count++] = id;
+    }
+    gguf_get_bool(gguf, "tokenizer.ggml.add_bos_token", &source.adds_bos);
+    int ret = read_strings(gguf, "tokenizer.ggml.tokens", &tokens, &source.token_count, err);
+    ret = ret ? ret : read_strings(gguf, "tokenizer.ggml.merges", &merges, &source.merge_count, err);
+    if (ret == 0) {
+        uint8_t *types = read_types(gguf, source.token_count);
+        source.tokens = tokens;
+        source.merges = merges;
+        source.types = types;
+        ret = tok_build(&source, blob, blob_bytes, err);
+        free(types);
+    }
+    free(tokens);
+    free(merges);
+    return ret;
+}
+
+uint32_t vocab_end_tokens(const void *blob, size_t blob_bytes, uint32_t *ids, uint32_t ids_max)
+{
+    struct tok tok;
+    struct err err;
+    uint32_t ends[TOK_END_TOKENS_MAX];
+    check(tok_attach(&tok, blob, blob_bytes, 0, &err) == 0);
+    uint32_t count = (uint32_t)min_u64(tok_end_tokens(&tok, ends), ids_max);
+    memcpy(ids, ends, count * sizeof(*ids));
+    tok_detach(&tok);
+    return count;
+}

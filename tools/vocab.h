@@ -1,0 +1,19 @@
+/* vocab.h - the tokenizer's tables out of a model file.
+ *
+ * Used by: the launcher, evenflow tokenize, tests.   Owns: the memory it returns, until the caller frees it.
+ */
+#ifndef EVENFLOW_VOCAB_H
+#define EVENFLOW_VOCAB_H
+
+#include <stddef.h>
+
+#include "ipc/base.h"
+#include "stages/gguf.h"
+
+/* Builds the tables (tok.h). 0, or -errno with err. */
+int vocab_from_gguf(const struct gguf *gguf, void **blob, size_t *blob_bytes, struct err *err);
+
+/* Tokens that end an answer. Returns how many. */
+uint32_t vocab_end_tokens(const void *blob, size_t blob_bytes, uint32_t *ids, uint32_t ids_max);
+
+#endif
