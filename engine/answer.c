@@ -244,11 +244,11 @@ static void chunk_end(const struct answer *a, struct json_writer *w, size_t begi
 {
     if (a->format->is_version_1_0)
         return;
-    char digits[5];
+    static const char hex[] = "0123456789abcdef";
     size_t size = w->size - begin - CHUNK_HEAD_BYTES;
-    check(size > 0);
-    snprintf(digits, sizeof(digits), "%04zx", size);
-    memcpy(w->data + begin, digits, 4);
+    check(size > 0 && size < 0x10000);
+    for (size_t i = 0; i < 4; i++)
+        w->data[begin + i] = hex[size >> (12 - 4 * i) & 15];
     json_text(w, "\r\n");
 }
 

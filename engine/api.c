@@ -86,7 +86,8 @@ static int load_body(struct body *b, struct api *api, const char *text, size_t s
     *b = (struct body){.api = api, .error = error};
     json_error_t problem;
     b->root = json_loadb(text, size, JSON_ALLOW_NUL, &problem);
-    if (b->root == NULL && json_error_code(&problem) == json_error_out_of_memory)
+    /* jansson says nothing when its memory runs out */
+    if (b->root == NULL && (problem.text[0] == '\0' || json_error_code(&problem) == json_error_out_of_memory))
         return api_fail(error, 413, "", "body_too_large", "the body holds more values than this server has memory for");
     if (b->root == NULL)
         return api_fail(error, 400, "", "invalid_json", "the body is not valid JSON: line %d, column %d: %s",

@@ -20,6 +20,7 @@
 #define WAITING_MAX     1024u /* accepted connections that have no slot yet: the backlog's size once more */
 #define NO_SLOT         UINT32_MAX
 #define RETRY_AFTER_S   1u
+#define RETRY_ACCEPT_NS 100000000ull
 
 enum phase { CONN_FREE, CONN_READING, CONN_ANSWERING, CONN_CLOSING };
 
@@ -63,6 +64,7 @@ struct front {
     uint32_t waiting_first, waiting_count;
     bool is_accepting;       /* the operation is in flight */
     bool is_stopping_accept; /* its cancellation too */
+    bool must_retry_accept;  /* it has failed for want of descriptors or memory */
 
     uint32_t oldest, newest; /* of the timed connections, by progress */
     bool is_timer_armed;
@@ -169,6 +171,7 @@ static void take_connections(struct front *f)
     }
     if (f->free_connection_count > 0 && !f->is_accepting) {
         f->is_accepting = true;
+        f->must_retry_accept = false;
         io_accept(f->io, f->arena->listener);
     } else if (f->free_connection_count == 0 && f->is_accepting && !f->is_stopping_accept) {
         f->is_stopping_accept = true; /* the next ones wait in the socket's backlog */
@@ -298,7 +301,7 @@ static void reply_with(struct front *f, uint32_t slot, struct http_response *res
     response->closes = c->closes;
     response->is_version_1_0 = c->reader.is_version_1_0;
     compact_out(f, slot);
-    check(CONN_OUT_BYTES - shm->out_end >= HTTP_RESPONSE_HEAD_MAX + size || shm->out_end > 0);
+    check(shm->out_end + HTTP_RESPONSE_HEAD_MAX + size <= CONN_OUT_BYTES);
     char *out = (char *)out_of(f, slot);
     shm->out_end += (uint32_t)http_write_head(out + shm->out_end, response);
     if (c->reader.verb != HTTP_VERB_HEAD) {
@@ -629,8 +632,12 @@ static void on_accept(struct front *f, const struct io_event *event)
         if (event->result == -EMFILE || event->result == -ENFILE || event->result == -ENOMEM ||
             event->result == -ENOBUFS) {
             log_warn("cannot accept: %s; raise the limit of open files", strerror(-event->result));
-            if (f->open_count > 0)
-                return; /* tried again when a connection closes: at once would fail at once */
+            f->must_retry_accept = true; /* when a connection closes, or a little later: at once would fail at once */
+            if (f->open_count == 0 && !f->is_timer_armed) {
+                f->is_timer_armed = true;
+                io_timer(f->io, clock_ns() + RETRY_ACCEPT_NS);
+            }
+            return;
         }
     }
     take_connections(f);
@@ -672,6 +679,8 @@ static void on_timer(struct front *f)
     while (f->oldest != NO_SLOT && deadline_of(f, &f->connections[f->oldest]) <= now)
         connection_close(f, f->oldest);
     arm_timer(f);
+    if (f->must_retry_accept)
+        take_connections(f);
 }
 
 static void on_connection_event(struct front *f, const struct io_event *event)
@@ -682,7 +691,8 @@ static void on_connection_event(struct front *f, const struct io_event *event)
     struct connection *c = &f->connections[slot];
     check(slot < f->plan->connections_max && (c->ops & ops[event->kind]));
     check(event->generation == shm_of(f, slot)->generation);
-    c->ops &= ~ops[event->kind];
+    if (event->is_last)
+        c->ops &= ~ops[event->kind];
     if (c->phase == CONN_CLOSING) {
         if (event->kind == IO_SEND && event->result > 0)
             shm_of(f, slot)->sent += (uint32_t)event->result;
@@ -692,8 +702,11 @@ static void on_connection_event(struct front *f, const struct io_event *event)
         on_receive(f, slot, event->result);
     } else if (event->kind == IO_SEND) {
         on_send(f, slot, event->result);
-    } else {
-        connection_close(f, slot); /* the client is gone, half-closed it would still listen */
+    } else if (event->result != 0) {
+        connection_close(f, slot); /* the client is gone */
+    } else if (event->is_last) {
+        c->ops |= OP_HANGUP; /* half-closed, it still listens: watch on */
+        io_watch_hangup(f->io, slot, event->generation, c->fd);
     }
 }
 
@@ -735,6 +748,8 @@ static uint32_t take_hints(struct front *f)
         look_at_request(f, msg.slot);
         ring_release(&f->hints);
     }
+    if (count >= f->hints.slot_count) /* sched may hold back what a full ring had no room for */
+        bell_ring(&f->intake.sched);
     /* a new life of sched may have taken hints of the old one with it: look everywhere */
     const struct region_head *head = (const struct region_head *)(const void *)f->arena->regions[REGION_SCHED];
     if (head->epoch != f->sched_epoch) {

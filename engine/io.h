@@ -19,7 +19,7 @@ enum io_kind {
     IO_ACCEPT = 1, /* result: a new connection's descriptor; is_last: accepting has ended, ask again */
     IO_RECEIVE,    /* result: bytes, 0: the other side sends no more */
     IO_SEND,       /* result: bytes that the kernel has taken; may be fewer than asked */
-    IO_HANGUP,     /* the other side has closed the connection for good */
+    IO_HANGUP,     /* result: 1, the other side has closed the connection for good; 0, it only sends no more */
     IO_CANCEL,     /* a cancellation is done; the operations it ended have events of their own */
     IO_BELL,       /* the doorbell was rung */
     IO_TIMER,      /* the deadline has passed */

@@ -134,7 +134,9 @@ void io_send(struct io *io, uint32_t slot, uint32_t generation, int fd, const vo
 void io_watch_hangup(struct io *io, uint32_t slot, uint32_t generation, int fd)
 {
     struct io_uring_sqe *sqe = next_submission(io);
-    io_uring_prep_poll_add(sqe, fd, 0); /* POLLHUP and POLLERR are always watched for; a half-close is neither */
+    /* POLLHUP, POLLERR and POLLRDHUP are always watched for. The last one, a half-close, is not the end: many shots, so that
+     * the end is seen as well. */
+    io_uring_prep_poll_multishot(sqe, fd, 0);
     io_uring_sqe_set_data64(sqe, name_of(IO_HANGUP, slot, generation));
 }
 
@@ -177,8 +179,11 @@ uint32_t io_turn(struct io *io, bool may_sleep, struct io_event *events, uint32_
     }
     io_uring_cq_advance(&io->ring, seen);
     uint32_t kept = 0;
-    for (uint32_t i = 0; i < count; i++)
+    for (uint32_t i = 0; i < count; i++) {
+        if (events[i].kind == IO_HANGUP && events[i].result > 0)
+            events[i].result = (events[i].result & (POLLHUP | POLLERR)) != 0;
         if (is_for_caller(io, &events[i]))
             events[kept++] = events[i];
+    }
     return kept;
 }

@@ -1,25 +1,13 @@
 /* main_front.c - the process that clients talk to: see front.h. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "engine/front.h"
+#include "ipc/birth.h"
 #include "ipc/log.h"
-#include "ipc/version.h"
 
 int main(int argc, char **argv)
 {
-    int birth_socket = -1;
-    for (int i = 1; i + 1 < argc; i++)
-        if (strcmp(argv[i], "--birth") == 0)
-            birth_socket = atoi(argv[i + 1]);
-    if (birth_socket < 0) {
-        bool wants_help = argc > 1 && strcmp(argv[1], "--help") == 0;
-        fprintf(wants_help ? stdout : stderr,
-                "usage: evenflow-front --birth FD\nStarted by evenflow-supervisor; version " EVENFLOW_VERSION "\n");
-        return wants_help ? 0 : 2;
-    }
-
+    int birth_socket = birth_argument(argc, argv);
+    if (birth_socket < 0)
+        return birth_usage("evenflow-front", argc, argv);
     struct arena arena;
     struct front *front;
     struct err err = {0};

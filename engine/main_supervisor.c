@@ -25,10 +25,10 @@ int main(int argc, char **argv)
     const struct option_table table = {.specs = specs, .count = ARRAY_COUNT(specs)};
     struct arguments arguments;
     struct err err = {0};
-    char *positional[8];
+    char *positional[32];
     int positional_count;
-    if (argc > 8)
-        argc = 8;
+    if (argc > 32)
+        argc = 32;
     int ret = options_parse(&table, &arguments, argc - 1, argv + 1, positional, &positional_count, &err);
     if (ret == 1) {
         printf("usage: evenflow-supervisor --plan-fd FD --vocab-fd FD --model-fd FD\n"

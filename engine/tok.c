@@ -37,7 +37,7 @@ struct tok_blob {
     uint64_t specials;     /* uint32_t (special_count): control and user-defined tokens, longest first */
     uint64_t chat_template;
     uint32_t ends[TOK_END_TOKENS_MAX];
-    uint32_t byte_tokens[256]; /* the token of each single byte */
+    uint32_t byte_tokens[256];  /* the token of each single byte; TOK_NONE where the vocabulary has none */
     uint8_t special_first[256]; /* 1: some special token begins with this byte */
 };
 
@@ -47,7 +47,7 @@ struct tok_symbol {
 };
 
 struct tok_merge_candidate {
-    uint32_t rank, left;      /* left: index of the left symbol; candidates are taken by (rank, left) */
+    uint32_t rank, left;        /* left: index of the left symbol; candidates are taken by (rank, left) */
     uint32_t left_id, right_id; /* stale when the symbols are others by now */
     uint32_t merged;
 };
@@ -191,17 +191,13 @@ static int fill_pieces(struct tok_blob *blob, const struct tok_source *source, s
         else
             size = is_raw ? -1 : decode_piece(text, pieces + end);
         if (size < 0)
-            return err_set(err, -ENOTSUP, "vocabulary: token %u is longer than %u bytes or not in the byte alphabet", id,
-                           TOK_PIECE_MAX);
+            return err_set(err, -ENOTSUP, "vocabulary: token %u is longer than %u bytes or not in the byte alphabet",
+                           id, TOK_PIECE_MAX);
         if (!is_raw && size == 1)
             blob->byte_tokens[pieces[end]] = id;
         end += (uint32_t)size;
     }
     starts[source->token_count] = end;
-    for (uint32_t byte = 0; byte < 256; byte++)
-        if (blob->byte_tokens[byte] == TOK_NONE)
-            return err_set(err, -ENOTSUP, "vocabulary: no token for byte 0x%02x; only byte-level vocabularies are read",
-                           byte);
     return 0;
 }
 
@@ -251,8 +247,8 @@ static void fill_specials(struct tok_blob *blob, const struct tok_source *source
 static void fill_ends(struct tok_blob *blob, const struct tok_source *source, const struct string_table *table)
 {
     /* Names under which published models end a turn or a text, besides their eos. */
-    static const char *const names[] = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>",
-                                        "<end_of_turn>"};
+    static const char *const names[] = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>",
+                                        "<|eom_id|>", "<|end|>",       "<end_of_turn>"};
     uint32_t candidates[TOK_END_TOKENS_MAX + ARRAY_COUNT(names) + 1], count = 0;
     candidates[count++] = source->eos;
     for (uint32_t i = 0; i < source->end_count; i++)
@@ -282,7 +278,8 @@ static int find_pre_tokenizer(struct tok_text name, uint32_t *pre, struct err *e
             *pre = known[i].pre;
             return 0;
         }
-    return err_set(err, -ENOTSUP, "vocabulary: pre-tokenizer \"%.*s\" is not supported; this build has smollm and gpt-2",
+    return err_set(err, -ENOTSUP,
+                   "vocabulary: pre-tokenizer \"%.*s\" is not supported; this build has smollm and gpt-2",
                    (int)min_u64(name.size, 64), name.data);
 }
 
@@ -362,7 +359,8 @@ int tok_attach(struct tok *tok, const void *memory, size_t bytes, size_t text_by
                     lies_inside(blob, blob->types, blob->token_count) &&
                     lies_inside(blob, blob->merges, (uint64_t)blob->merge_slots * sizeof(struct merge)) &&
                     lies_inside(blob, blob->specials, (uint64_t)blob->special_count * sizeof(uint32_t)) &&
-                    lies_inside(blob, blob->chat_template, blob->template_size) && blob->end_count <= TOK_END_TOKENS_MAX;
+                    lies_inside(blob, blob->chat_template, blob->template_size) &&
+                    blob->end_count <= TOK_END_TOKENS_MAX;
     if (!is_sound)
         return err_set(err, -EPROTO, "vocabulary: the tables are not this build's; mixed builds?");
     const uint32_t *starts = at_offset(blob, blob->piece_starts);
@@ -438,18 +436,26 @@ static void push_candidate(const struct tok *tok, uint32_t *count, uint32_t left
                                                .merged = merge->merged});
 }
 
-/* One piece of the pre-tokenizer: its bytes, then the best merge again and again, the leftmost among equals. */
+/* One piece of the pre-tokenizer: its bytes, then the best merge again and again, the leftmost among equals. Bytes that
+ * the vocabulary has no token for are left out first, as in the library that models are trained with (tokenizers). */
 static void encode_piece(struct encoder *e, const uint8_t *text, size_t size)
 {
     const struct tok *tok = e->tok;
     struct tok_symbol *symbols = tok->symbols;
     uint32_t candidates = 0;
     check(size <= tok->text_bytes_max);
-    for (uint32_t i = 0; i < size; i++)
-        symbols[i] = (struct tok_symbol){.id = tok->blob->byte_tokens[text[i]],
-                                         .previous = i > 0 ? i - 1 : TOK_NONE,
-                                         .next = i + 1 < size ? i + 1 : TOK_NONE};
-    for (uint32_t i = 0; i + 1 < size; i++)
+    uint32_t count = 0;
+    for (size_t i = 0; i < size; i++) {
+        uint32_t id = tok->blob->byte_tokens[text[i]];
+        if (id == TOK_NONE)
+            continue;
+        symbols[count] = (struct tok_symbol){.id = id, .previous = count > 0 ? count - 1 : TOK_NONE, .next = count + 1};
+        count++;
+    }
+    if (count == 0)
+        return;
+    symbols[count - 1].next = TOK_NONE;
+    for (uint32_t i = 0; i + 1 < count; i++)
         push_candidate(tok, &candidates, i);
     while (candidates > 0) {
         struct tok_merge_candidate best = heap_pop(tok->heap, &candidates);
@@ -466,7 +472,7 @@ static void encode_piece(struct encoder *e, const uint8_t *text, size_t size)
         if (left->previous != TOK_NONE)
             push_candidate(tok, &candidates, left->previous);
     }
-    for (uint32_t i = 0; i != TOK_NONE && size > 0 && e->count < e->ids_max; i = symbols[i].next)
+    for (uint32_t i = 0; i != TOK_NONE && e->count < e->ids_max; i = symbols[i].next)
         e->ids[e->count++] = symbols[i].id;
 }
 

@@ -5,8 +5,8 @@
  *
  * Encoding: text is cut at special tokens (only inside ranges the caller trusts), the rest by the vocabulary's
  * pre-tokenizer, each piece becomes bytes, and pairs of bytes merge in the order of the vocabulary's merges (Sennrich et
- * al. 2016, on bytes as GPT-2 does). Bytes that are not valid UTF-8 are kept as they are and belong to no class, so every
- * byte string decodes to itself. Time is n log n in the longest piece.
+ * al. 2016, on bytes as GPT-2 does). Bytes that are not valid UTF-8 are kept as they are and belong to no class of
+ * characters; bytes that the vocabulary has no token for are left out. Time is n log n in the longest piece.
  */
 #ifndef EVENFLOW_TOK_H
 #define EVENFLOW_TOK_H

@@ -1,9 +1,13 @@
 #include "ipc/birth.h"
 
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "ipc/version.h"
 
 union birth_control {
     struct cmsghdr header;
@@ -58,4 +62,25 @@ int birth_receive(int socket, struct birth *birth, int *fds, struct err *err)
         return err_set(err, -EPROTO, "birth message: not one of this build's; mixed builds?");
     memcpy(fds, CMSG_DATA(header), birth->item_count * sizeof(int));
     return 0;
+}
+
+int birth_argument(int argc, char **argv)
+{
+    for (int i = 1; i + 1 < argc; i++) {
+        if (strcmp(argv[i], "--birth") != 0)
+            continue;
+        char *end;
+        long fd = strtol(argv[i + 1], &end, 10);
+        return *end == '\0' && end != argv[i + 1] && fd >= 0 && fd < 1 << 20 ? (int)fd : -1;
+    }
+    return -1;
+}
+
+int birth_usage(const char *program, int argc, char **argv)
+{
+    bool wants_help = argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0);
+    fprintf(wants_help ? stdout : stderr,
+            "usage: %s --birth FD\nStarted by evenflow-supervisor, over a socket; version " EVENFLOW_VERSION "\n",
+            program);
+    return wants_help ? 0 : 2;
 }

@@ -37,6 +37,12 @@ struct birth {
     struct birth_item items[BIRTH_ITEMS_MAX]; /* item i goes with descriptor i */
 };
 
+/* The descriptor behind --birth in a program's arguments; -1 when there is none. */
+int birth_argument(int argc, char **argv);
+
+/* What a program that was not born says of itself: exit status 0 for --help, else 2. */
+int birth_usage(const char *program, int argc, char **argv);
+
 #define BIRTH_MAGIC 0x3130485452494245ull /* "EBIRTH01" */
 
 void birth_add(struct birth *birth, int *fds, enum birth_kind kind, uint32_t number, int fd);

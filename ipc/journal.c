@@ -93,6 +93,12 @@ void journal_log_append(const struct arena *arena, uint32_t sequence, const stru
     atomic_store_explicit(&shm->committed, index + 1, memory_order_release);
 }
 
+void journal_log_clear(struct sequence_shm *sequence)
+{
+    /* relaxed: nobody looks before the answer names the sequence, with release, in journal_answer_set() */
+    atomic_store_explicit(&sequence->committed, 0, memory_order_relaxed);
+}
+
 uint32_t journal_log_committed(const struct sequence_shm *sequence)
 {
     /* acquire: pairs with journal_log_append() */

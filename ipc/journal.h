@@ -37,6 +37,8 @@ enum sequence_state journal_sequence_state(const struct sequence_shm *sequence);
 
 /* sched: writes entry `committed` (its page is in the list already) and makes it exist. */
 void journal_log_append(const struct arena *arena, uint32_t sequence, const struct token_shm *token);
+/* sched, for a new sequence: the log is empty. */
+void journal_log_clear(struct sequence_shm *sequence);
 uint32_t journal_log_committed(const struct sequence_shm *sequence); /* acquire */
 const struct token_shm *journal_log_entry(const struct arena *arena, uint32_t sequence, uint32_t index);
 

@@ -33,14 +33,19 @@ void ring_consumer_attach(struct ring_consumer *ring, const struct ring_slot_shm
     ring->next = atomic_load_explicit(consumed, memory_order_relaxed);
 }
 
+bool ring_is_full(struct ring_producer *ring)
+{
+    if (ring->next - ring->consumed_seen < ring->slot_count)
+        return false;
+    /* acquire: pairs with the release in ring_release(): the consumer's reads of the slot before our writes to it */
+    ring->consumed_seen = atomic_load_explicit(ring->consumed, memory_order_acquire);
+    return ring->next - ring->consumed_seen >= ring->slot_count;
+}
+
 enum ring_result ring_push(struct ring_producer *ring, const void *payload)
 {
-    if (ring->next - ring->consumed_seen >= ring->slot_count) {
-        /* acquire: pairs with the release in ring_release(): the consumer's reads of the slot before our writes to it */
-        ring->consumed_seen = atomic_load_explicit(ring->consumed, memory_order_acquire);
-        if (ring->next - ring->consumed_seen >= ring->slot_count)
-            return RING_FULL;
-    }
+    if (ring_is_full(ring))
+        return RING_FULL;
     struct ring_slot_shm *slot = &ring->slots[ring->next & (ring->slot_count - 1)];
     memcpy(slot->payload, payload, RING_PAYLOAD_BYTES);
     /* release: pairs with the acquire in ring_peek(): payload before commit */

@@ -53,6 +53,9 @@ void ring_consumer_attach(struct ring_consumer *ring, const struct ring_slot_shm
 /* Copies RING_PAYLOAD_BYTES in. RING_FULL: nothing changed, retry after the consumer moved. */
 enum ring_result ring_push(struct ring_producer *ring, const void *payload);
 
+/* Producer: the next push would fail. */
+bool ring_is_full(struct ring_producer *ring);
+
 /* Copies the oldest payload out and leaves it in the ring: what was done with it must be published before
  * ring_release(), so that a successor finds either the entry or its effect. */
 enum ring_result ring_peek(const struct ring_consumer *ring, void *payload);

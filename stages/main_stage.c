@@ -6,18 +6,9 @@
 #include <unistd.h>
 
 #include "ipc/arena.h"
+#include "ipc/birth.h"
 #include "ipc/log.h"
 #include "stages/stage.h"
-
-/* The descriptor after --birth, or -1. */
-static int birth_socket(int argc, char **argv)
-{
-    if (argc != 3 || strcmp(argv[1], "--birth") != 0)
-        return -1;
-    char *end;
-    long fd = strtol(argv[2], &end, 10);
-    return *end == '\0' && end != argv[2] && fd >= 0 && fd < 1 << 20 ? (int)fd : -1;
-}
 
 /* Stage i on the i-th core that this process may use. */
 static void pin(uint32_t index)
@@ -49,11 +40,9 @@ int main(int argc, char **argv)
     static char name[32] = "evenflow-stage";
     struct err err = {0};
 
-    int socket = birth_socket(argc, argv);
-    if (socket < 0) {
-        fprintf(stderr, "usage: evenflow-stage --birth FD   (it is started by evenflow serve)\n");
-        return 2;
-    }
+    int socket = birth_argument(argc, argv);
+    if (socket < 0)
+        return birth_usage("evenflow-stage", argc, argv);
     log_open(name, LOG_INFO);
     if (arena_inherit(&arena, socket, &err) < 0)
         return fail(&err);

@@ -14,6 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "engine/policy.h"
 #include "ipc/clock.h"
 #include "ipc/layout.h"
 #include "ipc/log.h"
@@ -166,7 +167,8 @@ static int plan_limits(struct plan *plan, const struct config *config, struct er
 
 static int plan_names(struct plan *plan, const struct config *config, const char *model_path, struct err *err)
 {
-    if (strcmp(config->policy, "default") != 0)
+    const struct policy *policy = policy_find(config->policy);
+    if (policy == NULL)
         return err_set(err, -EINVAL, "--policy %s: this build has: default", config->policy);
     if (strcmp(config->kv_type, "f16") != 0)
         return err_set(err, -EINVAL, "--kv-type %s: this build has: f16", config->kv_type);
@@ -176,7 +178,7 @@ static int plan_names(struct plan *plan, const struct config *config, const char
     if (level < 0)
         return err_set(err, -EINVAL, "--log-level %s: must be error, warn, info or debug", config->log_level);
     plan->log_level = (uint32_t)level;
-    snprintf(plan->policy, sizeof(plan->policy), "%s", config->policy);
+    snprintf(plan->policy, sizeof(plan->policy), "%s", policy->name);
     snprintf(plan->version, sizeof(plan->version), "%s", EVENFLOW_VERSION);
     if (strlen(config->served_model_name) >= sizeof(plan->served_model_name))
         return err_set(err, -EINVAL, "--served-model-name: longer than %zu bytes", sizeof(plan->served_model_name) - 1);
@@ -310,8 +312,8 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
         plan->vocab_bytes = vocab_bytes;
         plan->end_token_count = vocab_end_tokens(vocab, vocab_bytes, plan->end_tokens, END_TOKENS_MAX);
         snprintf(plan->isa, sizeof(plan->isa), "%s", kernels->name);
-        snprintf(plan->fingerprint, sizeof(plan->fingerprint), "evenflow-%s+%s isa=%s backend=cpu kv=%s",
-                 EVENFLOW_VERSION, version_numerics, kernels->name, config->kv_type);
+        snprintf(plan->fingerprint, sizeof(plan->fingerprint), "evenflow-%s+%s isa=%s backend=cpu kv=f16",
+                 EVENFLOW_VERSION, version_numerics, kernels->name);
     }
     ret = ret ? ret : plan_validate(plan, err);
     ret = ret ? ret : check_budget(plan, err);

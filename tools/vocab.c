@@ -41,8 +41,7 @@ static uint32_t token_id(const struct gguf *gguf, const char *key)
 static struct tok_text text_at(const struct gguf *gguf, const char *key)
 {
     struct gguf_string string;
-    return gguf_get_string(gguf, key, &string) ? (struct tok_text){string.data, string.size}
-                                               : (struct tok_text){"", 0};
+    return gguf_get_string(gguf, key, &string) ? (struct tok_text){string.data, string.size} : (struct tok_text){"", 0};
 }
 
 int vocab_from_gguf(const struct gguf *gguf, void **blob, size_t *blob_bytes, struct err *err)

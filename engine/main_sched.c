@@ -1,0 +1,185 @@
+/* main_sched.c - evenflow-sched: drains what front and the last stage say, plans while there is room in the window, tells
+ * front what is new, sleeps. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/policy.h"
+#include "engine/sched.h"
+#include "ipc/arena.h"
+#include "ipc/bell.h"
+#include "ipc/birth.h"
+#include "ipc/clock.h"
+#include "ipc/journal.h"
+#include "ipc/log.h"
+#include "ipc/steps.h"
+
+struct sched_process {
+    struct arena arena;
+    struct sched core;
+    struct process_shm *shm;
+    struct ring_consumer requests, results;
+    struct ring_producer hints;
+    struct bell bell;
+    struct bell_pull front, stage;
+    struct token_shm *tokens; /* (step_results_max): results at hand, copied before they are looked at */
+};
+
+static uint32_t take_requests(struct sched_process *p)
+{
+    struct msg_request message;
+    uint32_t count = 0;
+    for (; ring_peek(&p->requests, &message) == RING_OK; count++) {
+        if (message.slot >= p->arena.plan->requests_max) {
+            log_error("front names request slot %u of %u", message.slot, p->arena.plan->requests_max);
+            exit(1);
+        }
+        /* What to do follows from the slot, not from the message: it only says where to look. */
+        switch (journal_request_state(arena_request(&p->arena, message.slot))) {
+        case REQUEST_ACCEPTED:
+            sched_accept(&p->core, message.slot);
+            if (journal_request_is_cancelled(arena_request(&p->arena, message.slot)))
+                sched_cancel(&p->core, message.slot);
+            break;
+        case REQUEST_DRAINED:
+            sched_drained(&p->core, message.slot);
+            break;
+        case REQUEST_FREE:
+            break;
+        }
+        ring_release(&p->requests);
+    }
+    return count;
+}
+
+static uint32_t take_results(struct sched_process *p)
+{
+    struct msg_step message;
+    uint32_t count = 0;
+    for (; ring_peek(&p->results, &message) == RING_OK; count++) {
+        uint32_t results = message.count;
+        if (results <= p->arena.layout.step_results_max)
+            memcpy(p->tokens, arena_results(&p->arena, message.step), results * sizeof(*p->tokens));
+        if (results > p->arena.layout.step_results_max || !sched_return(&p->core, message.step, p->tokens, results)) {
+            log_error("the last stage returned something else than step %llu's results",
+                      (unsigned long long)message.step);
+            exit(1);
+        }
+        ring_release(&p->results);
+    }
+    return count;
+}
+
+static uint32_t plan_steps(struct sched_process *p)
+{
+    uint32_t count = 0;
+    for (struct step_shm *record; (record = sched_plan(&p->core)) != NULL; count++) {
+        step_publish(record);
+        bell_ring(&p->stage);
+    }
+    return count;
+}
+
+/* A full ring keeps the rest for later: front rings our bell when it has emptied a full one. */
+static void tell_front(struct sched_process *p)
+{
+    uint32_t slot, told = 0;
+    while (p->core.news_count > 0 && !ring_is_full(&p->hints)) {
+        check(sched_next_news(&p->core, &slot));
+        const struct msg_request message = {
+            .kind = MSG_REQUEST_TOKENS, .slot = slot, .generation = p->core.requests[slot].generation};
+        check(ring_push(&p->hints, &message) == RING_OK);
+        told++;
+    }
+    if (told > 0)
+        bell_ring(&p->front);
+}
+
+static void update_counters(struct sched_process *p)
+{
+    const struct sched *core = &p->core;
+    counter_set(p->shm, COUNTER_SCHED_STEPS, core->steps);
+    counter_set(p->shm, COUNTER_SCHED_STEPS_IN_FLIGHT, core->in_flight);
+    counter_set(p->shm, COUNTER_SCHED_PROMPT_TOKENS, core->prompt_tokens);
+    counter_set(p->shm, COUNTER_SCHED_GENERATED_TOKENS, core->generated_tokens);
+    counter_set(p->shm, COUNTER_SCHED_PREEMPTIONS, core->preemptions);
+    counter_set(p->shm, COUNTER_SCHED_RUNNING, core->table.running.count);
+    counter_set(p->shm, COUNTER_SCHED_WAITING, core->table.waiting.count);
+    counter_set(p->shm, COUNTER_SCHED_BLOCKS_FREE, core->kv.free_count);
+    counter_set(p->shm, COUNTER_SCHED_LOG_PAGES_FREE, core->free_log_page_count);
+    counter_set(p->shm, COUNTER_SCHED_SEQUENCE_SLOTS_FREE, core->table.free.count);
+}
+
+/* One turn; the number of things done. */
+static uint32_t sched_do_work(struct sched_process *p)
+{
+    uint32_t count = take_requests(p) + take_results(p);
+    uint32_t planned = plan_steps(p);
+    tell_front(p);
+    if (count + planned > 0) {
+        update_counters(p);
+        progress_add(p->shm, count + planned);
+    }
+    return count + planned;
+}
+
+/* Looks again for the plan's spin time, then sleeps until its bell is rung. */
+static void sched_wait(struct sched_process *p)
+{
+    uint32_t spin_ns = p->arena.plan->spin_ns;
+    for (uint64_t start_ns = spin_ns ? clock_ns() : 0; spin_ns && clock_ns() - start_ns < spin_ns;)
+        if (!ring_is_empty(&p->requests) || !ring_is_empty(&p->results))
+            return;
+    bell_announce(&p->bell);
+    bool has_work = !ring_is_empty(&p->requests) || !ring_is_empty(&p->results) ||
+                    (p->core.news_count > 0 && !ring_is_full(&p->hints));
+    if (has_work || arena_command(&p->arena) == COMMAND_STOP)
+        bell_retract(&p->bell);
+    else
+        bell_wait(&p->bell);
+}
+
+static int sched_open(struct sched_process *p, int birth_socket, struct err *err)
+{
+    int ret = arena_inherit(&p->arena, birth_socket, err);
+    if (ret != 0)
+        return ret;
+    log_open("evenflow-sched", (enum log_level)p->arena.plan->log_level);
+    const struct policy *policy = policy_find(p->arena.plan->policy);
+    if (policy == NULL)
+        return err_set(err, -1, "this build has no policy \"%s\"; mixed builds?", p->arena.plan->policy);
+    sched_init(&p->core, &p->arena, policy);
+    p->shm = arena_process(&p->arena, ROLE_SCHED, 0);
+    p->bell = arena_bell(&p->arena);
+    p->front = arena_pull(&p->arena, ROLE_FRONT, 0);
+    p->stage = arena_pull(&p->arena, ROLE_STAGE, 0);
+    arena_ring_front_to_sched_consumer(&p->arena, &p->requests);
+    arena_ring_sched_to_front_producer(&p->arena, &p->hints);
+    arena_ring_stage_consumer(&p->arena, p->arena.plan->stage_count - 1, &p->results);
+    p->tokens = base_alloc(p->arena.layout.step_results_max * sizeof(*p->tokens));
+    /* Rings are hints: requests that were accepted before we looked are found in their slots. */
+    for (uint32_t slot = 0; slot < p->arena.plan->requests_max; slot++)
+        sched_accept(&p->core, slot);
+    update_counters(p);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    static struct sched_process process;
+    struct err err = {0};
+    int socket = birth_argument(argc, argv);
+    if (socket < 0)
+        return birth_usage("evenflow-sched", argc, argv);
+    log_open("evenflow-sched", LOG_INFO);
+    if (sched_open(&process, socket, &err) != 0) {
+        log_error("%s", err.text);
+        return 1;
+    }
+    base_seal();
+    arena_set_state(&process.arena, PROCESS_READY);
+    while (arena_command(&process.arena) != COMMAND_STOP)
+        if (sched_do_work(&process) == 0)
+            sched_wait(&process);
+    return 0;
+}

@@ -1,0 +1,48 @@
+/* policy.h - what decides which rows a step has. sched.c executes; a policy only asks.
+ *
+ * Used by: sched (calls policies), policies (call back).   Owns: nothing.   Never blocks; reads no clock and no text.
+ *
+ * sched_plan() opens an empty step and calls policy->plan() once. The policy looks at the lists of running and waiting
+ * sequences and asks, one sequence at a time:
+ *
+ *   policy_schedulable()   how many tokens of it could be computed now (0: its last token is in flight)
+ *   policy_add_row()       takes the blocks for so many tokens and adds the row; false changes nothing
+ *   policy_admit()         likewise for a waiting sequence, which then runs
+ *   policy_preempt()       a running sequence gives its blocks back and waits at the front; its row in this step, if
+ *                          there is one, is undone
+ *
+ * Whatever it does, what sched promises holds: rows are of different sequences, no block has two owners, a token is never
+ * computed before those in front of it, and a step with no rows is not published.
+ */
+#ifndef EVENFLOW_POLICY_H
+#define EVENFLOW_POLICY_H
+
+#include "engine/sched.h"
+
+struct policy {
+    const char *name;
+    const char *source; /* where it is described */
+    void (*plan)(struct sched *sched);
+};
+
+extern const struct policy policy_default;
+
+/* By name, as --policy has it; NULL when there is none. */
+const struct policy *policy_find(const char *name);
+
+/* ---- looking ---- */
+
+uint32_t policy_schedulable(const struct sched *sched, uint32_t sequence);
+uint32_t policy_budget(const struct sched *sched); /* tokens that still fit the step */
+uint32_t policy_free_blocks(const struct sched *sched);
+/* Blocks that a sequence needs beyond those it holds, to hold so many tokens. */
+uint32_t policy_blocks_for(const struct sched *sched, uint32_t sequence, uint32_t tokens);
+bool policy_has_row(const struct sched *sched, uint32_t sequence);
+
+/* ---- doing ---- */
+
+bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens);
+bool policy_admit(struct sched *sched, uint32_t sequence, uint32_t tokens);
+void policy_preempt(struct sched *sched, uint32_t sequence);
+
+#endif

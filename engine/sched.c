@@ -1,0 +1,526 @@
+#include "engine/sched.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/policy.h"
+#include "ipc/journal.h"
+
+void sched_init(struct sched *sched, const struct arena *arena, const struct policy *policy)
+{
+    const struct plan *plan = arena->plan;
+    *sched = (struct sched){.arena = arena,
+                            .plan = plan,
+                            .policy = policy,
+                            .next_step = 1,
+                            .intake_first = SEQ_NONE,
+                            .intake_last = SEQ_NONE,
+                            .requests = base_alloc(plan->requests_max * sizeof(*sched->requests)),
+                            .free_log_pages = base_alloc(plan->log_pages * sizeof(uint32_t)),
+                            .flights = base_alloc(plan->window * sizeof(*sched->flights)),
+                            .row_of = base_alloc(plan->sequences_max * sizeof(uint32_t)),
+                            .news = base_alloc(plan->requests_max * sizeof(uint32_t))};
+    kv_init(&sched->kv, plan->num_blocks);
+    seq_init(&sched->table, arena);
+    for (uint32_t i = 0; i < plan->window; i++)
+        sched->flights[i].rows = base_alloc(plan->max_num_seqs * sizeof(struct flight_row));
+    for (uint32_t page = plan->log_pages; page-- > 0;)
+        sched->free_log_pages[sched->free_log_page_count++] = page;
+}
+
+void sched_fini(struct sched *sched)
+{
+    for (uint32_t i = 0; i < sched->plan->window; i++)
+        free(sched->flights[i].rows);
+    free(sched->requests);
+    free(sched->free_log_pages);
+    free(sched->flights);
+    free(sched->row_of);
+    free(sched->news);
+    kv_fini(&sched->kv);
+    seq_fini(&sched->table);
+    *sched = (struct sched){0};
+}
+
+static struct seq *seq_of(const struct sched *sched, uint32_t sequence)
+{
+    return &sched->table.seqs[sequence];
+}
+
+/* ---- news ---- */
+
+static void add_news(struct sched *sched, uint32_t slot)
+{
+    if (sched->requests[slot].has_news)
+        return;
+    sched->requests[slot].has_news = true;
+    sched->news[sched->news_count++] = slot;
+}
+
+bool sched_next_news(struct sched *sched, uint32_t *slot)
+{
+    if (sched->news_count == 0)
+        return false;
+    *slot = sched->news[--sched->news_count];
+    sched->requests[*slot].has_news = false;
+    return true;
+}
+
+/* ---- requests ---- */
+
+/* Tokens that the log of one of its sequences can come to. */
+static uint32_t log_entries(const struct request_shm *request)
+{
+    return request->flags & REQUEST_SCORE ? request->prompt_tokens - 1 : request->max_tokens;
+}
+
+/* What front promised; another process's word is looked at before it is used. */
+static bool is_sound(const struct sched *sched, const struct request_shm *request)
+{
+    uint64_t capacity =
+        min_u64(sched->plan->max_model_len, (uint64_t)sched->plan->num_blocks * sched->plan->block_size);
+    bool is_score = request->flags & REQUEST_SCORE;
+    return request->generation != 0 && request->choices >= 1 && request->choices <= CHOICES_MAX &&
+           request->prompt_tokens >= (is_score ? 2 : 1) && (is_score || request->max_tokens >= 1) &&
+           (uint64_t)request->prompt_tokens + request->max_tokens <= capacity &&
+           request->stop_token_count <= STOP_TOKENS_MAX;
+}
+
+static uint32_t log_pages_for(const struct request_shm *request)
+{
+    return (uint32_t)div_up_u64(log_entries(request), LOG_PAGE_TOKENS);
+}
+
+static void create_sequence(struct sched *sched, uint32_t slot, uint32_t choice)
+{
+    const struct arena *arena = sched->arena;
+    const struct request_shm *request = arena_request(arena, slot);
+    uint32_t sequence = sched->table.free.first;
+    seq_list_remove(&sched->table, &sched->table.free, sequence);
+    struct sequence_shm *shm = arena_sequence(arena, sequence);
+    check(journal_sequence_state(shm) == SEQUENCE_FREE);
+    bool is_score = request->flags & REQUEST_SCORE;
+    shm->generation++;
+    shm->request = slot;
+    shm->request_generation = request->generation;
+    shm->choice = choice;
+    shm->finish_reason = FINISH_NONE;
+    shm->prompt_tokens = request->prompt_tokens;
+    shm->computed = shm->block_count = shm->preemptions = shm->cached_tokens = 0;
+    journal_log_clear(shm);
+    shm->log_page_count = log_pages_for(request);
+    for (uint32_t i = 0; i < shm->log_page_count; i++)
+        arena_log_list(arena, sequence)[i] = sched->free_log_pages[--sched->free_log_page_count];
+    *seq_of(sched, sequence) =
+        (struct seq){.known = request->prompt_tokens - is_score, .log_capacity = log_entries(request)};
+    arena_answer(arena, slot)->sequences[choice] = sequence;
+    seq_set_state(&sched->table, sequence, SEQUENCE_WAITING);
+    seq_list_append(&sched->table, &sched->table.waiting, sequence);
+}
+
+/* Requests become sequences in the order of acceptance, as long as logs and slots suffice. */
+static void take_in(struct sched *sched)
+{
+    while (sched->intake_first != SEQ_NONE) {
+        uint32_t slot = sched->intake_first;
+        const struct request_shm *request = arena_request(sched->arena, slot);
+        uint32_t pages = request->choices * log_pages_for(request);
+        if (pages > sched->free_log_page_count || request->choices > sched->table.free.count)
+            return;
+        sched->intake_first = sched->requests[slot].next;
+        if (sched->intake_first == SEQ_NONE)
+            sched->intake_last = SEQ_NONE;
+        sched->requests[slot].is_in_intake = false;
+        struct answer_shm *answer = arena_answer(sched->arena, slot);
+        for (uint32_t choice = 0; choice < request->choices; choice++)
+            create_sequence(sched, slot, choice);
+        answer->sequence_count = request->choices;
+        journal_answer_set(answer, request->generation);
+    }
+}
+
+static void put_into_intake(struct sched *sched, uint32_t slot)
+{
+    sched->requests[slot].is_in_intake = true;
+    sched->requests[slot].next = SEQ_NONE;
+    if (sched->intake_last != SEQ_NONE)
+        sched->requests[sched->intake_last].next = slot;
+    else
+        sched->intake_first = slot;
+    sched->intake_last = slot;
+}
+
+static void remove_from_intake(struct sched *sched, uint32_t slot)
+{
+    uint32_t before = SEQ_NONE;
+    for (uint32_t at = sched->intake_first; at != slot; at = sched->requests[at].next)
+        before = at;
+    if (before != SEQ_NONE)
+        sched->requests[before].next = sched->requests[slot].next;
+    else
+        sched->intake_first = sched->requests[slot].next;
+    if (sched->intake_last == slot)
+        sched->intake_last = before;
+    sched->requests[slot].is_in_intake = false;
+}
+
+/* A request that never gets a sequence has an answer all the same: no choices. */
+static void answer_with_nothing(struct sched *sched, uint32_t slot)
+{
+    struct answer_shm *answer = arena_answer(sched->arena, slot);
+    answer->sequence_count = 0;
+    journal_answer_set(answer, sched->requests[slot].generation);
+    add_news(sched, slot);
+}
+
+void sched_accept(struct sched *sched, uint32_t slot)
+{
+    check(slot < sched->plan->requests_max);
+    const struct request_shm *request = arena_request(sched->arena, slot);
+    if (journal_request_state(request) != REQUEST_ACCEPTED || sched->requests[slot].generation == request->generation)
+        return; /* a repeated hint, or one that came late */
+    check(sched->requests[slot].generation == 0);
+    sched->requests[slot].generation = request->generation;
+    if (!is_sound(sched, request) || journal_request_is_cancelled(request)) {
+        answer_with_nothing(sched, slot);
+        return;
+    }
+    put_into_intake(sched, slot);
+    take_in(sched);
+}
+
+/* ---- the end of a sequence ---- */
+
+static void release_blocks(struct sched *sched, uint32_t sequence)
+{
+    struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    kv_give_back(&sched->kv, arena_block_table(sched->arena, sequence), shm->block_count);
+    shm->block_count = 0;
+    shm->computed = 0;
+}
+
+static void finish(struct sched *sched, uint32_t sequence, enum finish_reason reason)
+{
+    struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    bool is_running = journal_sequence_state(shm) == SEQUENCE_RUNNING;
+    seq_list_remove(&sched->table, is_running ? &sched->table.running : &sched->table.waiting, sequence);
+    release_blocks(sched, sequence);
+    shm->finish_reason = reason;
+    seq_set_state(&sched->table, sequence, SEQUENCE_DONE);
+    add_news(sched, shm->request);
+}
+
+void sched_cancel(struct sched *sched, uint32_t slot)
+{
+    check(slot < sched->plan->requests_max);
+    const struct answer_shm *answer = arena_answer(sched->arena, slot);
+    uint32_t generation = sched->requests[slot].generation;
+    if (generation == 0 || generation != arena_request(sched->arena, slot)->generation)
+        return;
+    if (sched->requests[slot].is_in_intake) {
+        remove_from_intake(sched, slot);
+        answer_with_nothing(sched, slot);
+        take_in(sched);
+        return;
+    }
+    for (uint32_t i = 0; i < answer->sequence_count; i++)
+        if (journal_sequence_state(arena_sequence(sched->arena, answer->sequences[i])) != SEQUENCE_DONE)
+            finish(sched, answer->sequences[i], FINISH_ABORT);
+}
+
+void sched_drained(struct sched *sched, uint32_t slot)
+{
+    check(slot < sched->plan->requests_max);
+    const struct arena *arena = sched->arena;
+    const struct request_shm *request = arena_request(arena, slot);
+    struct answer_shm *answer = arena_answer(arena, slot);
+    if (sched->requests[slot].generation == 0 || journal_request_state(request) != REQUEST_DRAINED ||
+        sched->requests[slot].generation != request->generation)
+        return;
+    sched_cancel(sched, slot); /* front drains only what is done; a successor of it may not know */
+    for (uint32_t i = 0; i < answer->sequence_count; i++) {
+        uint32_t sequence = answer->sequences[i];
+        struct sequence_shm *shm = arena_sequence(arena, sequence);
+        for (uint32_t page = shm->log_page_count; page-- > 0;)
+            sched->free_log_pages[sched->free_log_page_count++] = arena_log_list(arena, sequence)[page];
+        shm->log_page_count = 0;
+        seq_set_state(&sched->table, sequence, SEQUENCE_FREE);
+        seq_list_append(&sched->table, &sched->table.free, sequence);
+    }
+    answer->sequence_count = 0;
+    sched->requests[slot].generation = 0;
+    journal_answer_set(answer, 0);
+    add_news(sched, slot);
+    take_in(sched);
+}
+
+/* ---- planning: what policies ask for (policy.h) ---- */
+
+uint32_t policy_schedulable(const struct sched *sched, uint32_t sequence)
+{
+    return seq_of(sched, sequence)->known - arena_sequence(sched->arena, sequence)->computed;
+}
+
+uint32_t policy_budget(const struct sched *sched)
+{
+    bool has_room = sched->record->row_count < sched->plan->max_num_seqs;
+    return has_room ? sched->plan->max_num_batched_tokens - sched->record->token_count : 0;
+}
+
+uint32_t policy_free_blocks(const struct sched *sched)
+{
+    return sched->kv.free_count;
+}
+
+uint32_t policy_blocks_for(const struct sched *sched, uint32_t sequence, uint32_t tokens)
+{
+    uint32_t needed = (uint32_t)div_up_u64(tokens, sched->plan->block_size);
+    uint32_t held = arena_sequence(sched->arena, sequence)->block_count;
+    return needed > held ? needed - held : 0;
+}
+
+bool policy_has_row(const struct sched *sched, uint32_t sequence)
+{
+    return sched->row_of[sequence] != 0;
+}
+
+/* Tokens known at positions first.. of a sequence: prompt, then the committed ones. */
+static void copy_tokens(const struct sched *sched, uint32_t sequence, uint32_t first, uint32_t count, uint32_t *tokens)
+{
+    const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    uint32_t from_prompt = first < shm->prompt_tokens ? (uint32_t)min_u64(count, shm->prompt_tokens - first) : 0;
+    if (from_prompt > 0)
+        journal_prompt_read(sched->arena, shm->request, first, from_prompt, tokens);
+    for (uint32_t i = from_prompt; i < count; i++)
+        tokens[i] = journal_log_entry(sched->arena, sequence, first + i - shm->prompt_tokens)->token;
+}
+
+static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence, uint32_t tokens)
+{
+    const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    const struct request_shm *request = arena_request(sched->arena, shm->request);
+    struct step_shm *record = sched->record;
+    bool is_score = request->flags & REQUEST_SCORE;
+    bool samples = !is_score && shm->computed + tokens == seq_of(sched, sequence)->known;
+    *row = (struct row_shm){
+        .sequence = sequence,
+        .sequence_generation = shm->generation,
+        .first_pos = shm->computed,
+        .token_count = tokens,
+        .token_first = record->token_count,
+        .block_first = record->block_count,
+        .block_count = (uint32_t)div_up_u64(shm->computed + tokens, sched->plan->block_size),
+        .result_first = record->result_count,
+        .result_count = is_score ? tokens : samples,
+        .flags = (is_score  ? ROW_SCORE
+                  : samples ? ROW_SAMPLE
+                            : 0u) |
+                 (request->flags & REQUEST_LOGITS_HASH ? ROW_LOGITS_HASH : 0u) |
+                 (request->flags & REQUEST_LOGPROB ? ROW_LOGPROB : 0u),
+        .choice = shm->choice,
+        .top_k = request->top_k,
+        .seed = request->seed,
+        .temperature = request->temperature,
+        .top_p = request->top_p,
+        .min_p = request->min_p,
+    };
+    copy_tokens(sched, sequence, row->first_pos, tokens, arena_step_tokens(sched->arena, record) + row->token_first);
+    if (is_score) /* all but the last token are computed, so one always follows */
+        copy_tokens(sched, sequence, row->first_pos + tokens, 1, &row->score_next);
+    memcpy(arena_step_blocks(sched->arena, record) + row->block_first, arena_block_table(sched->arena, sequence),
+           row->block_count * sizeof(uint32_t));
+    record->token_count += tokens;
+    record->block_count += row->block_count;
+    record->result_count += row->result_count;
+}
+
+bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens)
+{
+    struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    check(tokens > 0);
+    check(tokens <= policy_budget(sched));
+    check(tokens <= policy_schedulable(sched, sequence));
+    check(sched->row_of[sequence] == 0);
+    uint32_t more = policy_blocks_for(sched, sequence, shm->computed + tokens);
+    check(shm->block_count + more <= sched->arena->layout.blocks_per_sequence);
+    if (!kv_take(&sched->kv, arena_block_table(sched->arena, sequence) + shm->block_count, more))
+        return false;
+    shm->block_count += more;
+    fill_row(sched, arena_step_rows(sched->arena, sched->record) + sched->record->row_count, sequence, tokens);
+    sched->row_of[sequence] = ++sched->record->row_count;
+    shm->computed += tokens;
+    return true;
+}
+
+bool policy_admit(struct sched *sched, uint32_t sequence, uint32_t tokens)
+{
+    check(journal_sequence_state(arena_sequence(sched->arena, sequence)) == SEQUENCE_WAITING);
+    if (sched->table.running.count == sched->plan->max_num_seqs || !policy_add_row(sched, sequence, tokens))
+        return false;
+    seq_list_remove(&sched->table, &sched->table.waiting, sequence);
+    seq_list_append(&sched->table, &sched->table.running, sequence);
+    seq_set_state(&sched->table, sequence, SEQUENCE_RUNNING);
+    return true;
+}
+
+/* Takes a row out of the step again: those behind it move up, tokens, blocks and results with them. */
+static void undo_row(struct sched *sched, uint32_t sequence)
+{
+    const struct arena *arena = sched->arena;
+    struct step_shm *record = sched->record;
+    struct row_shm *rows = arena_step_rows(arena, record);
+    uint32_t *tokens = arena_step_tokens(arena, record), *blocks = arena_step_blocks(arena, record);
+    uint32_t index = sched->row_of[sequence] - 1;
+    struct row_shm gone = rows[index];
+    uint32_t token_end = gone.token_first + gone.token_count, block_end = gone.block_first + gone.block_count;
+    memmove(tokens + gone.token_first, tokens + token_end, (record->token_count - token_end) * sizeof(*tokens));
+    memmove(blocks + gone.block_first, blocks + block_end, (record->block_count - block_end) * sizeof(*blocks));
+    for (uint32_t i = index + 1; i < record->row_count; i++) {
+        rows[i].token_first -= gone.token_count;
+        rows[i].block_first -= gone.block_count;
+        rows[i].result_first -= gone.result_count;
+        rows[i - 1] = rows[i];
+        sched->row_of[rows[i].sequence]--;
+    }
+    record->row_count--;
+    record->token_count -= gone.token_count;
+    record->block_count -= gone.block_count;
+    record->result_count -= gone.result_count;
+    sched->row_of[sequence] = 0;
+}
+
+void policy_preempt(struct sched *sched, uint32_t sequence)
+{
+    struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    check(journal_sequence_state(shm) == SEQUENCE_RUNNING);
+    if (sched->row_of[sequence] != 0)
+        undo_row(sched, sequence);
+    release_blocks(sched, sequence);
+    shm->preemptions++;
+    sched->preemptions++;
+    seq_list_remove(&sched->table, &sched->table.running, sequence);
+    seq_list_prepend(&sched->table, &sched->table.waiting, sequence);
+    seq_set_state(&sched->table, sequence, SEQUENCE_WAITING);
+}
+
+/* ---- planning: the step ---- */
+
+static void note_flight(struct sched *sched)
+{
+    const struct step_shm *record = sched->record;
+    struct flight *flight = &sched->flights[record->step % sched->plan->window];
+    const struct row_shm *rows = arena_step_rows(sched->arena, record);
+    flight->step = record->step;
+    flight->row_count = record->row_count;
+    flight->result_count = record->result_count;
+    for (uint32_t i = 0; i < record->row_count; i++) {
+        const struct row_shm *row = &rows[i];
+        const struct sequence_shm *shm = arena_sequence(sched->arena, row->sequence);
+        flight->rows[i] = (struct flight_row){.sequence = row->sequence,
+                                              .generation = row->sequence_generation,
+                                              .first_pos = row->first_pos,
+                                              .token_count = row->token_count,
+                                              .result_first = row->result_first,
+                                              .result_count = row->result_count,
+                                              .flags = row->flags};
+        seq_of(sched, row->sequence)->in_flight++;
+        sched->row_of[row->sequence] = 0;
+        if (row->first_pos < shm->prompt_tokens)
+            sched->prompt_tokens += min_u64(row->token_count, shm->prompt_tokens - row->first_pos);
+    }
+}
+
+struct step_shm *sched_plan(struct sched *sched)
+{
+    if (sched->in_flight == sched->plan->window || sched->table.running.count + sched->table.waiting.count == 0)
+        return NULL;
+    sched->record = step_begin(sched->arena, sched->next_step);
+    sched->record->row_count = sched->record->token_count = 0;
+    sched->record->block_count = sched->record->result_count = 0;
+    sched->policy->plan(sched);
+    if (sched->record->row_count == 0)
+        return NULL;
+    note_flight(sched);
+    sched->next_step++;
+    sched->in_flight++;
+    sched->steps++;
+    return sched->record;
+}
+
+/* ---- results ---- */
+
+static bool is_end(const struct sched *sched, const struct request_shm *request, uint32_t token, uint32_t committed)
+{
+    for (uint32_t i = 0; i < request->stop_token_count; i++)
+        if (request->stop_tokens[i] == token && committed >= request->min_tokens)
+            return true;
+    if (request->flags & REQUEST_IGNORE_EOS || committed < request->min_tokens)
+        return false;
+    for (uint32_t i = 0; i < sched->plan->end_token_count; i++)
+        if (sched->plan->end_tokens[i] == token)
+            return true;
+    return false;
+}
+
+/* A new token of a sequence: into its log first, then everything that follows from it. */
+static void commit_token(struct sched *sched, uint32_t sequence, const struct token_shm *token)
+{
+    struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    const struct request_shm *request = arena_request(sched->arena, shm->request);
+    struct seq *seq = seq_of(sched, sequence);
+    journal_log_append(sched->arena, sequence, token);
+    uint32_t committed = journal_log_committed(shm);
+    seq->known++;
+    sched->generated_tokens++;
+    add_news(sched, shm->request);
+    if (is_end(sched, request, token->token, committed))
+        finish(sched, sequence, FINISH_STOP);
+    else if (committed == seq->log_capacity)
+        finish(sched, sequence, FINISH_LENGTH);
+}
+
+/* Scores of a row's tokens; those that are there already (from before a preemption) are the same bits again. */
+static void commit_scores(struct sched *sched, const struct flight_row *row, const struct token_shm *results)
+{
+    struct sequence_shm *shm = arena_sequence(sched->arena, row->sequence);
+    for (uint32_t i = 0; i < row->result_count; i++)
+        if (row->first_pos + i == journal_log_committed(shm))
+            journal_log_append(sched->arena, row->sequence, &results[i]);
+    add_news(sched, shm->request);
+    if (journal_log_committed(shm) == seq_of(sched, row->sequence)->log_capacity)
+        finish(sched, row->sequence, FINISH_LENGTH);
+}
+
+static bool results_are_sound(const struct sched *sched, const struct flight *flight, const struct token_shm *results,
+                              uint32_t count)
+{
+    if (count != flight->result_count)
+        return false;
+    for (uint32_t i = 0; i < count; i++)
+        if (results[i].token >= sched->plan->vocab_size || results[i].top_token >= sched->plan->vocab_size)
+            return false;
+    return true;
+}
+
+bool sched_return(struct sched *sched, uint64_t step, const struct token_shm *results, uint32_t count)
+{
+    const struct flight *flight = &sched->flights[step % sched->plan->window];
+    if (sched->in_flight == 0 || step != sched->next_step - sched->in_flight || flight->step != step ||
+        !results_are_sound(sched, flight, results, count))
+        return false;
+    sched->in_flight--;
+    for (uint32_t i = 0; i < flight->row_count; i++) {
+        const struct flight_row *row = &flight->rows[i];
+        const struct sequence_shm *shm = arena_sequence(sched->arena, row->sequence);
+        if (shm->generation != row->generation)
+            continue; /* the sequence is over and forgotten */
+        seq_of(sched, row->sequence)->in_flight--;
+        if (journal_sequence_state(shm) == SEQUENCE_DONE)
+            continue; /* aborted meanwhile */
+        if (row->flags & ROW_SCORE)
+            commit_scores(sched, row, results + row->result_first);
+        else if (row->result_count == 1)
+            commit_token(sched, row->sequence, &results[row->result_first]);
+    }
+    return true;
+}

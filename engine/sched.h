@@ -1,0 +1,99 @@
+/* sched.h - the scheduler's core: requests in, steps out, results in, tokens committed.
+ *
+ * Used by: main_sched.c, tests, the simulator.   Owns: lists and free lists; records lie in the arena.
+ * Never blocks, never allocates after sched_init(). Deterministic: no clock, no socket, no text; the same calls in the same
+ * order give the same steps.
+ *
+ *   sched_accept()  ->  intake -> waiting -> running        sched_plan()    a step record, published by the caller
+ *   sched_cancel()      (engine/seq.h has the states)       sched_return()  its results, strictly in the order of steps
+ *   sched_drained()                                         sched_news()    requests that front should look at
+ *
+ * A request waits in the intake until the token logs of all its sequences are reserved, so that what runs can always
+ * finish. Only then does a policy see its sequences.
+ *
+ * Blocks that an aborted or preempted sequence gives back may be taken by the next step at once, although a step in flight
+ * still writes to them: every stage computes steps in order, so the old step's writes come before the new one's.
+ */
+#ifndef EVENFLOW_SCHED_H
+#define EVENFLOW_SCHED_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/kv.h"
+#include "engine/seq.h"
+#include "ipc/arena.h"
+#include "ipc/steps.h"
+
+struct policy;
+
+/* One row of a step in flight: what its results mean. */
+struct flight_row {
+    uint32_t sequence, generation;
+    uint32_t first_pos;
+    uint32_t token_count;
+    uint32_t result_first, result_count;
+    uint32_t flags; /* enum row_flag */
+};
+
+struct flight {
+    uint64_t step;
+    uint32_t row_count, result_count;
+    struct flight_row *rows; /* (max_num_seqs) */
+};
+
+/* What only the scheduler knows of a request slot. */
+struct sched_request {
+    uint32_t next;       /* in the intake, by order of acceptance; SEQ_NONE at its end */
+    uint32_t generation; /* that was taken in; 0: none */
+    bool is_in_intake;
+    bool has_news; /* it is in the list of news */
+};
+
+struct sched {
+    const struct arena *arena;
+    const struct plan *plan;
+    const struct policy *policy;
+    struct kv kv;
+    struct seq_table table;
+    struct sched_request *requests; /* (requests_max) */
+    uint32_t intake_first, intake_last;
+    uint32_t *free_log_pages; /* stack */
+    uint32_t free_log_page_count;
+
+    uint64_t next_step;
+    struct flight *flights; /* (window): step s at s % window */
+    uint32_t in_flight;
+
+    /* the step that is being planned */
+    struct step_shm *record;
+    uint32_t *row_of; /* (sequences_max): its row + 1 in the step being planned, 0: none */
+
+    uint32_t *news; /* (requests_max): slots, oldest first */
+    uint32_t news_count;
+
+    /* counters */
+    uint64_t steps, prompt_tokens, generated_tokens, preemptions;
+};
+
+void sched_init(struct sched *sched, const struct arena *arena, const struct policy *policy);
+void sched_fini(struct sched *sched);
+
+/* The request in this slot is ACCEPTED. Repeating it changes nothing. */
+void sched_accept(struct sched *sched, uint32_t slot);
+/* Its client is gone: its sequences end at once. */
+void sched_cancel(struct sched *sched, uint32_t slot);
+/* Its answer is delivered: its sequences and their logs are forgotten. */
+void sched_drained(struct sched *sched, uint32_t slot);
+
+/* Plans the next step if fewer than the window are in flight and there is anything to compute: its filled record, which
+ * the caller publishes; else NULL. */
+struct step_shm *sched_plan(struct sched *sched);
+
+/* Results of the oldest step in flight. False when they are not what that step returns: count or a token out of bounds. */
+bool sched_return(struct sched *sched, uint64_t step, const struct token_shm *results, uint32_t count);
+
+/* Takes one slot off the list of requests with news; false when it is empty. */
+bool sched_next_news(struct sched *sched, uint32_t *slot);
+
+#endif

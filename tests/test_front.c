@@ -1,0 +1,714 @@
+/* test_front.c - the front over a real socket and a real kernel ring, with the scheduler's side played by hand. */
+#include <criterion/criterion.h>
+#include <dirent.h>
+#include <errno.h>
+#include <jansson.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "engine/conns.h"
+#include "engine/front.h"
+#include "ipc/clock.h"
+#include "ipc/journal.h"
+#include "ipc/log.h"
+#include "tests/fake_sched.h"
+#include "tests/plans.h"
+#include "tests/tiny_vocab.h"
+
+#define ANSWER_BYTES (8u << 20)
+
+static struct plan plan;
+static struct arena arena;
+static struct front *front;
+static struct ring_producer to_front;
+static struct ring_consumer from_front;
+static char directory[] = "/tmp/evenflow-test-XXXXXX";
+static struct sockaddr_un address = {.sun_family = AF_UNIX};
+static uint32_t cancelled_count;
+
+static void set_up_plan(void)
+{
+    plan = plan_for_tests();
+    plan.request_timeout_ms = 60000;
+}
+
+static void start(void)
+{
+    struct err err = {0};
+    size_t vocab_bytes;
+    void *blob = tiny_vocab_build(&vocab_bytes);
+    log_open("test", LOG_ERROR);
+    tiny_vocab_plan(&plan, vocab_bytes);
+    fake_sched_plan(&plan);
+    arena_in_memory(&arena, &plan);
+    arena.role = ROLE_FRONT;
+    arena.regions[REGION_VOCAB] = blob;
+    arena.bells[process_number(ROLE_FRONT, 0)] = eventfd(0, EFD_CLOEXEC);
+    cr_assert_not_null(mkdtemp(directory));
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s/s", directory);
+    arena.listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    cr_assert_eq(bind(arena.listener, (struct sockaddr *)&address, sizeof(address)), 0);
+    cr_assert_eq(listen(arena.listener, 128), 0);
+    arena_ring_sched_to_front_producer(&arena, &to_front);
+    arena_ring_front_to_sched_consumer(&arena, &from_front);
+    cr_assert_eq(front_init(&front, &arena, &err), 0, "%s", err.text);
+    front_start(front);
+}
+
+static void set_up(void)
+{
+    set_up_plan();
+    start();
+}
+
+static void tear_down(void)
+{
+    front_free(front);
+    unlink(address.sun_path);
+    rmdir(directory);
+}
+
+/* ---- the scheduler's side ---- */
+
+static void hint(enum msg_request_kind kind, uint32_t slot)
+{
+    struct msg_request msg = {.kind = kind, .slot = slot, .generation = arena_request(&arena, slot)->generation};
+    cr_assert_eq(ring_push(&to_front, &msg), RING_OK);
+}
+
+static void sched_turn(void)
+{
+    struct msg_request msg;
+    for (; ring_peek(&from_front, &msg) == RING_OK; ring_release(&from_front)) {
+        const struct request_shm *request = arena_request(&arena, msg.slot);
+        switch (msg.kind) {
+        case MSG_REQUEST_ACCEPTED:
+            cr_assert_eq(journal_request_state(request), REQUEST_ACCEPTED);
+            fake_sched_take(&arena, msg.slot);
+            break;
+        case MSG_REQUEST_CANCELLED:
+            cr_assert(journal_request_is_cancelled(request));
+            cancelled_count++;
+            for (uint32_t c = 0; c < request->choices; c++)
+                fake_sched_end(&arena, msg.slot, c, FINISH_ABORT);
+            hint(MSG_REQUEST_TOKENS, msg.slot);
+            break;
+        case MSG_REQUEST_DRAINED:
+            cr_assert_eq(journal_request_state(request), REQUEST_DRAINED);
+            fake_sched_forget(&arena, msg.slot);
+            hint(MSG_REQUEST_FORGOTTEN, msg.slot);
+            break;
+        }
+    }
+}
+
+/* Until neither side has anything to do. */
+static void settle(void)
+{
+    for (int idle = 0; idle < 3;) {
+        int done = front_do_work(front, false);
+        cr_assert_geq(done, 0);
+        bool has_messages = !ring_is_empty(&from_front);
+        sched_turn();
+        idle = done == 0 && !has_messages ? idle + 1 : 0;
+    }
+}
+
+static void commit_text(uint32_t slot, const char *text)
+{
+    uint32_t ids[4096];
+    uint32_t count = tiny_vocab_bytes(text, ids);
+    for (uint32_t i = 0; i < count; i++) {
+        struct token_shm token = {.token = ids[i]};
+        fake_sched_commit(&arena, slot, 0, &token);
+    }
+    hint(MSG_REQUEST_TOKENS, slot);
+}
+
+static void end_sequence(uint32_t slot)
+{
+    fake_sched_end(&arena, slot, 0, FINISH_LENGTH);
+    hint(MSG_REQUEST_TOKENS, slot);
+}
+
+/* ---- the client's side ---- */
+
+static int connect_client(void)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    cr_assert_eq(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    return fd;
+}
+
+static void send_text(int fd, const char *text)
+{
+    for (size_t sent = 0, size = strlen(text); sent < size;) {
+        ssize_t more = send(fd, text + sent, size - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+        cr_assert(more > 0 || errno == EAGAIN);
+        sent += more > 0 ? (size_t)more : 0;
+        settle();
+    }
+    settle();
+}
+
+/* What has arrived by now; *is_closed when nothing more will. */
+static char *receive(int fd, bool *is_closed)
+{
+    static char text[ANSWER_BYTES];
+    size_t size = 0;
+    bool closed = false;
+    for (;;) {
+        ssize_t got = recv(fd, text + size, sizeof(text) - size - 1, MSG_DONTWAIT);
+        closed = got == 0 || (got < 0 && errno != EAGAIN);
+        if (got <= 0)
+            break;
+        size += (size_t)got;
+        settle();
+    }
+    text[size] = '\0';
+    if (is_closed != NULL)
+        *is_closed = closed;
+    return text;
+}
+
+static const char *ask(int fd, const char *request)
+{
+    send_text(fd, request);
+    return receive(fd, NULL);
+}
+
+static const char *post(const char *path, const char *body)
+{
+    static char text[200000];
+    snprintf(text, sizeof(text), "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %zu\r\n\r\n%s", path, strlen(body),
+             body);
+    return text;
+}
+
+static int status_of(const char *answer)
+{
+    int status = 0;
+    sscanf(answer, "HTTP/1.1 %d ", &status);
+    return status;
+}
+
+static uint32_t descriptor_count(void)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    uint32_t count = 0;
+    while (readdir(dir) != NULL)
+        count++;
+    closedir(dir);
+    return count;
+}
+
+static uint64_t counter(enum counter_id id)
+{
+    return counter_read(arena_process(&arena, ROLE_FRONT, 0), id);
+}
+
+static void expect_nothing_left(void)
+{
+    settle();
+    cr_expect_eq(counter(COUNTER_FRONT_REQUESTS_ACTIVE), 0);
+    cr_expect_eq(counter(COUNTER_FRONT_REQUEST_SLOTS_FREE), plan.requests_max);
+    cr_expect_eq(counter(COUNTER_FRONT_PROMPT_PAGES_FREE), plan.prompt_pages);
+    cr_expect_eq(counter(COUNTER_FRONT_CONNECTIONS_OPEN), 0);
+}
+
+/* ---- tests ---- */
+
+Test(front, answers_what_it_knows_by_itself, .init = set_up, .fini = tear_down)
+{
+    static const struct {
+        const char *request, *says;
+        int status;
+    } cases[] = {
+        {"GET /health HTTP/1.1\r\n\r\n", "\"ok\"", 200},
+        {"GET /ready HTTP/1.1\r\n\r\n", "starting", 503},
+        {"GET /version HTTP/1.1\r\n\r\n", "\"version\":\"test\"", 200},
+        {"GET /v1/models HTTP/1.1\r\n\r\n", "\"id\":\"test-model\"", 200},
+        {"GET /v1/models/test-model HTTP/1.1\r\n\r\n", "\"id\":\"test-model\"", 200},
+        {"GET /v1/models/other HTTP/1.1\r\n\r\n", "model_not_found", 404},
+        {"GET /status HTTP/1.1\r\n\r\n", "\"processes\":[", 200},
+        {"GET /metrics HTTP/1.1\r\n\r\n", "evenflow_request_slots_free 16\n", 200},
+        {"GET /metrics HTTP/1.1\r\n\r\n", "evenflow_stage_steps_total{stage=\"1\"} 0\n", 200},
+        {"GET /nothing HTTP/1.1\r\n\r\n", "\"error\":{", 404},
+        {"GET /v1/completions HTTP/1.1\r\n\r\n", "Allow: POST\r\n", 405},
+        {"POST /health HTTP/1.1\r\nContent-Length: 0\r\n\r\n", "Allow: GET, HEAD\r\n", 405},
+        {"GET /health HTTP/1.1\r\nX-Request-Id: r-1\r\n\r\n", "X-Request-Id: r-1\r\n", 200},
+        {"POST /tokenize HTTP/1.1\r\nContent-Length: 18\r\n\r\n{\"prompt\":\"hello\"}", "\"tokens\":[262]", 200},
+        {"POST /detokenize HTTP/1.1\r\nContent-Length: 16\r\n\r\n{\"tokens\":[262]}", "\"prompt\":\"hello\"", 200},
+    };
+    int fd = connect_client();
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        const char *answer = ask(fd, cases[i].request);
+        cr_expect_eq(status_of(answer), cases[i].status, "%s%s", cases[i].request, answer);
+        cr_expect_not_null(strstr(answer, cases[i].says), "%s%s", cases[i].request, answer);
+    }
+    const char *head = ask(fd, "HEAD /health HTTP/1.1\r\n\r\n");
+    cr_expect_eq(status_of(head), 200);
+    cr_expect_not_null(strstr(head, "Content-Length: 15\r\n"), "%s", head);
+    cr_expect_str_eq(strstr(head, "\r\n\r\n"), "\r\n\r\n");
+    close(fd);
+    expect_nothing_left();
+}
+
+Test(front, status_is_json, .init = set_up, .fini = tear_down)
+{
+    arena_sup(&arena)->process_count = 5;
+    for (uint32_t i = 0; i < 5; i++)
+        arena_sup(&arena)->processes[i] =
+            (struct process_entry_shm){.pid = 100 + i, .role = i < 3 ? i : ROLE_STAGE, .index = i < 3 ? 0 : i - 3};
+    int fd = connect_client();
+    const char *answer = ask(fd, "GET /status HTTP/1.1\r\n\r\n");
+    json_t *status = json_loads(strstr(answer, "\r\n\r\n") + 4, 0, NULL);
+    cr_assert_not_null(status, "%s", answer);
+    json_t *processes = json_object_get(status, "processes");
+    cr_assert_eq(json_array_size(processes), 5);
+    cr_expect_str_eq(json_string_value(json_object_get(json_array_get(processes, 4), "role")), "stage");
+    cr_expect_eq(json_integer_value(json_object_get(json_array_get(processes, 4), "index")), 1);
+    cr_expect_eq(json_integer_value(json_object_get(json_array_get(processes, 4), "pid")), 104);
+    cr_expect_str_eq(json_string_value(json_object_get(json_array_get(processes, 4), "state")), "starting");
+    close(fd);
+}
+
+Test(front, answers_a_pipeline_in_order, .init = set_up, .fini = tear_down)
+{
+    int fd = connect_client();
+    const char *answer = ask(fd, "GET /health HTTP/1.1\r\n\r\nGET /nothing HTTP/1.1\r\n\r\nGET /version HTTP/1.1\r\n"
+                                 "Connection: close\r\n\r\nGET /health HTTP/1.1\r\n\r\n");
+    const char *first = strstr(answer, "200 OK"), *second = strstr(answer, "404 Not Found");
+    const char *third = strstr(answer, "\"fingerprint\"");
+    cr_expect(first != NULL && second > first && third > second, "%s", answer);
+    bool is_closed;
+    receive(fd, &is_closed);
+    cr_expect(is_closed);
+    close(fd);
+    expect_nothing_left();
+}
+
+Test(front, a_request_goes_through_the_journal_and_its_answer_comes_back, .init = set_up, .fini = tear_down)
+{
+    int fd = connect_client();
+    const char *nothing =
+        ask(fd, post("/v1/completions", "{\"prompt\":\"ab\",\"max_tokens\":3,\"seed\":9,\"temperature\":0.5}"));
+    cr_expect_str_eq(nothing, "");
+    const struct request_shm *request = arena_request(&arena, 0);
+    cr_assert_eq(journal_request_state(request), REQUEST_ACCEPTED);
+    cr_expect_eq(request->order, 1);
+    cr_expect_eq(request->prompt_tokens, 2);
+    cr_expect_eq(request->max_tokens, 3);
+    cr_expect_eq(request->seed, 9);
+    cr_expect_eq(request->temperature, 0.5f);
+    cr_expect_neq(request->id, 0);
+    uint32_t prompt[2];
+    journal_prompt_read(&arena, 0, 0, 2, prompt);
+    cr_expect_eq(prompt[1], TINY_BYTE_FIRST + 'b');
+    commit_text(0, "xyz");
+    settle();
+    cr_expect_str_eq(receive(fd, NULL), "");
+    end_sequence(0);
+    settle();
+    const char *answer = receive(fd, NULL);
+    cr_expect_eq(status_of(answer), 200);
+    cr_expect_not_null(strstr(answer, "\"text\":\"xyz\""), "%s", answer);
+    cr_expect_not_null(strstr(answer, "\"finish_reason\":\"length\""));
+    cr_expect_eq(status_of(ask(fd, "GET /health HTTP/1.1\r\n\r\n")), 200);
+    close(fd);
+    expect_nothing_left();
+    cr_expect_eq(cancelled_count, 0);
+}
+
+Test(front, a_stream_comes_token_by_token, .init = set_up, .fini = tear_down)
+{
+    int fd = connect_client();
+    const char *answer = ask(fd, post("/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],"
+                                                              "\"stream\":true,\"max_tokens\":8}"));
+    cr_expect_not_null(strstr(answer, "text/event-stream"), "%s", answer);
+    cr_expect_null(strstr(answer, "data:"));
+    for (int i = 0; i < 5; i++) {
+        commit_text(0, "q");
+        settle();
+        answer = receive(fd, NULL);
+        cr_expect_not_null(strstr(answer, "\"delta\":{\"content\":\"q\"}"), "%s", answer);
+        cr_expect_eq(strstr(answer, "\"role\":\"assistant\"") != NULL, i == 0, "%s", answer);
+    }
+    end_sequence(0);
+    settle();
+    answer = receive(fd, NULL);
+    cr_expect_not_null(strstr(answer, "data: [DONE]\n\n\r\n0\r\n\r\n"), "%s", answer);
+    cr_expect_eq(status_of(ask(fd, "GET /health HTTP/1.1\r\n\r\n")), 200);
+    close(fd);
+    expect_nothing_left();
+}
+
+Test(front, a_stream_to_an_old_client_ends_with_the_connection, .init = set_up, .fini = tear_down)
+{
+    int fd = connect_client();
+    send_text(fd, "POST /v1/completions HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 28\r\n\r\n"
+                  "{\"prompt\":\"a\",\"stream\":true}");
+    commit_text(0, "q");
+    end_sequence(0);
+    settle();
+    bool is_closed;
+    const char *answer = receive(fd, &is_closed);
+    cr_expect_null(strstr(answer, "chunked"));
+    cr_expect_str_eq(answer + strlen(answer) - 14, "data: [DONE]\n\n");
+    cr_expect(is_closed);
+    close(fd);
+    expect_nothing_left();
+}
+
+Test(front, a_request_may_come_byte_by_byte_and_chunked, .init = set_up, .fini = tear_down)
+{
+    int fd = connect_client();
+    const char *request = "POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+                          "5\r\n{\"pro\r\n9\r\nmpt\":\"a\"}\r\n0\r\n\r\n";
+    for (const char *at = request; *at != '\0'; at++) {
+        cr_assert_eq(send(fd, at, 1, MSG_NOSIGNAL), 1);
+        settle();
+    }
+    cr_assert_eq(journal_request_state(arena_request(&arena, 0)), REQUEST_ACCEPTED);
+    commit_text(0, "q");
+    end_sequence(0);
+    settle();
+    cr_expect_not_null(strstr(receive(fd, NULL), "\"text\":\"q\""));
+    close(fd);
+    expect_nothing_left();
+}
+
+Test(front, tells_a_polite_client_to_go_on, .init = set_up, .fini = tear_down)
+{
+    int fd = connect_client();
+    const char *answer = ask(fd, "POST /v1/completions HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 14\r\n\r\n");
+    cr_expect_str_eq(answer, "HTTP/1.1 100 Continue\r\n\r\n");
+    ask(fd, "{\"prompt\":\"a\"}");
+    commit_text(0, "q");
+    end_sequence(0);
+    settle();
+    cr_expect_eq(status_of(receive(fd, NULL)), 200);
+    close(fd);
+    expect_nothing_left();
+}
+
+Test(front, a_client_that_leaves_cancels_its_request, .init = set_up, .fini = tear_down)
+{
+    static const char *const bodies[] = {"{\"prompt\":\"ab\",\"stream\":true}", "{\"prompt\":\"ab\"}"};
+    for (uint32_t when = 0; when < 3; when++)
+        for (uint32_t i = 0; i < 2; i++) {
+            int fd = connect_client();
+            ask(fd, post("/v1/completions", bodies[i]));
+            if (when > 0)
+                commit_text(0, "q");
+            if (when > 1)
+                settle();
+            close(fd);
+            expect_nothing_left();
+        }
+    cr_expect_eq(cancelled_count, 6);
+    cr_expect_eq(counter(COUNTER_FRONT_REQUESTS_ABORTED), 6);
+}
+
+Test(front, a_client_that_only_stops_talking_gets_its_answer, .init = set_up, .fini = tear_down)
+{
+    int fd = connect_client();
+    send_text(fd, post("/v1/completions", "{\"prompt\":\"ab\"}"));
+    shutdown(fd, SHUT_WR);
+    settle();
+    commit_text(0, "q");
+    end_sequence(0);
+    settle();
+    bool is_closed;
+    cr_expect_not_null(strstr(receive(fd, &is_closed), "\"text\":\"q\""));
+    receive(fd, &is_closed);
+    cr_expect(is_closed);
+    cr_expect_eq(cancelled_count, 0);
+    close(fd);
+    expect_nothing_left();
+}
+
+Test(front, a_stop_string_ends_the_request, .init = set_up, .fini = tear_down)
+{
+    int fd = connect_client();
+    ask(fd, post("/v1/completions", "{\"prompt\":\"ab\",\"stop\":\"lo\",\"max_tokens\":100}"));
+    commit_text(0, "hello world");
+    settle();
+    const char *answer = receive(fd, NULL);
+    cr_expect_not_null(strstr(answer, "\"text\":\"hel\""), "%s", answer);
+    cr_expect_not_null(strstr(answer, "\"finish_reason\":\"stop\""));
+    cr_expect_not_null(strstr(answer, "\"completion_tokens\":5,"));
+    cr_expect_eq(cancelled_count, 1);
+    cr_expect_eq(counter(COUNTER_FRONT_REQUESTS_ABORTED), 0);
+    close(fd);
+    expect_nothing_left();
+}
+
+Test(front, a_slow_reader_is_not_waited_for_and_loses_nothing, .init = set_up, .fini = tear_down)
+{
+    /* 400 events of about 1 KB (a request id in the bytes list does not count: logprobs do) exceed the socket's buffer */
+    int slow = connect_client(), quick = connect_client();
+    send_text(slow,
+              post("/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"stream\":true,"
+                                           "\"max_tokens\":400,\"logprobs\":true,\"return_logits_hash\":true,"
+                                           "\"return_token_ids\":true}"));
+    for (int i = 0; i < 400; i++) {
+        commit_text(0, "w");
+        if (i % 10 == 0)
+            settle();
+    }
+    end_sequence(0);
+    settle();
+    cr_expect_eq(status_of(ask(quick, "GET /health HTTP/1.1\r\n\r\n")), 200);
+    char *answer = receive(slow, NULL);
+    uint32_t events = 0;
+    for (const char *at = answer; (at = strstr(at, "\"content\":\"w\"")) != NULL; at++)
+        events++;
+    cr_expect_eq(events, 400);
+    cr_expect_not_null(strstr(answer, "data: [DONE]"));
+    close(slow);
+    close(quick);
+    expect_nothing_left();
+}
+
+Test(front, an_answer_larger_than_every_buffer_comes_whole, .init = set_up, .fini = tear_down)
+{
+    int fd = connect_client();
+    send_text(fd, post("/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"n\":16,"
+                                               "\"logprobs\":true,\"max_tokens\":400}"));
+    for (uint32_t c = 0; c < 16; c++) {
+        for (uint32_t i = 0; i < 400; i++) {
+            struct token_shm token = {.token = TINY_HELLO, .logprob = -1.0f / (float)(i + 3)};
+            fake_sched_commit(&arena, 0, c, &token);
+        }
+        fake_sched_end(&arena, 0, c, FINISH_LENGTH);
+    }
+    hint(MSG_REQUEST_TOKENS, 0);
+    settle();
+    char *answer = receive(fd, NULL);
+    char *body = strstr(answer, "\r\n\r\n") + 4;
+    size_t length = strtoul(strstr(answer, "Content-Length: ") + 16, NULL, 10);
+    cr_assert_eq(strlen(body), length);
+    cr_expect_gt(length, 500000);
+    char *copy = strdup(body);
+    cr_expect_eq(copy[length - 1], '}');
+    uint32_t words = 0;
+    for (const char *at = copy; (at = strstr(at, "\"token\":\"hello\"")) != NULL; at++)
+        words++;
+    cr_expect_eq(words, 16 * 400);
+    close(fd);
+    expect_nothing_left();
+}
+
+Test(front, an_empty_pool_is_a_429, .init = set_up_plan, .fini = tear_down)
+{
+    plan.requests_max = 2;
+    start();
+    int fds[3];
+    for (int i = 0; i < 3; i++) {
+        fds[i] = connect_client();
+        const char *answer = ask(fds[i], post("/v1/completions", "{\"prompt\":\"ab\"}"));
+        cr_expect_eq(status_of(answer), i < 2 ? 0 : 429, "%s", answer);
+        cr_expect_eq(strstr(answer, "Retry-After: 1\r\n") != NULL, i == 2);
+    }
+    close(fds[0]);
+    settle();
+    cr_expect_str_eq(ask(fds[2], post("/v1/completions", "{\"prompt\":\"ab\"}")), "");
+    close(fds[1]);
+    close(fds[2]);
+    expect_nothing_left();
+}
+
+Test(front, more_clients_than_slots_wait_their_turn, .init = set_up, .fini = tear_down)
+{
+    int fds[30];
+    for (int i = 0; i < 30; i++) {
+        fds[i] = connect_client();
+        settle();
+        cr_assert_eq(send(fds[i], "GET /health HTTP/1.1\r\n\r\n", 24, 0), 24);
+    }
+    settle();
+    for (int i = 0; i < 30; i++) {
+        const char *answer = receive(fds[i], NULL);
+        cr_expect_eq(status_of(answer), 200, "client %d: %s", i, answer);
+        close(fds[i]);
+        settle();
+    }
+    expect_nothing_left();
+}
+
+Test(front, draining_finishes_what_is_there_and_refuses_the_rest, .init = set_up, .fini = tear_down)
+{
+    int first = connect_client(), second = connect_client();
+    ask(first, post("/v1/completions", "{\"prompt\":\"ab\"}"));
+    atomic_store(&arena_sup(&arena)->command, COMMAND_DRAIN);
+    settle();
+    cr_expect_eq(status_of(ask(second, post("/v1/completions", "{\"prompt\":\"ab\"}"))), 503);
+    cr_expect_eq(status_of(ask(second, "GET /health HTTP/1.1\r\n\r\n")), 503);
+    cr_expect_neq(arena_state(&arena, ROLE_FRONT, 0), PROCESS_DRAINED);
+    commit_text(0, "q");
+    end_sequence(0);
+    settle();
+    cr_expect_eq(status_of(receive(first, NULL)), 200);
+    settle();
+    cr_expect_eq(arena_state(&arena, ROLE_FRONT, 0), PROCESS_DRAINED);
+    atomic_store(&arena_sup(&arena)->command, COMMAND_STOP);
+    cr_expect_eq(front_do_work(front, true), -1);
+    close(first);
+    close(second);
+}
+
+Test(front, wrong_messages_are_refused_and_the_connection_ends, .init = set_up, .fini = tear_down)
+{
+    static const struct {
+        const char *request;
+        int status;
+    } cases[] = {{"NONSENSE\r\n\r\n", 400},
+                 {"GET / HTTP/3.0\r\n\r\n", 505},
+                 {"POST /v1/completions HTTP/1.1\r\nContent-Length: 65537\r\n\r\n", 413},
+                 {"POST /v1/completions HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400}};
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        int fd = connect_client();
+        const char *answer = ask(fd, cases[i].request);
+        cr_expect_eq(status_of(answer), cases[i].status, "%s%s", cases[i].request, answer);
+        cr_expect_not_null(strstr(answer, "Connection: close\r\n"));
+        cr_expect_not_null(strstr(answer, "{\"error\":{\"message\":"));
+        bool is_closed;
+        receive(fd, &is_closed);
+        cr_expect(is_closed);
+        close(fd);
+    }
+    expect_nothing_left();
+}
+
+Test(front, a_client_without_progress_is_dropped, .init = set_up_plan, .fini = tear_down)
+{
+    plan.request_timeout_ms = 30;
+    start();
+    int idle = connect_client(), partial = connect_client(), waiting = connect_client();
+    ask(waiting, post("/v1/completions", "{\"prompt\":\"ab\"}"));
+    send_text(partial, "POST /v1/completions HTTP/1.1\r\nContent-Le");
+    bool is_closed = false;
+    for (uint64_t end = clock_ns() + 5000000000ull; !is_closed && clock_ns() < end;) {
+        cr_assert_geq(front_do_work(front, true), 0); /* sleeps until the timer */
+        receive(partial, &is_closed);
+    }
+    cr_expect(is_closed);
+    settle();
+    receive(idle, &is_closed);
+    cr_expect(is_closed);
+    receive(waiting, &is_closed);
+    cr_expect_not(is_closed, "who waits for tokens was dropped");
+    commit_text(0, "q");
+    end_sequence(0);
+    settle();
+    cr_expect_eq(status_of(receive(waiting, NULL)), 200);
+    close(idle);
+    close(partial);
+    close(waiting);
+    expect_nothing_left();
+}
+
+Test(front, a_reader_that_stops_reading_is_dropped, .init = set_up_plan, .fini = tear_down)
+{
+    plan.request_timeout_ms = 30;
+    start();
+    int fd = connect_client();
+    send_text(fd, post("/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"n\":16,"
+                                               "\"logprobs\":true,\"max_tokens\":400}"));
+    for (uint32_t c = 0; c < 16; c++) {
+        for (uint32_t i = 0; i < 400; i++)
+            fake_sched_commit(&arena, 0, c, &(struct token_shm){.token = TINY_HELLO});
+        fake_sched_end(&arena, 0, c, FINISH_LENGTH);
+    }
+    hint(MSG_REQUEST_TOKENS, 0);
+    settle();
+    for (uint64_t end = clock_ns() + 5000000000ull; counter(COUNTER_FRONT_CONNECTIONS_OPEN) > 0 && clock_ns() < end;)
+        cr_assert_geq(front_do_work(front, true), 0);
+    cr_expect_eq(counter(COUNTER_FRONT_REQUESTS_ABORTED), 1);
+    expect_nothing_left();
+    close(fd);
+}
+
+Test(front, the_bell_wakes_it, .init = set_up, .fini = tear_down)
+{
+    int fd = connect_client();
+    ask(fd, post("/v1/completions", "{\"prompt\":\"ab\"}"));
+    commit_text(0, "q");
+    end_sequence(0);
+    struct bell_pull pull = arena_pull(&arena, ROLE_FRONT, 0);
+    for (int i = 0; i < 3; i++) { /* rung while awake, and again: an event each time, never a missed one */
+        bell_ring_always(&pull);
+        cr_assert_gt(front_do_work(front, true), 0);
+    }
+    settle();
+    cr_expect_eq(status_of(receive(fd, NULL)), 200);
+    close(fd);
+    expect_nothing_left();
+}
+
+Test(front, a_thousand_requests_and_aborts_leave_nothing_behind, .init = set_up, .fini = tear_down)
+{
+    close(connect_client());
+    settle();
+    uint32_t descriptors = descriptor_count();
+    srandom(11);
+    for (uint32_t i = 0; i < 1000; i++) {
+        int fds[4];
+        uint32_t count = 1 + (uint32_t)random() % 4;
+        for (uint32_t k = 0; k < count; k++) {
+            fds[k] = connect_client();
+            send_text(fds[k], post("/v1/completions", random() % 2 ? "{\"prompt\":\"ab\",\"stream\":true,\"n\":2}"
+                                                                   : "{\"prompt\":\"abc\"}"));
+        }
+        for (uint32_t slot = 0; slot < plan.requests_max; slot++) {
+            const struct request_shm *request = arena_request(&arena, slot);
+            if (journal_request_state(request) != REQUEST_ACCEPTED || journal_request_is_cancelled(request))
+                continue;
+            for (uint32_t c = 0; c < request->choices; c++) {
+                fake_sched_commit(&arena, slot, c, &(struct token_shm){.token = TINY_HELLO});
+                if (random() % 8 != 0)
+                    fake_sched_end(&arena, slot, c, FINISH_LENGTH);
+            }
+            hint(MSG_REQUEST_TOKENS, slot);
+        }
+        if (random() % 2)
+            settle();
+        for (uint32_t k = 0; k < count; k++) {
+            if (random() % 4)
+                receive(fds[k], NULL);
+            close(fds[k]);
+        }
+        settle();
+    }
+    expect_nothing_left();
+    cr_expect_eq(descriptor_count(), descriptors);
+}
+
+Test(front, noise_does_no_harm, .init = set_up, .fini = tear_down)
+{
+    static const char seed[] = "POST /v1/completions HTTP/1.1\r\nContent-Length: 14\r\n\r\n{\"prompt\":\"a\"}"
+                               "GET /health HTTP/1.1\r\nConnection: close\r\n\r\n";
+    srandom(5);
+    for (uint32_t i = 0; i < 2000; i++) {
+        char text[sizeof(seed)];
+        memcpy(text, seed, sizeof(seed));
+        for (long k = random() % 6; k >= 0; k--)
+            text[(size_t)random() % (sizeof(text) - 1)] = (char)random();
+        int fd = connect_client();
+        size_t size = i % 3 ? sizeof(text) - 1 : (size_t)random() % sizeof(text);
+        cr_assert_geq(send(fd, text, size, MSG_NOSIGNAL), 0);
+        settle();
+        close(fd);
+    }
+    expect_nothing_left();
+    int fd = connect_client();
+    cr_expect_eq(status_of(ask(fd, "GET /health HTTP/1.1\r\n\r\n")), 200);
+    close(fd);
+}

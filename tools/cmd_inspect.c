@@ -1,0 +1,77 @@
+/* cmd_inspect.c - evenflow inspect: what is in a model file, and how it would be split. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "stages/cost.h"
+#include "stages/gguf.h"
+#include "stages/model.h"
+#include "tools/commands.h"
+
+struct values {
+    uint64_t stages;
+    bool tensors;
+};
+
+#define AT(field) offsetof(struct values, field)
+
+static const struct option_spec specs[] = {
+    {"pipeline-parallel-size", "stages", 'p', OPTION_NUMBER, AT(stages), "2", 1, 32, "N",
+     "Stages of the proposed split"},
+    {"tensors", NULL, 0, OPTION_FLAG, AT(tensors), NULL, 0, 0, "", "Lists every tensor and metadata key too"},
+};
+static const struct option_table table = {.specs = specs, .count = ARRAY_COUNT(specs)};
+
+static void list_everything(const struct gguf *gguf)
+{
+    struct gguf_string key;
+    uint32_t type;
+    for (uint64_t i = 0; gguf_metadata(gguf, i, &key, &type); i++)
+        printf("  %.*s (value type %u)\n", (int)key.size, key.data, type);
+    for (uint64_t i = 0; i < gguf_tensor_count(gguf); i++) {
+        const struct gguf_tensor *tensor = gguf_tensor_at(gguf, i);
+        printf("  %-32.*s %-6s %8" PRIu64 " x %-8" PRIu64 " %10" PRIu64 " bytes\n", (int)tensor->name.size,
+               tensor->name.data, gguf_type_name(tensor->type), tensor->ne[0], tensor->ne[1], tensor->bytes);
+    }
+}
+
+static int run(const void *pointer, char **positional, int positional_count)
+{
+    (void)positional_count;
+    const struct values *values = pointer;
+    struct gguf *gguf;
+    struct err err;
+    if (gguf_open(&gguf, positional[0], &err) != 0)
+        return command_fail(1, "inspect", err.text);
+    if (values->tensors)
+        list_everything(gguf);
+    struct model_desc *desc = base_alloc(sizeof(*desc));
+    struct cost cost;
+    const struct kernels *kernels = kernels_pick(NULL);
+    if (model_describe(desc, gguf, &err) != 0 || cost_measure(&cost, gguf, desc, kernels, 16, &err) != 0)
+        return command_fail(1, "inspect", err.text);
+    printf("layers %u, width %u, heads %u of %u floats, KV heads %u, feed forward %u, vocabulary %u, context %u\n",
+           desc->layers, desc->width, desc->heads, desc->head_dim, desc->kv_heads, desc->feed_forward, desc->vocab_size,
+           desc->context_length);
+    printf("a step of 16 sequences on this machine (%s): layer %.3f ms, head %.3f ms, embedding %.3f ms\n",
+           kernels->name, (double)cost.layer_ns / 1e6, (double)cost.head_ns / 1e6, (double)cost.embed_ns / 1e6);
+    if (values->stages > desc->layers)
+        return command_fail(1, "inspect", "more stages than layers");
+    uint32_t counts[32], first = 0;
+    cost_split(&cost, desc->layers, (uint32_t)values->stages, counts);
+    for (uint32_t stage = 0; stage < values->stages; first += counts[stage++])
+        printf("stage %u: %u layers, %.1f MiB of weights\n", stage, counts[stage],
+               (double)model_slice_bytes(desc, first, counts[stage]) / (1 << 20));
+    free(desc);
+    gguf_close(gguf);
+    return 0;
+}
+
+const struct command command_inspect = {.name = "inspect",
+                                        .usage = "[OPTIONS] MODEL.gguf",
+                                        .help = "Shows what a model file holds, what it costs, how it would be split",
+                                        .options = &table,
+                                        .values_bytes = sizeof(struct values),
+                                        .positional_min = 1,
+                                        .positional_max = 1,
+                                        .run = run};

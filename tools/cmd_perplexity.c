@@ -1,0 +1,148 @@
+/* cmd_perplexity.c - evenflow perplexity: how well a model predicts a text, scored through a real pipeline.
+ *
+ * The text goes through an engine of its own as a completion with echo and max_tokens 0: every token is scored given all
+ * before it, and nothing is sampled.
+ */
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/tok.h"
+#include "stages/gguf.h"
+#include "tools/client.h"
+#include "tools/commands.h"
+#include "tools/launch.h"
+#include "tools/vocab.h"
+
+/* The options of serve, and one more; the struct begins with serve's so that one table reaches both. */
+struct values {
+    struct config config;
+    bool json;
+};
+
+static struct option_spec specs[64];
+static struct option_table table;
+
+__attribute__((constructor)) static void extend_serve_table(void)
+{
+    check(config_table.count + 1 <= ARRAY_COUNT(specs));
+    memcpy(specs, config_table.specs, config_table.count * sizeof(specs[0]));
+    specs[config_table.count] = (struct option_spec){.name = "json",
+                                                     .kind = OPTION_FLAG,
+                                                     .offset = offsetof(struct values, json),
+                                                     .value_name = "",
+                                                     .help = "Prints {\"tokens\",\"mean_nll\",\"nll\",\"top1\"}; nats, "
+                                                             "nll[i] and top1[i] are of token i + 1"};
+    table = config_table;
+    table.specs = specs;
+    table.count++;
+}
+
+static char *read_file(const char *path, size_t *size)
+{
+    FILE *file = fopen(path, "re");
+    if (file == NULL || fseek(file, 0, SEEK_END) != 0)
+        return NULL;
+    long end = ftell(file);
+    rewind(file);
+    char *text = base_alloc((size_t)end + 1);
+    *size = fread(text, 1, (size_t)end, file);
+    fclose(file);
+    return text;
+}
+
+/* The body of the request: the text's ids, to be scored. NULL with err. */
+static char *make_body(const char *model_path, const char *text, size_t size, struct err *err)
+{
+    struct gguf *gguf;
+    struct tok tok;
+    void *blob;
+    size_t bytes;
+    if (gguf_open(&gguf, model_path, err) != 0)
+        return NULL;
+    int ret = vocab_from_gguf(gguf, &blob, &bytes, err);
+    gguf_close(gguf);
+    if (ret != 0 || tok_attach(&tok, blob, bytes, size, err) != 0)
+        return NULL;
+    uint32_t *ids = base_alloc((size + 2) * sizeof(*ids));
+    uint32_t count = tok_encode(&tok, text, size, NULL, 0, ids, (uint32_t)size + 2);
+    tok_detach(&tok);
+    free(blob);
+    json_t *body = json_pack("{s:[], s:i, s:b, s:i}", "prompt", "max_tokens", 0, "echo", 1, "logprobs", 1);
+    for (uint32_t i = 0; i < count; i++)
+        json_array_append_new(json_object_get(body, "prompt"), json_integer(ids[i]));
+    char *dump = json_dumps(body, JSON_COMPACT);
+    json_decref(body);
+    free(ids);
+    return dump;
+}
+
+static int print_scores(const char *answer_text, size_t size, bool is_json)
+{
+    json_t *answer = json_loadb(answer_text, size, 0, NULL);
+    json_t *logprobs = json_object_get(json_array_get(json_object_get(answer, "choices"), 0), "logprobs");
+    json_t *scores = json_object_get(logprobs, "token_logprobs"), *tops = json_object_get(logprobs, "top_token_ids");
+    size_t tokens = json_array_size(scores);
+    if (tokens < 2)
+        return command_fail(1, "perplexity", "the engine's answer holds no scores");
+    json_t *nll = json_array(), *top1 = json_array();
+    double sum = 0;
+    for (size_t i = 1; i < tokens; i++) {
+        double loss = -json_number_value(json_array_get(scores, i));
+        sum += loss;
+        json_array_append_new(nll, json_real(loss));
+        json_array_append(top1, json_array_get(tops, i));
+    }
+    double mean = sum / (double)(tokens - 1);
+    if (is_json) {
+        json_t *out =
+            json_pack("{s:I, s:f, s:o, s:o}", "tokens", (json_int_t)tokens, "mean_nll", mean, "nll", nll, "top1", top1);
+        json_dumpf(out, stdout, JSON_COMPACT);
+        putchar('\n');
+        json_decref(out);
+    } else {
+        printf("%zu tokens, mean loss %.4f nats, perplexity %.3f\n", tokens, mean, exp(mean));
+    }
+    json_decref(answer);
+    return 0;
+}
+
+static int run(const void *pointer, char **positional, int positional_count)
+{
+    (void)positional_count;
+    const struct values *values = pointer;
+    struct config config = values->config;
+    struct err err;
+    size_t size;
+    char *text = read_file(positional[1], &size);
+    if (text == NULL)
+        return command_fail(1, "perplexity", "cannot read the text file");
+    char *body = make_body(positional[0], text, size, &err);
+    struct own_engine engine;
+    if (values->json || strcmp(config.log_level, "info") == 0)
+        strcpy(config.log_level, "warn"); /* the figures are what is wanted here */
+    if (body == NULL || own_engine_start(&engine, &config, positional[0], &err) != 0)
+        return command_fail(1, "perplexity", err.text);
+    struct client_call call = {.method = "POST", .path = "/v1/completions", .body = body, .body_size = strlen(body)};
+    client_run(engine.socket, &call, 1, 1);
+    int status = own_engine_stop(&engine);
+    if (call.status != 200)
+        status = command_fail(1, "perplexity", call.status == 0 ? call.err.text : call.answer);
+    else if (status == 0)
+        status = print_scores(call.answer, call.answer_size, values->json);
+    client_call_free(&call);
+    free(body);
+    free(text);
+    return status;
+}
+
+const struct command command_perplexity = {.name = "perplexity",
+                                           .usage = "[OPTIONS] MODEL.gguf TEXTFILE",
+                                           .help = "Scores a text, token by token, through a pipeline of its own",
+                                           .options = &table,
+                                           .values_bytes = sizeof(struct values),
+                                           .positional_min = 2,
+                                           .positional_max = 2,
+                                           .run = run};

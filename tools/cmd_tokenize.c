@@ -1,0 +1,277 @@
+/* cmd_tokenize.c - evenflow tokenize, detokenize, render: a model's text side, without an engine. */
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/chat.h"
+#include "engine/tok.h"
+#include "stages/gguf.h"
+#include "tools/commands.h"
+#include "tools/vocab.h"
+
+#define TEXT_BYTES_MAX (64u << 20)
+
+struct values {
+    bool jsonl, special;
+};
+
+#define AT(field) offsetof(struct values, field)
+
+static const struct option_spec tokenize_specs[] = {
+    {"jsonl", NULL, 0, OPTION_FLAG, AT(jsonl), NULL, 0, 0, "",
+     "One JSON string per line in, one JSON array of ids per line out (otherwise: all of the input is one text)"},
+    {"special", NULL, 0, OPTION_FLAG, AT(special), NULL, 0, 0, "", "Special tokens in the text become control tokens"},
+};
+static const struct option_table tokenize_table = {.specs = tokenize_specs, .count = ARRAY_COUNT(tokenize_specs)};
+
+static const struct option_spec detokenize_specs[] = {
+    {"jsonl", NULL, 0, OPTION_FLAG, AT(jsonl), NULL, 0, 0, "",
+     "One JSON array of ids per line in, one JSON string per line out (otherwise: ids separated by blanks)"},
+    {"special", NULL, 0, OPTION_FLAG, AT(special), NULL, 0, 0, "", "Control tokens become their names"},
+};
+static const struct option_table detokenize_table = {.specs = detokenize_specs, .count = ARRAY_COUNT(detokenize_specs)};
+
+static const struct option_spec render_specs[] = {
+    {"jsonl", NULL, 0, OPTION_FLAG, AT(jsonl), NULL, 0, 0, "",
+     "One chat request body per line in, the prompt's text as a JSON string per line out (the only form there is)"},
+};
+static const struct option_table render_table = {.specs = render_specs, .count = ARRAY_COUNT(render_specs)};
+
+struct vocabulary {
+    struct tok tok;
+    void *blob;
+};
+
+static int open_vocabulary(struct vocabulary *vocabulary, const char *path, struct err *err)
+{
+    struct gguf *gguf;
+    size_t bytes;
+    int ret = gguf_open(&gguf, path, err);
+    if (ret != 0)
+        return ret;
+    ret = vocab_from_gguf(gguf, &vocabulary->blob, &bytes, err);
+    gguf_close(gguf);
+    return ret ? ret : tok_attach(&vocabulary->tok, vocabulary->blob, bytes, TEXT_BYTES_MAX, err);
+}
+
+/* All of standard input. NULL when it is larger than TEXT_BYTES_MAX. */
+static char *read_all(size_t *size)
+{
+    size_t room = 1 << 16;
+    char *text = malloc(room);
+    *size = 0;
+    for (size_t got; (got = fread(text + *size, 1, room - *size, stdin)) > 0;) {
+        *size += got;
+        if (*size > TEXT_BYTES_MAX) {
+            free(text);
+            return NULL;
+        }
+        if (*size == room)
+            text = realloc(text, room *= 2);
+        check(text != NULL);
+    }
+    return text;
+}
+
+static void print_ids(const uint32_t *ids, uint32_t count)
+{
+    putchar('[');
+    for (uint32_t i = 0; i < count; i++)
+        printf("%s%u", i ? "," : "", ids[i]);
+    puts("]");
+}
+
+static int tokenize_text(const struct tok *tok, const char *text, size_t size, bool special)
+{
+    uint32_t *ids = base_alloc((size + 2) * sizeof(*ids)); /* every byte a token, and the begin token */
+    const struct tok_range all = {0, size};
+    uint32_t count = tok_encode(tok, text, size, &all, special ? 1 : 0, ids, (uint32_t)size + 2);
+    print_ids(ids, count);
+    free(ids);
+    return 0;
+}
+
+static int for_each_line(const char *command, int (*work)(const struct tok *tok, json_t *value, bool special),
+                         const struct tok *tok, bool special)
+{
+    char *line = NULL;
+    size_t room = 0, number = 0;
+    int status = 0;
+    for (ssize_t size; status == 0 && (size = getline(&line, &room, stdin)) > 0;) {
+        json_error_t problem;
+        json_t *value = json_loadb(line, (size_t)size, JSON_DECODE_ANY | JSON_ALLOW_NUL, &problem);
+        number++;
+        if (value == NULL || work(tok, value, special) != 0) {
+            fprintf(stderr, "evenflow %s: line %zu: %s\n", command, number,
+                    value == NULL ? problem.text : "not what is expected here; see --help");
+            status = 1;
+        }
+        json_decref(value);
+    }
+    free(line);
+    return status;
+}
+
+static int tokenize_line(const struct tok *tok, json_t *value, bool special)
+{
+    if (!json_is_string(value) || json_string_length(value) > TEXT_BYTES_MAX)
+        return -1;
+    return tokenize_text(tok, json_string_value(value), json_string_length(value), special);
+}
+
+static int run_tokenize(const void *pointer, char **positional, int positional_count)
+{
+    (void)positional_count;
+    const struct values *values = pointer;
+    struct vocabulary vocabulary;
+    struct err err;
+    if (open_vocabulary(&vocabulary, positional[0], &err) != 0)
+        return command_fail(1, "tokenize", err.text);
+    if (values->jsonl)
+        return for_each_line("tokenize", tokenize_line, &vocabulary.tok, values->special);
+    size_t size;
+    char *text = read_all(&size);
+    if (text == NULL)
+        return command_fail(1, "tokenize", "the text is longer than 64 MiB");
+    int status = tokenize_text(&vocabulary.tok, text, size, values->special);
+    free(text);
+    return status;
+}
+
+/* Ids to text; control tokens by name where asked for. The caller frees it. */
+static char *detokenize(const struct tok *tok, json_t *ids, bool special, size_t *size)
+{
+    char *text = base_alloc(json_array_size(ids) * 3 * (TOK_PIECE_MAX + 4) + 4);
+    struct tok_decoder decoder = {0};
+    size_t i;
+    json_t *id;
+    *size = 0;
+    json_array_foreach(ids, i, id) {
+        json_int_t number = json_is_integer(id) ? json_integer_value(id) : -1;
+        if (number < 0 || number >= tok_vocab_size(tok)) {
+            free(text);
+            return NULL;
+        }
+        if (special && tok_is_control(tok, (uint32_t)number)) {
+            *size += tok_decoder_end(&decoder, text + *size);
+            *size += tok_piece(tok, (uint32_t)number, (uint8_t *)text + *size);
+        } else {
+            *size += tok_decoder_push(&decoder, tok, (uint32_t)number, text + *size);
+        }
+    }
+    *size += tok_decoder_end(&decoder, text + *size);
+    return text;
+}
+
+static int detokenize_line(const struct tok *tok, json_t *value, bool special)
+{
+    size_t size;
+    char *text = json_is_array(value) ? detokenize(tok, value, special, &size) : NULL;
+    if (text == NULL)
+        return -1;
+    json_t *string = json_stringn(text, size);
+    json_dumpf(string, stdout, JSON_ENCODE_ANY);
+    putchar('\n');
+    json_decref(string);
+    free(text);
+    return 0;
+}
+
+static int run_detokenize(const void *pointer, char **positional, int positional_count)
+{
+    (void)positional_count;
+    const struct values *values = pointer;
+    struct vocabulary vocabulary;
+    struct err err;
+    if (open_vocabulary(&vocabulary, positional[0], &err) != 0)
+        return command_fail(1, "detokenize", err.text);
+    if (values->jsonl)
+        return for_each_line("detokenize", detokenize_line, &vocabulary.tok, values->special);
+    json_t *ids = json_array();
+    long long id;
+    while (scanf("%lld", &id) == 1)
+        json_array_append_new(ids, json_integer(id));
+    size_t size;
+    char *text = detokenize(&vocabulary.tok, ids, values->special, &size);
+    if (text == NULL || !feof(stdin))
+        return command_fail(1, "detokenize", "the input must be ids of the vocabulary, separated by blanks");
+    fwrite(text, 1, size, stdout);
+    free(text);
+    json_decref(ids);
+    return 0;
+}
+
+static struct chat_template render_template;
+
+static int render_line(const struct tok *tok, json_t *value, bool special)
+{
+    (void)tok;
+    (void)special;
+    json_t *messages = json_object_get(value, "messages");
+    size_t count = json_array_size(messages), text_max = 1 << 16, size, i;
+    struct chat_message *list = base_alloc((count + 1) * sizeof(*list));
+    struct tok_range *ranges = base_alloc(CHAT_RANGES_PER_MESSAGE * (count + 2) * sizeof(*ranges));
+    json_t *message;
+    int ret = count > 0 ? 0 : -1;
+    json_array_foreach(messages, i, message) {
+        json_t *role = json_object_get(message, "role"), *content = json_object_get(message, "content");
+        if (!json_is_string(role) || !json_is_string(content))
+            ret = -1;
+        list[i] = (struct chat_message){{json_string_value(role), json_string_length(role)},
+                                        {json_string_value(content), json_string_length(content)}};
+        text_max += list[i].role.size + list[i].content.size + 64;
+    }
+    char *text = base_alloc(text_max);
+    uint32_t range_count;
+    if (ret == 0 && chat_render(&render_template, list, (uint32_t)count, text, text_max, &size, ranges, &range_count)) {
+        json_t *string = json_stringn(text, size);
+        json_dumpf(string, stdout, JSON_ENCODE_ANY);
+        putchar('\n');
+        json_decref(string);
+    }
+    free(text);
+    free(ranges);
+    free(list);
+    return ret;
+}
+
+static int run_render(const void *pointer, char **positional, int positional_count)
+{
+    (void)pointer;
+    (void)positional_count;
+    struct vocabulary vocabulary;
+    struct err err;
+    if (open_vocabulary(&vocabulary, positional[0], &err) != 0 ||
+        chat_template_parse(&render_template, tok_chat_template(&vocabulary.tok), &err) != 0)
+        return command_fail(1, "render", err.text);
+    return for_each_line("render", render_line, &vocabulary.tok, false);
+}
+
+const struct command command_tokenize = {.name = "tokenize",
+                                         .usage = "[OPTIONS] MODEL.gguf < TEXT",
+                                         .help = "Turns text into the model's token ids",
+                                         .options = &tokenize_table,
+                                         .values_bytes = sizeof(struct values),
+                                         .positional_min = 1,
+                                         .positional_max = 1,
+                                         .run = run_tokenize};
+
+const struct command command_detokenize = {.name = "detokenize",
+                                           .usage = "[OPTIONS] MODEL.gguf < IDS",
+                                           .help = "Turns token ids back into text",
+                                           .options = &detokenize_table,
+                                           .values_bytes = sizeof(struct values),
+                                           .positional_min = 1,
+                                           .positional_max = 1,
+                                           .run = run_detokenize};
+
+const struct command command_render = {.name = "render",
+                                       .usage = "[OPTIONS] MODEL.gguf < BODIES",
+                                       .help = "Shows the exact prompt that a chat request becomes",
+                                       .options = &render_table,
+                                       .values_bytes = sizeof(struct values),
+                                       .positional_min = 1,
+                                       .positional_max = 1,
+                                       .run = run_render};
