@@ -35,11 +35,17 @@ static const struct request_shm *request_of(const struct answer *a)
     return arena_request(a->arena, a->slot);
 }
 
-/* NULL until sched has taken the request in. */
+/* Sched has looked at the request: its sequences exist, or it has refused to make any. */
+static bool is_taken_in(const struct answer *a)
+{
+    return journal_answer_generation(arena_answer(a->arena, a->slot)) == request_of(a)->generation;
+}
+
+/* NULL until sched has taken the request in, and for ever when it was refused or cancelled before. */
 static const struct sequence_shm *sequence_of(const struct answer *a, uint32_t choice, uint32_t *sequence)
 {
     const struct answer_shm *shm = arena_answer(a->arena, a->slot);
-    if (journal_answer_generation(shm) != request_of(a)->generation)
+    if (!is_taken_in(a) || shm->sequence_count == 0)
         return NULL;
     *sequence = shm->sequences[choice];
     check(choice < shm->sequence_count && *sequence < a->arena->plan->sequences_max);
@@ -51,9 +57,10 @@ static uint32_t committed_of(const struct answer *a, uint32_t choice, bool *is_d
 {
     uint32_t index;
     const struct sequence_shm *sequence = sequence_of(a, choice, &index);
-    *is_done = false;
-    if (sequence == NULL)
+    if (sequence == NULL) {
+        *is_done = is_taken_in(a);
         return 0;
+    }
     /* in this order: once the state is DONE the count is the last one */
     *is_done = journal_sequence_state(sequence) == SEQUENCE_DONE;
     return journal_log_committed(sequence);
@@ -72,7 +79,9 @@ static uint32_t finish_reason_of(const struct answer *a, uint32_t choice)
     const struct sequence_shm *sequence = sequence_of(a, choice, &index);
     if (a->scans[choice].is_stopped)
         return FINISH_STOP;
-    return sequence == NULL ? FINISH_NONE : sequence->finish_reason;
+    if (sequence == NULL)
+        return journal_request_is_cancelled(request_of(a)) ? FINISH_ABORT : FINISH_ERROR;
+    return sequence->finish_reason;
 }
 
 static const char *finish_reason_text(uint32_t reason)

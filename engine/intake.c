@@ -141,7 +141,8 @@ bool intake_is_done(const struct intake *intake, uint32_t slot)
     const struct request_shm *request = arena_request(arena, slot);
     if (journal_answer_generation(answer) != request->generation)
         return false;
-    for (uint32_t c = 0; c < request->choices; c++) {
+    check(answer->sequence_count <= CHOICES_MAX);
+    for (uint32_t c = 0; c < answer->sequence_count; c++) { /* none: refused, or cancelled before it had any */
         check(answer->sequences[c] < arena->plan->sequences_max);
         if (journal_sequence_state(arena_sequence(arena, answer->sequences[c])) != SEQUENCE_DONE)
             return false;

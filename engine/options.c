@@ -187,9 +187,13 @@ int options_parse(const struct option_table *table, void *values, int argc, char
                   int *positional_count, struct err *err)
 {
     *positional_count = 0;
-    for (size_t i = 0; i < table->count; i++)
-        if (table->specs[i].standard != NULL)
-            check(store(&table->specs[i], values, table->specs[i].standard, err) == 0);
+    for (size_t i = 0; i < table->count; i++) {
+        static const char *const empty[] = {[OPTION_TEXT] = "", [OPTION_FLAG] = "false"};
+        const struct option_spec *spec = &table->specs[i];
+        const char *standard = spec->standard != NULL ? spec->standard : empty[spec->kind];
+        check(standard != NULL); /* a number's default is written in its table */
+        check(store(spec, values, standard, err) == 0);
+    }
     const char *file = NULL;
     for (int i = 0; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)

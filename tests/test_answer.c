@@ -411,6 +411,17 @@ Test(answer, a_failed_one_is_an_error, .init = set_up)
     cr_expect_eq(strncmp(body_of(bytes), "{\"error\":", 9), 0);
 }
 
+Test(answer, a_request_that_gets_no_sequence_is_an_error, .init = set_up)
+{
+    arena_answer(&arena, 0)->sequence_count = 0;
+    journal_answer_set(arena_answer(&arena, 0), request->generation);
+    cr_expect_eq(strncmp(render_all(65536), "HTTP/1.1 500 ", 13), 0);
+    format.is_stream = 1;
+    char *body = body_of(render_all(65536));
+    cr_expect_eq(strncmp(body, "data: {\"error\":", 15), 0, "%s", body);
+    cr_expect_not_null(strstr(body, "\"finish_reason\":\"error\""));
+}
+
 Test(answer, a_scored_prompt_has_an_element_for_each_token, .init = set_up)
 {
     const uint32_t prompt[3] = {TINY_HE, TINY_LLO, TINY_BYTE_FIRST + '!'};

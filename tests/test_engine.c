@@ -46,7 +46,7 @@ static unsigned long cpu_ticks(pid_t pid)
     return user + system;
 }
 
-static const char chat_body[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}],"
+static const char chat_body[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"What is the capital of France.\"}],"
                                 "\"max_tokens\":40,\"temperature\":0}";
 
 Test(engine, answers_a_question_over_the_socket, .timeout = 120)

@@ -434,6 +434,25 @@ Test(front, a_client_that_only_stops_talking_gets_its_answer, .init = set_up, .f
     expect_nothing_left();
 }
 
+Test(front, a_request_cancelled_before_it_was_taken_in_comes_to_an_end, .init = set_up, .fini = tear_down)
+{
+    int fd = connect_client();
+    const char *request = post("/v1/completions", "{\"prompt\":\"ab\"}");
+    cr_assert_eq(send(fd, request, strlen(request), MSG_NOSIGNAL), (ssize_t)strlen(request));
+    while (journal_request_state(arena_request(&arena, 0)) != REQUEST_ACCEPTED)
+        front_do_work(front, true);
+    close(fd);
+    while (!journal_request_is_cancelled(arena_request(&arena, 0)))
+        front_do_work(front, true);
+    struct msg_request msg;
+    while (ring_peek(&from_front, &msg) == RING_OK)
+        ring_release(&from_front);
+    arena_answer(&arena, 0)->sequence_count = 0;
+    journal_answer_set(arena_answer(&arena, 0), msg.generation);
+    hint(MSG_REQUEST_TOKENS, 0);
+    expect_nothing_left();
+}
+
 Test(front, a_stop_string_ends_the_request, .init = set_up, .fini = tear_down)
 {
     int fd = connect_client();
