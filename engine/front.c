@@ -440,9 +440,7 @@ static void handle_ready(struct front *f, uint32_t slot, const char *body, size_
 {
     (void)body;
     (void)size;
-    /* relaxed: shown to clients, decides nothing */
-    bool is_ready = atomic_load_explicit(&arena_sup(f->arena)->ready, memory_order_relaxed) != 0;
-    reply_state(f, slot, is_ready && !is_draining(f), is_draining(f) ? "shutting down" : "starting");
+    reply_state(f, slot, arena_is_ready(f->arena) && !is_draining(f), is_draining(f) ? "shutting down" : "starting");
 }
 
 static void handle_report(struct front *f, uint32_t slot, void (*report)(struct json_writer *, const struct arena *))
@@ -788,9 +786,7 @@ int front_do_work(struct front *f, bool may_sleep)
     take_command(f);
     if (f->command == COMMAND_STOP)
         return -1;
-    /* relaxed: shown to people; only this process writes it */
-    uint64_t progress = atomic_load_explicit(&f->process->progress, memory_order_relaxed);
-    atomic_store_explicit(&f->process->progress, progress + count + hints, memory_order_relaxed);
+    progress_add(f->process, count + hints);
     return (int)(count + hints);
 }
 

@@ -89,14 +89,11 @@ int intake_accept(struct intake *intake, const struct api_request *asked, uint32
         return -EAGAIN;
     *slot = intake->free_slots[--intake->free_slot_count];
     struct request_shm *request = arena_request(arena, *slot);
-    check(journal_request_state(request) == REQUEST_FREE);
     for (uint32_t p = 0; p < pages; p++)
         arena_prompt_list(arena, *slot)[p] = intake->free_pages[--intake->free_page_count];
     journal_prompt_write(arena, *slot, 0, asked->prompt_tokens, asked->prompt);
 
-    uint32_t generation = request->generation + 1;
-    request->generation = generation != 0 ? generation : 1;
-    atomic_store_explicit(&request->cancelled, 0, memory_order_relaxed); /* relaxed: published with the state */
+    journal_request_renew(request);
     request->connection = connection;
     request->order = intake->next_order++;
     request->id = random_u64(intake);

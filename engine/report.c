@@ -1,6 +1,5 @@
 #include "engine/report.h"
 
-#include <stdatomic.h>
 #include <string.h>
 
 static void write_name(struct json_writer *w, const char *name, const char *value)
@@ -19,23 +18,22 @@ static uint64_t sched_counter(const struct arena *arena, enum counter_id id)
     return counter_read(arena_process(arena, ROLE_SCHED, 0), id);
 }
 
-static void write_process(struct json_writer *w, const struct arena *arena, const struct process_entry_shm *entry)
+static void write_process(struct json_writer *w, const struct arena *arena, uint32_t number)
 {
     static const char *const states[] = {
         [PROCESS_STARTING] = "starting", [PROCESS_READY] = "ready", [PROCESS_DRAINED] = "drained"};
+    const struct process_entry_shm *entry = &arena_sup(arena)->processes[number];
+    enum role role = (enum role)entry->role;
     const char *state = "ready";
     uint64_t steps = 0;
-    if (entry->role != ROLE_SUPERVISOR) {
-        enum process_state number = arena_state(arena, (enum role)entry->role, entry->index);
-        state = number < ARRAY_COUNT(states) ? states[number] : "?";
-        /* relaxed, here and below: shown to people, decides nothing */
-        steps = atomic_load_explicit(&arena_process(arena, (enum role)entry->role, entry->index)->progress,
-                                     memory_order_relaxed);
+    if (role != ROLE_SUPERVISOR) { /* which has no process block; who can be asked is served by a living one */
+        enum process_state state_number = arena_state(arena, role, entry->index);
+        state = state_number < ARRAY_COUNT(states) ? states[state_number] : "?";
+        steps = progress_read(arena_process(arena, role, entry->index));
     }
     json_format(w, "{\"role\":\"%s\",\"index\":%u,\"pid\":%u,\"state\":\"%s\",\"restarts\":%u,\"steps\":%llu}",
-                role_name((enum role)entry->role), entry->index,
-                atomic_load_explicit(&entry->pid, memory_order_relaxed), state,
-                atomic_load_explicit(&entry->restarts, memory_order_relaxed), (unsigned long long)steps);
+                role_name(role), entry->index, arena_process_id(arena, number), state,
+                arena_process_restarts(arena, number), (unsigned long long)steps);
 }
 
 void report_status(struct json_writer *w, const struct arena *arena)
@@ -50,7 +48,7 @@ void report_status(struct json_writer *w, const struct arena *arena)
     json_text(w, ",\"processes\":[");
     for (uint32_t i = 0; i < sup->process_count && i < PROCESSES_MAX; i++) {
         json_raw(w, ",", i > 0);
-        write_process(w, arena, &sup->processes[i]);
+        write_process(w, arena, i);
     }
     uint64_t free_blocks = sched_counter(arena, COUNTER_SCHED_BLOCKS_FREE);
     json_format(

@@ -173,6 +173,24 @@ enum command arena_command(const struct arena *arena)
     return (enum command)atomic_load_explicit(&arena_sup(arena)->command, memory_order_acquire);
 }
 
+bool arena_is_ready(const struct arena *arena)
+{
+    /* relaxed, here and below: shown to people, decides nothing */
+    return atomic_load_explicit(&arena_sup(arena)->ready, memory_order_relaxed) != 0;
+}
+
+uint32_t arena_process_id(const struct arena *arena, uint32_t number)
+{
+    check(number < PROCESSES_MAX);
+    return atomic_load_explicit(&arena_sup(arena)->processes[number].pid, memory_order_relaxed);
+}
+
+uint32_t arena_process_restarts(const struct arena *arena, uint32_t number)
+{
+    check(number < PROCESSES_MAX);
+    return atomic_load_explicit(&arena_sup(arena)->processes[number].restarts, memory_order_relaxed);
+}
+
 void arena_set_state(const struct arena *arena, enum process_state state)
 {
     /* release: pairs with the acquire in arena_state() */

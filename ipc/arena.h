@@ -52,6 +52,11 @@ struct bell_pull arena_pull(const struct arena *arena, enum role role, uint32_t 
 /* What the supervisor wants (acquire; pairs with the release in the supervisor's command_set()). */
 enum command arena_command(const struct arena *arena);
 
+/* What the supervisor says of the processes: all are ready; id and restarts of one, by process number. For people. */
+bool arena_is_ready(const struct arena *arena);
+uint32_t arena_process_id(const struct arena *arena, uint32_t number);
+uint32_t arena_process_restarts(const struct arena *arena, uint32_t number);
+
 /* Tells the supervisor and everybody who looks what this process is up to. */
 void arena_set_state(const struct arena *arena, enum process_state state);
 enum process_state arena_state(const struct arena *arena, enum role role, uint32_t index);

@@ -14,6 +14,16 @@ enum request_state journal_request_state(const struct request_shm *request)
     return (enum request_state)atomic_load_explicit(&request->state, memory_order_acquire);
 }
 
+void journal_request_renew(struct request_shm *request)
+{
+    check(journal_request_state(request) == REQUEST_FREE);
+    request->generation++;
+    if (request->generation == 0)
+        request->generation = 1;
+    /* relaxed: published with the state */
+    atomic_store_explicit(&request->cancelled, 0, memory_order_relaxed);
+}
+
 void journal_request_cancel(struct request_shm *request)
 {
     /* relaxed: a flag that only ever goes to 1 and carries no data */

@@ -21,6 +21,8 @@
 /* front: the state word, release. Everything written to the slot before is visible to who reads the state. */
 void journal_request_set_state(struct request_shm *request, enum request_state state);
 enum request_state journal_request_state(const struct request_shm *request); /* acquire */
+/* front, on a FREE slot: a new generation, not cancelled; published with the state. */
+void journal_request_renew(struct request_shm *request);
 void journal_request_cancel(struct request_shm *request);
 bool journal_request_is_cancelled(const struct request_shm *request);
 

@@ -31,3 +31,9 @@ void progress_add(struct process_shm *process, uint64_t delta)
     uint64_t value = atomic_load_explicit(&process->progress, memory_order_relaxed);
     atomic_store_explicit(&process->progress, value + delta, memory_order_relaxed);
 }
+
+uint64_t progress_read(const struct process_shm *process)
+{
+    /* relaxed: shown to people, decides nothing */
+    return atomic_load_explicit(&process->progress, memory_order_relaxed);
+}

@@ -63,5 +63,6 @@ uint64_t counter_read(const struct process_shm *process, enum counter_id id);
 
 /* The process's own: so many steps or events are done. */
 void progress_add(struct process_shm *process, uint64_t delta);
+uint64_t progress_read(const struct process_shm *process);
 
 #endif

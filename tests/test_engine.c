@@ -128,10 +128,17 @@ struct levels {
     uint64_t blocks, request_slots, sequence_slots, prompt_pages, log_pages;
 };
 
+/* A client sees the end of an answer before front has closed the connection, so the least of some counts is taken: a
+ * descriptor that is leaked is there in all of them. */
 static void measure_levels(const struct own_engine *engine, const pid_t *pids, struct levels *levels)
 {
     for (int i = 0; i < 5; i++)
         levels->descriptors[i] = open_descriptors(pids[i]);
+    for (int round = 0; round < 20; round++) {
+        engine_metric(engine, "evenflow_connections_open");
+        for (int i = 0; i < 5; i++)
+            levels->descriptors[i] = (uint32_t)min_u64(levels->descriptors[i], open_descriptors(pids[i]));
+    }
     levels->blocks = engine_metric(engine, "evenflow_kv_blocks_free");
     levels->request_slots = engine_metric(engine, "evenflow_request_slots_free");
     levels->sequence_slots = engine_metric(engine, "evenflow_sequence_slots_free");

@@ -23,6 +23,6 @@ extern const struct command *const commands[]; /* NULL-terminated */
 int command_fail(int status, const char *command, const char *text);
 
 extern const struct command command_serve, command_run_model, command_chat, command_complete, command_tokenize,
-    command_detokenize, command_render, command_perplexity, command_inspect, command_status, command_man;
+    command_detokenize, command_render, command_perplexity, command_inspect, command_status, command_bench, command_man;
 
 #endif
