@@ -154,7 +154,38 @@ static int make_parent_directory(const char *path, struct err *err)
     return 0;
 }
 
-/* The lock file beside the socket says whether an engine lives there; a stale socket without a lock is removed. */
+/* The lock file beside the socket says whether an engine lives there. It is removed at the end, so whoever has locked it
+ * looks whether the name still means the file that was locked. */
+static int take_socket_lock(struct supervisor *s, struct err *err)
+{
+    const char *path = s->plan->socket_path;
+    char lock_path[PATH_MAX_BYTES + 8];
+    snprintf(lock_path, sizeof(lock_path), "%s.lock", path);
+    for (;;) {
+        struct stat locked, named;
+        s->socket_lock = open(lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        if (s->socket_lock < 0)
+            return err_set(err, -errno, "socket %s: cannot open %s: %s; choose another with --socket", path, lock_path,
+                           strerror(errno));
+        if (flock(s->socket_lock, LOCK_EX | LOCK_NB) != 0) {
+            close(s->socket_lock);
+            return err_set(err, -EADDRINUSE,
+                           "socket %s: another engine serves there; stop it or choose another with --socket", path);
+        }
+        if (fstat(s->socket_lock, &locked) == 0 && stat(lock_path, &named) == 0 && locked.st_ino == named.st_ino)
+            return 0;
+        close(s->socket_lock);
+    }
+}
+
+static void remove_socket(const struct supervisor *s)
+{
+    char lock_path[PATH_MAX_BYTES + 8];
+    snprintf(lock_path, sizeof(lock_path), "%s.lock", s->plan->socket_path);
+    unlink(s->plan->socket_path);
+    unlink(lock_path);
+}
+
 static int create_listener(struct supervisor *s, struct err *err)
 {
     const char *path = s->plan->socket_path;
@@ -166,15 +197,9 @@ static int create_listener(struct supervisor *s, struct err *err)
     int ret = make_parent_directory(path, err);
     if (ret != 0)
         return ret;
-    char lock_path[PATH_MAX_BYTES + 8];
-    snprintf(lock_path, sizeof(lock_path), "%s.lock", path);
-    s->socket_lock = open(lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (s->socket_lock < 0)
-        return err_set(err, -errno, "socket %s: cannot open %s: %s; choose another with --socket", path, lock_path,
-                       strerror(errno));
-    if (flock(s->socket_lock, LOCK_EX | LOCK_NB) != 0)
-        return err_set(err, -EADDRINUSE,
-                       "socket %s: another engine serves there; stop it or choose another with --socket", path);
+    ret = take_socket_lock(s, err);
+    if (ret != 0)
+        return ret;
     struct stat stat;
     if (lstat(path, &stat) == 0 && !S_ISSOCK(stat.st_mode))
         return err_set(err, -EEXIST, "socket %s: there is a file that is no socket; choose another with --socket",
@@ -520,6 +545,7 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
 {
     struct supervisor *s = base_alloc(sizeof(*s));
     *supervisor = s;
+    s->listener = -1;
     s->model = start->model;
     s->ready_fd = start->ready_fd;
     raise_descriptor_limit();
@@ -528,8 +554,11 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     ret = ret ? ret : create_regions(s, err);
     ret = ret ? ret : create_bells(s, err);
     ret = ret ? ret : create_signals(s, err);
-    if (ret != 0)
+    if (ret != 0) {
+        if (s->listener >= 0)
+            remove_socket(s);
         return ret;
+    }
     s->shm->process_count = s->process_count;
     for (uint32_t i = 0; i < s->process_count; i++) {
         enum role role = i < ROLE_STAGE ? (enum role)i : ROLE_STAGE;
@@ -543,7 +572,7 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
         ret = start_child(s, &s->children[i], err);
     if (ret != 0) {
         kill_all(s);
-        unlink(s->plan->socket_path);
+        remove_socket(s);
     }
     return ret;
 }
@@ -571,7 +600,7 @@ int supervisor_run(struct supervisor *s)
         if (polls[0].revents)
             on_bell(s);
     }
-    unlink(s->plan->socket_path);
+    remove_socket(s);
     log_info("ended with status %d", s->exit_status);
     return s->exit_status;
 }

@@ -348,6 +348,7 @@ int launch_exec(const struct launch *launch, int ready_fd, struct err *err)
 
 /* ---- an engine of one's own ---- */
 
+/* The engine has removed its socket, unless it was killed. */
 static void remove_directory(const struct own_engine *engine)
 {
     char path[128];
