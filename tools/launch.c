@@ -349,7 +349,7 @@ int launch_exec(const struct launch *launch, int ready_fd, struct err *err)
 /* ---- an engine of one's own ---- */
 
 /* The engine has removed its socket, unless it was killed. */
-static void remove_directory(const struct own_engine *engine)
+void own_engine_forget(const struct own_engine *engine)
 {
     char path[128];
     unlink(engine->socket);
@@ -414,7 +414,7 @@ int own_engine_start(struct own_engine *engine, const struct config *config, con
         if (ours[i] >= 0)
             close(ours[i]);
     if (ret != 0)
-        remove_directory(engine);
+        own_engine_forget(engine);
     return ret;
 }
 
@@ -424,6 +424,6 @@ int own_engine_stop(struct own_engine *engine)
     kill(engine->pid, SIGTERM);
     while (waitpid(engine->pid, &status, 0) < 0)
         check(errno == EINTR);
-    remove_directory(engine);
+    own_engine_forget(engine);
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }

@@ -34,6 +34,9 @@ struct own_engine {
 /* Returns when it is ready. config's socket is not looked at. 0, or -errno with err (nothing is left then). */
 int own_engine_start(struct own_engine *engine, const struct config *config, const char *model_path, struct err *err);
 
+/* For one that has ended by itself: removes what stood in its folder. */
+void own_engine_forget(const struct own_engine *engine);
+
 /* Drains and ends it. Its exit status, or 128 + signal. */
 int own_engine_stop(struct own_engine *engine);
 
