@@ -127,9 +127,12 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/tests/test_bell
 
 # ---- measurements ----
-.PHONY: bench-kernels
+.PHONY: bench-kernels bench-serve
 bench-kernels: $(BUILD)/bin/bench-kernels ## Speed of every kernel on every instruction path that this processor has
 	$(Q)$<
+
+bench-serve: all model ## What 1, 16 and 32 clients of an engine with two stages see
+	$(Q)tools/bench-serve.sh $(MODEL) -p 2
 
 # ---- installing ----
 .PHONY: man install help clean

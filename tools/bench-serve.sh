@@ -1,0 +1,26 @@
+#!/bin/sh
+# bench-serve.sh MODEL [OPTIONS OF SERVE...]: an engine of its own, then evenflow bench with 1, 16 and 32 clients.
+#
+# decode tok/s is clients / median time per output token: what all clients together get while nothing is prefilled.
+set -eu
+model=$1
+shift
+bin=$(dirname "$0")/../${BUILD:-build}/bin
+work=$(mktemp -d)
+mkfifo "$work/ready"
+"$bin/evenflow" serve "$model" --socket "$work/bench.sock" --log-level warn --ready-fd 9 "$@" 9>"$work/ready" &
+engine=$!
+trap 'kill $engine 2>/dev/null || true; wait $engine 2>/dev/null || true; rm -rf "$work"' EXIT
+read -r _ <"$work/ready" || true # a newline when it is ready, the end of the file when it has failed
+echo "clients  decode tok/s  output tok/s  tpot p50 ms  ttft p50 ms"
+for clients in 1 16 32; do
+    prompts=$((clients * 2))
+    [ "$clients" -gt 1 ] || prompts=4
+    "$bin/evenflow" bench --socket "$work/bench.sock" --num-prompts $prompts --max-concurrency $clients \
+        --input-len "${INPUT_LEN:-128}" --output-len "${OUTPUT_LEN:-128}" --json |
+        python3 -c 'import json, sys
+clients, r = int(sys.argv[1]), json.load(sys.stdin)
+tpot, ttft = r["p50_tpot_ms"], r["p50_ttft_ms"]
+rate, out = 1000 * clients / tpot, r["output_throughput"]
+print(f"{clients:7d} {rate:13.1f} {out:13.1f} {tpot:12.2f} {ttft:12.1f}")' $clients
+done
