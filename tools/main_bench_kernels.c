@@ -1,0 +1,149 @@
+/* main_bench_kernels.c - speed of the kernels on every path that this processor runs: make bench-kernels.
+ *
+ * Products: GOPS (two operations a multiply-add), median of several runs, weights larger than the second-level cache streamed
+ * as in a forward pass. Attention: nanoseconds per position of context and KV head, for one query row and for a prompt.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ipc/base.h"
+#include "ipc/clock.h"
+#include "kernels/kernels.h"
+
+#define RUNS 9
+
+struct shape {
+    const char *name;
+    enum matrix_form form;
+    uint32_t n, k;
+};
+
+/* Of SmolLM2-135M: Q, K and V; gate and up; down; a quarter of the head. */
+static const struct shape shapes[] = {{"qkv", MATRIX_Q4, 960, 576},
+                                      {"gate_up", MATRIX_Q4, 3072, 576},
+                                      {"down", MATRIX_Q4, 576, 1536},
+                                      {"head/4", MATRIX_Q8, 12288, 576},
+                                      {"qkv f16", MATRIX_F16, 960, 576}};
+static const uint32_t row_counts[] = {1, 2, 4, 8, 16, 32, 128};
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values)
+{
+    qsort(values, RUNS, sizeof(values[0]), compare);
+    return values[RUNS / 2];
+}
+
+static float *floats(size_t n)
+{
+    float *x = base_alloc(n * sizeof(*x));
+    for (size_t i = 0; i < n; i++)
+        x[i] = (float)((i * 2654435761u >> 8) % 2001) / 1000 - 1;
+    return x;
+}
+
+static double product_gops(const struct kernels *path, const struct shape *shape, uint32_t rows)
+{
+    struct matrix w = {.form = shape->form, .n = shape->n, .k = shape->k};
+    size_t bytes = matrix_bytes(w.form, w.n, w.k);
+    uint8_t *panels = base_alloc(bytes);
+    for (size_t i = 0; i < bytes; i++)
+        panels[i] = (uint8_t)(i * 97 % 61); /* scales come out as small positive numbers */
+    w.panels = panels;
+    size_t groups = (size_t)rows * w.k / KERNEL_GROUP;
+    float *out = base_alloc((size_t)rows * w.n * sizeof(float));
+    struct activations a = {.rows = rows,
+                            .k = w.k,
+                            .f32 = floats((size_t)rows * w.k),
+                            .q = base_alloc((size_t)rows * w.k),
+                            .scale = base_alloc(groups * sizeof(float)),
+                            .offset = base_alloc(groups * sizeof(float)),
+                            .total = base_alloc(groups * sizeof(float)),
+                            .start = base_alloc(groups * sizeof(int32_t))};
+    double operations = 2.0 * rows * w.n * w.k, gops[RUNS];
+    int repeats = (int)(2e8 / operations) + 1;
+    for (int run = 0; run < RUNS; run++) {
+        uint64_t start_ns = clock_ns();
+        for (int i = 0; i < repeats; i++) {
+            path->quantize(&a);
+            path->matmul(out, w.n, &w, &a);
+        }
+        gops[run] = operations * repeats / (double)(clock_ns() - start_ns);
+    }
+    free(panels);
+    free(out);
+    free((void *)(uintptr_t)a.f32);
+    free(a.q);
+    free(a.scale);
+    free(a.offset);
+    free(a.total);
+    free(a.start);
+    return median(gops);
+}
+
+/* Nanoseconds per (position attended to, KV head); three query heads share a KV head. */
+static double attention_ns(const struct kernels *path, uint32_t context, uint32_t rows)
+{
+    enum { HEADS = 9, KV_HEADS = 3, DIM = 64, BLOCK = 16 };
+    uint32_t blocks = (context + BLOCK - 1) / BLOCK;
+    size_t stride = kv_block_bytes(KV_HEADS, DIM, BLOCK);
+    uint32_t *table = base_alloc(blocks * sizeof(*table));
+    for (uint32_t i = 0; i < blocks; i++)
+        table[i] = blocks - 1 - i;
+    struct attention a = {.out = floats((size_t)rows * HEADS * DIM),
+                          .q = floats((size_t)rows * HEADS * DIM),
+                          .q_stride = HEADS * DIM,
+                          .rows = rows,
+                          .heads = HEADS,
+                          .kv_heads = KV_HEADS,
+                          .head_dim = DIM,
+                          .first_pos = context - rows,
+                          .scale = 0.125f,
+                          .blocks = table,
+                          .block_size = BLOCK,
+                          .kv = base_alloc(blocks * stride),
+                          .block_stride = stride,
+                          .scratch = floats(attention_scratch_floats(context, HEADS))};
+    double pairs = 0, ns[RUNS];
+    for (uint32_t r = 0; r < rows; r++)
+        pairs += a.first_pos + r + 1;
+    for (int run = 0; run < RUNS; run++) {
+        uint64_t start_ns = clock_ns();
+        path->attention(&a);
+        ns[run] = (double)(clock_ns() - start_ns) / pairs / KV_HEADS;
+    }
+    free(table);
+    free(a.out);
+    free((void *)(uintptr_t)a.q);
+    free(a.kv);
+    free(a.scratch);
+    return median(ns);
+}
+
+int main(void)
+{
+    kernels_thread_init();
+    for (const char *const *name = kernels_names(); *name != NULL; name++) {
+        const struct kernels *path = kernels_pick(*name);
+        if (strcmp(*name, "ref") == 0)
+            continue; /* the truth is not meant to be fast */
+        printf("%s: GOPS by rows\n%-10s", *name, "");
+        for (size_t r = 0; r < ARRAY_COUNT(row_counts); r++)
+            printf("%8u", row_counts[r]);
+        putchar('\n');
+        for (size_t s = 0; s < ARRAY_COUNT(shapes); s++) {
+            printf("%-10s", shapes[s].name);
+            for (size_t r = 0; r < ARRAY_COUNT(row_counts); r++)
+                printf("%8.1f", product_gops(path, &shapes[s], row_counts[r]));
+            putchar('\n');
+        }
+        printf("attention, ns per position and KV head: decode at 256 %.1f, at 2048 %.1f; prompt of 256 %.1f\n\n",
+               attention_ns(path, 256, 1), attention_ns(path, 2048, 1), attention_ns(path, 256, 256));
+    }
+    return 0;
+}
