@@ -610,6 +610,11 @@ uint32_t tok_encode(const struct tok *tok, const char *data, size_t size, const 
 
 /* ---- looking up ---- */
 
+size_t tok_blob_bytes(const struct tok *tok)
+{
+    return tok->blob->bytes;
+}
+
 uint32_t tok_vocab_size(const struct tok *tok)
 {
     return tok->blob->token_count;

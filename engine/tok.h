@@ -71,6 +71,9 @@ struct tok_range {
 uint32_t tok_encode(const struct tok *tok, const char *text, size_t size, const struct tok_range *trusted,
                     uint32_t trusted_count, uint32_t *ids, uint32_t ids_max);
 
+/* Bytes of the tables. */
+size_t tok_blob_bytes(const struct tok *tok);
+
 uint32_t tok_vocab_size(const struct tok *tok);
 
 /* The bytes of a token (at most TOK_PIECE_MAX); a special token's are its name. */

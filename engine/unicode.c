@@ -1,5 +1,7 @@
 #include "engine/unicode.h"
 
+#include <string.h>
+
 enum unicode_class unicode_class_of(uint32_t code)
 {
     uint32_t low = 0, high = unicode_range_count;
@@ -52,4 +54,37 @@ uint32_t unicode_decode(const uint8_t *text, size_t size, uint32_t *code, int *n
     }
     *code = value;
     return length;
+}
+
+/* Bytes at text that are the beginning of some character, but not all of one; at least 1. */
+static size_t cut_off_size(const uint8_t *text, size_t size)
+{
+    size_t part = 1;
+    for (size_t more = 2; more < 4 && more <= size; more++) {
+        uint32_t code;
+        int needs_more;
+        if (unicode_decode(text, more, &code, &needs_more) == 0 && needs_more)
+            part = more;
+        else
+            break;
+    }
+    return part;
+}
+
+size_t unicode_repair(uint8_t *target, const uint8_t *text, size_t size)
+{
+    size_t out = 0;
+    for (size_t at = 0; at < size;) {
+        uint32_t code, length = unicode_decode(text + at, size - at, &code, NULL);
+        if (length > 0) {
+            memcpy(target + out, text + at, length);
+            out += length;
+            at += length;
+        } else {
+            memcpy(target + out, "\xef\xbf\xbd", 3);
+            out += 3;
+            at += cut_off_size(text + at, size - at);
+        }
+    }
+    return out;
 }

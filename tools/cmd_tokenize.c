@@ -7,11 +7,13 @@
 
 #include "engine/chat.h"
 #include "engine/tok.h"
+#include "engine/unicode.h"
 #include "stages/gguf.h"
 #include "tools/commands.h"
 #include "tools/vocab.h"
 
-#define TEXT_BYTES_MAX (64u << 20)
+#define TEXT_BYTES_MAX (16u << 20)                  /* of one text as it comes in */
+#define TEXT_ROOM      (3 * (size_t)TEXT_BYTES_MAX) /* repaired, it may be longer */
 
 struct values {
     bool jsonl, special;
@@ -53,7 +55,7 @@ static int open_vocabulary(struct vocabulary *vocabulary, const char *path, stru
         return ret;
     ret = vocab_from_gguf(gguf, &vocabulary->blob, &bytes, err);
     gguf_close(gguf);
-    return ret ? ret : tok_attach(&vocabulary->tok, vocabulary->blob, bytes, TEXT_BYTES_MAX, err);
+    return ret ? ret : tok_attach(&vocabulary->tok, vocabulary->blob, bytes, 0, err);
 }
 
 /* All of standard input. NULL when it is larger than TEXT_BYTES_MAX. */
@@ -75,6 +77,46 @@ static char *read_all(size_t *size)
     return text;
 }
 
+/* The code of a \\uXXXX escape at text, -1 when there is none. */
+static int escape_at(const char *text)
+{
+    unsigned code;
+    if (text[0] != '\\' || text[1] != 'u' || strspn(text + 2, "0123456789abcdefABCDEF") < 4)
+        return -1;
+    char digits[5] = {text[2], text[3], text[4], text[5], '\0'};
+    return sscanf(digits, "%x", &code) == 1 ? (int)code : -1;
+}
+
+/* Halves of surrogate pairs that stand alone are no characters, and jansson refuses them: they become U+FFFD, like bytes that
+ * are no UTF-8. */
+static void replace_lone_surrogates(char *line)
+{
+    for (char *at = line; *at != '\0';) {
+        int code = escape_at(at);
+        bool is_high = code >= 0xd800 && code <= 0xdbff, is_low = code >= 0xdc00 && code <= 0xdfff;
+        int next = is_high ? escape_at(at + 6) : -1;
+        if (is_high && next >= 0xdc00 && next <= 0xdfff) {
+            at += 12;
+        } else if (is_high || is_low) {
+            memcpy(at + 2, "fffd", 4);
+            at += 6;
+        } else {
+            at += at[0] == '\\' && at[1] != '\0' ? 2 : 1;
+        }
+    }
+}
+
+/* A line of JSON as it can be parsed: text in it that is no UTF-8 is repaired. The caller frees the value. */
+static json_t *load_line(const char *line, size_t size, json_error_t *problem)
+{
+    char *repaired = base_alloc(3 * size + 1);
+    size_t repaired_size = unicode_repair((uint8_t *)repaired, (const uint8_t *)line, size);
+    replace_lone_surrogates(repaired);
+    json_t *value = json_loadb(repaired, repaired_size, JSON_DECODE_ANY | JSON_ALLOW_NUL, problem);
+    free(repaired);
+    return value;
+}
+
 static void print_ids(const uint32_t *ids, uint32_t count)
 {
     putchar('[');
@@ -83,13 +125,19 @@ static void print_ids(const uint32_t *ids, uint32_t count)
     puts("]");
 }
 
-static int tokenize_text(const struct tok *tok, const char *text, size_t size, bool special)
+/* Scratch for encoding grows with the text, so it is taken for each text anew. */
+static int tokenize_text(const struct tok *vocabulary, const char *text, size_t size, bool special)
 {
+    struct tok tok;
+    struct err err;
+    if (tok_attach(&tok, vocabulary->blob, tok_blob_bytes(vocabulary), size, &err) != 0)
+        return -1;
     uint32_t *ids = base_alloc((size + 2) * sizeof(*ids)); /* every byte a token, and the begin token */
     const struct tok_range all = {0, size};
-    uint32_t count = tok_encode(tok, text, size, &all, special ? 1 : 0, ids, (uint32_t)size + 2);
+    uint32_t count = tok_encode(&tok, text, size, &all, special ? 1 : 0, ids, (uint32_t)size + 2);
     print_ids(ids, count);
     free(ids);
+    tok_detach(&tok);
     return 0;
 }
 
@@ -101,7 +149,7 @@ static int for_each_line(const char *command, int (*work)(const struct tok *tok,
     int status = 0;
     for (ssize_t size; status == 0 && (size = getline(&line, &room, stdin)) > 0;) {
         json_error_t problem;
-        json_t *value = json_loadb(line, (size_t)size, JSON_DECODE_ANY | JSON_ALLOW_NUL, &problem);
+        json_t *value = load_line(line, (size_t)size, &problem);
         number++;
         if (value == NULL || work(tok, value, special) != 0) {
             fprintf(stderr, "evenflow %s: line %zu: %s\n", command, number,
@@ -116,7 +164,7 @@ static int for_each_line(const char *command, int (*work)(const struct tok *tok,
 
 static int tokenize_line(const struct tok *tok, json_t *value, bool special)
 {
-    if (!json_is_string(value) || json_string_length(value) > TEXT_BYTES_MAX)
+    if (!json_is_string(value) || json_string_length(value) > TEXT_ROOM)
         return -1;
     return tokenize_text(tok, json_string_value(value), json_string_length(value), special);
 }
@@ -134,8 +182,11 @@ static int run_tokenize(const void *pointer, char **positional, int positional_c
     size_t size;
     char *text = read_all(&size);
     if (text == NULL)
-        return command_fail(1, "tokenize", "the text is longer than 64 MiB");
-    int status = tokenize_text(&vocabulary.tok, text, size, values->special);
+        return command_fail(1, "tokenize", "the text is longer than 16 MiB");
+    char *repaired = base_alloc(3 * size + 1);
+    size = unicode_repair((uint8_t *)repaired, (const uint8_t *)text, size);
+    int status = tokenize_text(&vocabulary.tok, repaired, size, values->special);
+    free(repaired);
     free(text);
     return status;
 }

@@ -3,10 +3,9 @@
 
 Usage: make_tokenizer_cases.py MODEL.gguf > tokenizer_cases.jsonl   (needs the Python packages tokenizers and regex)
 
-Text that is valid UTF-8 goes through Hugging Face's tokenizers, set up as SmolLM2's own tokenizer.json sets it up, with the
-vocabulary and the merges of the GGUF file. That library takes no invalid UTF-8: for those lines a second implementation,
-below, works on bytes (decoded with surrogateescape, so that a stray byte is one character of no class); it must first agree
-with the library on every valid line.
+Text goes through Hugging Face's tokenizers, set up as SmolLM2's own tokenizer.json sets it up, with the vocabulary and the
+merges of the GGUF file; a second, plainer implementation below must agree with it on every line. That library takes no
+invalid UTF-8: bytes are decoded as Python does with errors="replace".
 """
 import json
 import random
@@ -64,11 +63,11 @@ class Plain:
         self.characters = byte_characters()
 
     def encode(self, data):
-        text = data.decode("utf-8", "surrogateescape")
+        text = data.decode("utf-8")
         ids = []
         for fragment in self.FRAGMENT.findall(text):
             for piece in self.PIECE.findall(fragment):
-                ids += self.encode_piece(piece.encode("utf-8", "surrogateescape"))
+                ids += self.encode_piece(piece.encode("utf-8"))
         return ids
 
     def encode_piece(self, piece):
@@ -133,7 +132,10 @@ def main():
         except UnicodeDecodeError:
             BYTES.append(data)
     for data in BYTES:
-        print(json.dumps({"bytes_hex": data.hex(), "ids": plain.encode(data)}))
+        text = data.decode("utf-8", "replace")
+        ids = library.encode(text, add_special_tokens=False).ids
+        assert ids == plain.encode(text.encode("utf-8")), (data, ids)
+        print(json.dumps({"bytes_hex": data.hex(), "ids": ids}))
 
 
 main()

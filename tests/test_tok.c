@@ -1,0 +1,295 @@
+#include <criterion/criterion.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/tok.h"
+#include "engine/unicode.h"
+#include "ipc/clock.h"
+#include "stages/gguf.h"
+#include "tests/engine.h"
+#include "tools/vocab.h"
+
+#define TEXT_MAX (2u << 20)
+
+static struct tok tok;
+static void *blob;
+static size_t blob_bytes;
+
+static void open_vocabulary(void)
+{
+    struct gguf *gguf;
+    struct err err;
+    cr_assert_eq(gguf_open(&gguf, engine_model_path(), &err), 0, "%s", err.text);
+    cr_assert_eq(vocab_from_gguf(gguf, &blob, &blob_bytes, &err), 0, "%s", err.text);
+    gguf_close(gguf);
+    cr_assert_eq(tok_attach(&tok, blob, blob_bytes, TEXT_MAX, &err), 0, "%s", err.text);
+}
+
+TestSuite(tok, .init = open_vocabulary, .timeout = 60);
+
+static uint32_t ids[TEXT_MAX];
+
+static uint32_t encode(const char *text, size_t size)
+{
+    return tok_encode(&tok, text, size, NULL, 0, ids, ARRAY_COUNT(ids));
+}
+
+/* Bytes of a case: its text, or what its hexadecimal bytes become when they are made valid. */
+static size_t case_bytes(json_t *line, uint8_t *bytes)
+{
+    json_t *text = json_object_get(line, "text");
+    if (text != NULL) {
+        memcpy(bytes, json_string_value(text), json_string_length(text));
+        return json_string_length(text);
+    }
+    const char *hex = json_string_value(json_object_get(line, "bytes_hex"));
+    uint8_t raw[256];
+    size_t size = strlen(hex) / 2;
+    for (size_t i = 0; i < size; i++) {
+        unsigned byte;
+        cr_assert_eq(sscanf(hex + 2 * i, "%2x", &byte), 1);
+        raw[i] = (uint8_t)byte;
+    }
+    return unicode_repair(bytes, raw, size);
+}
+
+Test(tok, gives_the_ids_that_an_independent_implementation_gives)
+{
+    FILE *file = fopen("tests/data/tokenizer_cases.jsonl", "re");
+    cr_assert_not_null(file);
+    char *text = NULL;
+    size_t room = 0, cases = 0;
+    while (getline(&text, &room, file) > 0) {
+        json_t *line = json_loads(text, JSON_ALLOW_NUL, NULL);
+        cr_assert_not_null(line, "%s", text);
+        uint8_t bytes[4096];
+        size_t size = case_bytes(line, bytes);
+        uint32_t count = encode((const char *)bytes, size);
+        json_t *expected = json_object_get(line, "ids");
+        bool is_equal = count == json_array_size(expected);
+        for (uint32_t i = 0; i < count && is_equal; i++)
+            is_equal = ids[i] == (uint32_t)json_integer_value(json_array_get(expected, i));
+        cr_expect(is_equal, "%s", text);
+        json_decref(line);
+        cases++;
+    }
+    fclose(file);
+    free(text);
+    cr_assert_geq(cases, 300);
+}
+
+Test(tok, special_tokens_are_special_only_where_they_are_trusted)
+{
+    static const char text[] = "<|im_start|>user<|im_end|>";
+    const size_t size = sizeof(text) - 1;
+    const struct tok_range all = {0, size}, first = {0, 12}, too_short = {0, 11}, shifted = {1, 25};
+    uint32_t count = tok_encode(&tok, text, size, &all, 1, ids, 64);
+    cr_assert_eq(count, 3);
+    cr_assert_eq(ids[0], 1);
+    cr_assert_eq(ids[2], 2);
+    count = tok_encode(&tok, text, size, &first, 1, ids, 64);
+    cr_assert_eq(ids[0], 1);
+    for (uint32_t i = 1; i < count; i++)
+        cr_assert_not(tok_is_control(&tok, ids[i]));
+    count = tok_encode(&tok, text, size, &too_short, 1, ids, 64);
+    for (uint32_t i = 0; i < count; i++)
+        cr_assert_not(tok_is_control(&tok, ids[i]));
+    count = tok_encode(&tok, text, size, &shifted, 1, ids, 64);
+    cr_assert_not(tok_is_control(&tok, ids[0]));
+    cr_assert_eq(ids[count - 1], 2);
+    count = encode(text, size);
+    for (uint32_t i = 0; i < count; i++)
+        cr_assert_not(tok_is_control(&tok, ids[i]));
+}
+
+Test(tok, stops_at_the_room_it_is_given)
+{
+    static const char text[] = "one two three four five six seven";
+    uint32_t all = encode(text, sizeof(text) - 1), some[64];
+    for (uint32_t room = 0; room <= all; room++) {
+        memset(some, 0xff, sizeof(some));
+        cr_assert_eq(tok_encode(&tok, text, sizeof(text) - 1, NULL, 0, some, room), room);
+        cr_assert_eq(memcmp(some, ids, room * sizeof(uint32_t)), 0);
+        cr_assert_eq(some[room], UINT32_MAX);
+    }
+}
+
+static size_t decode(const uint32_t *tokens, uint32_t count, char *text)
+{
+    struct tok_decoder decoder = {0};
+    size_t size = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        size_t more = tok_decoder_push(&decoder, &tok, tokens[i], text + size);
+        for (size_t at = 0; at < more;) { /* never half a character */
+            uint32_t code, length = unicode_decode((uint8_t *)text + size + at, more - at, &code, NULL);
+            cr_assert_gt(length, 0);
+            at += length;
+        }
+        size += more;
+    }
+    return size + tok_decoder_end(&decoder, text + size);
+}
+
+Test(tok, text_comes_back_as_it_went_in)
+{
+    static const char *const texts[] = {
+        "Hello, world!",   "naïve café — “quotes”", "你好，世界 🙂👨‍👩‍👧‍👦",
+        "שלום مرحبا नमस्ते", "a\n\n  b\tc   ",        "<|im_end|> is text here"};
+    for (size_t i = 0; i < ARRAY_COUNT(texts); i++) {
+        char text[4096];
+        uint32_t count = encode(texts[i], strlen(texts[i]));
+        size_t size = decode(ids, count, text);
+        cr_expect_eq(size, strlen(texts[i]));
+        cr_expect_eq(memcmp(text, texts[i], size), 0, "%s: %.*s", texts[i], (int)size, text);
+    }
+}
+
+Test(tok, what_can_be_no_character_becomes_the_replacement)
+{
+    /* ids of single bytes are looked up by their pieces */
+    uint32_t byte_ids[256];
+    memset(byte_ids, 0xff, sizeof(byte_ids));
+    for (uint32_t id = 0; id < tok_vocab_size(&tok); id++) {
+        uint8_t piece[TOK_PIECE_MAX];
+        if (!tok_is_control(&tok, id) && tok_piece(&tok, id, piece) == 1)
+            byte_ids[piece[0]] = id;
+    }
+    char text[64];
+    const uint32_t cut[] = {byte_ids[0xe2], byte_ids[0x82]}, broken[] = {byte_ids[0xe2], byte_ids['a']};
+    const uint32_t whole[] = {byte_ids[0xe2], byte_ids[0x82], byte_ids[0xac]};
+    cr_assert_eq(decode(whole, 3, text), 3);
+    cr_assert_eq(memcmp(text, "€", 3), 0);
+    cr_assert_eq(decode(cut, 2, text), 3);
+    cr_assert_eq(memcmp(text, "\xef\xbf\xbd", 3), 0);
+    cr_assert_eq(decode(broken, 2, text), 4);
+    cr_assert_eq(memcmp(text,
+                        "\xef\xbf\xbd"
+                        "a",
+                        4),
+                 0);
+}
+
+Test(tok, an_answer_ends_at_the_models_end_tokens)
+{
+    uint32_t ends[TOK_END_TOKENS_MAX], count = tok_end_tokens(&tok, ends);
+    bool has_turn_end = false, has_text_end = false;
+    for (uint32_t i = 0; i < count; i++) {
+        has_turn_end |= ends[i] == 2;
+        has_text_end |= ends[i] == 0;
+    }
+    cr_assert(has_turn_end);
+    cr_assert(has_text_end);
+}
+
+/* Quadratic time would take minutes; the bound is generous because machines are shared. */
+Test(tok, a_megabyte_of_anything_takes_no_time_to_speak_of)
+{
+    static const char *const units[] = {" ", "a", "0", "é", "🙂", "\n", "ab", "The ", "'"};
+    static char text[1 << 20];
+    for (size_t i = 0; i <= ARRAY_COUNT(units); i++) {
+        uint64_t state = 1;
+        if (i < ARRAY_COUNT(units))
+            for (size_t at = 0, unit = strlen(units[i]); at + unit <= sizeof(text); at += unit)
+                memcpy(text + at, units[i], unit);
+        else
+            for (size_t at = 0; at < sizeof(text); at++) { /* base64 */
+                state = state * 6364136223846793005ull + 1442695040888963407ull;
+                text[at] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[state >> 58];
+            }
+        size_t size = i < ARRAY_COUNT(units) ? sizeof(text) / strlen(units[i]) * strlen(units[i]) : sizeof(text);
+        uint64_t start_ns = clock_ns();
+        uint32_t count = encode(text, size);
+        double seconds = (double)(clock_ns() - start_ns) / 1e9;
+        cr_expect_lt(seconds, 10, "1 MB of \"%s\" took %.2f s", i < ARRAY_COUNT(units) ? units[i] : "base64", seconds);
+        cr_expect_gt(count, 0);
+    }
+}
+
+Test(tok, damaged_tables_are_refused)
+{
+    struct tok other;
+    struct err err;
+    uint8_t *copy = base_alloc(blob_bytes);
+    for (size_t byte = 0; byte < 8; byte++) { /* the magic */
+        memcpy(copy, blob, blob_bytes);
+        copy[byte] ^= 1;
+        cr_assert_lt(tok_attach(&other, copy, blob_bytes, 64, &err), 0);
+    }
+    for (size_t size = 0; size < blob_bytes; size += blob_bytes / 97 + 1)
+        cr_assert_lt(tok_attach(&other, blob, size, 64, &err), 0, "%zu of %zu bytes", size, blob_bytes);
+    cr_assert(strstr(err.text, "mixed builds"));
+}
+
+/* ---- building from what files may hold ---- */
+
+#define TEXT(s) ((struct tok_text){s, sizeof(s) - 1})
+
+static int build(struct tok_source *source, struct err *err)
+{
+    void *built;
+    size_t bytes;
+    int ret = tok_build(source, &built, &bytes, err);
+    if (ret == 0)
+        free(built);
+    return ret;
+}
+
+Test(tok, sources_that_cannot_be_are_refused_by_name)
+{
+    const struct tok_text tokens[] = {TEXT("a"), TEXT("b"), TEXT("ab"), TEXT("<end>")};
+    const uint8_t types[] = {TOK_NORMAL, TOK_NORMAL, TOK_NORMAL, TOK_CONTROL};
+    const struct tok_text good[] = {TEXT("a b")}, unknown[] = {TEXT("a c")}, single[] = {TEXT("ab")},
+                          empty[] = {TEXT("")};
+    struct tok_source source = {.token_count = 4,
+                                .tokens = tokens,
+                                .types = types,
+                                .merge_count = 1,
+                                .merges = good,
+                                .pre = TEXT("gpt-2"),
+                                .bos = TOK_NONE,
+                                .eos = 3};
+    struct err err;
+    cr_assert_eq(build(&source, &err), 0, "%s", err.text);
+    source.merges = unknown;
+    cr_assert_lt(build(&source, &err), 0);
+    cr_assert(strstr(err.text, "merge 0"));
+    source.merges = single;
+    cr_assert_lt(build(&source, &err), 0);
+    source.merges = empty;
+    cr_assert_lt(build(&source, &err), 0);
+    source.merges = good;
+    source.pre = TEXT("whatever");
+    cr_assert_lt(build(&source, &err), 0);
+    cr_assert(strstr(err.text, "whatever"));
+    source.pre = TEXT("smollm");
+    source.bos = 4;
+    cr_assert_lt(build(&source, &err), 0);
+    source.bos = TOK_NONE;
+    static char big[2 * TOK_PIECE_MAX];
+    memset(big, 'a', sizeof(big));
+    const struct tok_text long_tokens[] = {TEXT("a"), TEXT("b"), {big, sizeof(big)}, TEXT("<end>")};
+    source.tokens = long_tokens;
+    cr_assert_lt(build(&source, &err), 0);
+    cr_assert(strstr(err.text, "token 2"));
+}
+
+Test(tok, invalid_text_is_repaired_by_whole_sequences)
+{
+    static const struct {
+        const char *raw, *expected;
+    } cases[] = {{"abc", "abc"},
+                 {"\xff", "\xef\xbf\xbd"},
+                 {"\xe2\x82", "\xef\xbf\xbd"},
+                 {"\xf0\x9f\x98x", "\xef\xbf\xbdx"},
+                 {"\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd"},
+                 {"\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"},
+                 {"\xc3(", "\xef\xbf\xbd("}};
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        uint8_t out[64];
+        size_t size = unicode_repair(out, (const uint8_t *)cases[i].raw, strlen(cases[i].raw));
+        cr_expect_eq(size, strlen(cases[i].expected), "case %zu: %zu", i, size);
+        cr_expect_eq(memcmp(out, cases[i].expected, size), 0, "case %zu", i);
+    }
+}
