@@ -1,0 +1,333 @@
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "stages/gguf.h"
+
+/* A file under construction. */
+struct file {
+    uint8_t bytes[65536 * 2];
+    size_t size;
+};
+
+static struct file file;
+
+static void put(const void *bytes, size_t size)
+{
+    cr_assert_leq(file.size + size, sizeof(file.bytes));
+    memcpy(file.bytes + file.size, bytes, size);
+    file.size += size;
+}
+
+static void put_u32(uint32_t value)
+{
+    put(&value, 4);
+}
+
+static void put_u64(uint64_t value)
+{
+    put(&value, 8);
+}
+
+static void put_string(const char *text)
+{
+    put_u64(strlen(text));
+    put(text, strlen(text));
+}
+
+static void put_head(uint32_t version, uint64_t tensors, uint64_t entries)
+{
+    file.size = 0;
+    put("GGUF", 4);
+    put_u32(version);
+    put_u64(tensors);
+    put_u64(entries);
+}
+
+static void put_tensor(const char *name, uint32_t type, uint64_t columns, uint64_t rows, uint64_t offset)
+{
+    put_string(name);
+    put_u32(2);
+    put_u64(columns);
+    put_u64(rows);
+    put_u32(type);
+    put_u64(offset);
+}
+
+static int open_file(struct gguf **gguf, struct err *err)
+{
+    int fd = memfd_create("gguf", 0);
+    cr_assert_eq(write(fd, file.bytes, file.size), (ssize_t)file.size);
+    err->text[0] = '\0';
+    int ret = gguf_open_fd(gguf, fd, "test", err);
+    close(fd);
+    return ret;
+}
+
+static void expect_refusal(const char *what)
+{
+    struct gguf *gguf;
+    struct err err;
+    cr_expect_lt(open_file(&gguf, &err), 0, "accepted, but: %s", what);
+    cr_expect(strstr(err.text, what) != NULL, "\"%s\" does not say: %s", err.text, what);
+}
+
+/* Metadata of every kind and two tensors. */
+static void put_sound_file(void)
+{
+    put_head(3, 2, 9);
+    put_string("general.architecture");
+    put_u32(8);
+    put_string("llama");
+    put_string("a.u8");
+    put_u32(0);
+    put("\x07", 1);
+    put_string("a.i32");
+    put_u32(5);
+    put_u32((uint32_t)-3);
+    put_string("a.u64");
+    put_u32(10);
+    put_u64(1ull << 40);
+    put_string("a.f32");
+    put_u32(6);
+    float f = 2.5f;
+    put(&f, 4);
+    put_string("a.bool");
+    put_u32(7);
+    put("\x01", 1);
+    put_string("a.strings");
+    put_u32(9);
+    put_u32(8);
+    put_u64(3);
+    put_string("one");
+    put_string("");
+    put_string("three");
+    put_string("a.ints");
+    put_u32(9);
+    put_u32(5);
+    put_u64(2);
+    put_u32((uint32_t)-1);
+    put_u32(8);
+    put_string("a.floats");
+    put_u32(9);
+    put_u32(6);
+    put_u64(1);
+    put(&f, 4);
+    put_tensor("first", 0, 4, 2, 0);
+    put_tensor("second", 3, 32, 2, 32);
+    while (file.size % 32 != 0)
+        put("", 1);
+    for (int i = 0; i < 32 + 40; i++)
+        put("\x5a", 1);
+}
+
+Test(gguf, reads_what_is_there)
+{
+    put_sound_file();
+    struct gguf *gguf;
+    struct err err;
+    cr_assert_eq(open_file(&gguf, &err), 0, "%s", err.text);
+    struct gguf_string string;
+    struct gguf_array array;
+    uint64_t u64;
+    double f64;
+    bool flag = false;
+    cr_assert(gguf_get_string(gguf, "general.architecture", &string));
+    cr_assert_eq(string.size, 5);
+    cr_assert(gguf_get_u64(gguf, "a.u8", &u64));
+    cr_assert_eq(u64, 7);
+    cr_assert(gguf_get_u64(gguf, "a.u64", &u64));
+    cr_assert_eq(u64, 1ull << 40);
+    cr_assert_not(gguf_get_u64(gguf, "a.i32", &u64), "a negative number is no length");
+    cr_assert(gguf_get_f64(gguf, "a.i32", &f64));
+    cr_assert_eq(f64, -3);
+    cr_assert(gguf_get_f64(gguf, "a.f32", &f64));
+    cr_assert_eq(f64, 2.5);
+    cr_assert(gguf_get_bool(gguf, "a.bool", &flag) && flag);
+    cr_assert_not(gguf_get_string(gguf, "a.u8", &string));
+    cr_assert_not(gguf_get_u64(gguf, "absent", &u64));
+    cr_assert_not(gguf_get_array(gguf, "a.u8", &array));
+
+    cr_assert(gguf_get_array(gguf, "a.strings", &array));
+    uint64_t cursor = 0, sizes[4] = {0}, count = 0;
+    while (gguf_array_next_string(&array, &cursor, &string))
+        sizes[count++] = string.size;
+    cr_assert(count == 3 && sizes[0] == 3 && sizes[1] == 0 && sizes[2] == 5);
+    cr_assert(gguf_get_array(gguf, "a.ints", &array));
+    cr_assert_eq(gguf_array_i64(&array, 0), -1);
+    cr_assert_eq(gguf_array_i64(&array, 1), 8);
+    cr_assert(gguf_get_array(gguf, "a.floats", &array));
+    cr_assert_eq(gguf_array_f64(&array, 0), 2.5);
+
+    const struct gguf_tensor *tensor = gguf_tensor_find(gguf, "second");
+    cr_assert_not_null(tensor);
+    cr_assert(tensor->ne[0] == 32 && tensor->ne[1] == 2 && tensor->ne[2] == 1 && tensor->bytes == 40);
+    cr_assert_eq(*(const uint8_t *)tensor->data, 0x5a);
+    cr_assert_null(gguf_tensor_find(gguf, "third"));
+    gguf_close(gguf);
+}
+
+static uint64_t touch_everything(const struct gguf *gguf)
+{
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < gguf_tensor_count(gguf); i++) {
+        const struct gguf_tensor *tensor = gguf_tensor_at(gguf, i);
+        for (uint64_t byte = 0; tensor->data != NULL && byte < tensor->bytes; byte++)
+            sum += ((const uint8_t *)tensor->data)[byte];
+        sum += (uint64_t)(uint8_t)gguf_type_name(tensor->type)[0];
+    }
+    struct gguf_string key;
+    uint32_t type;
+    for (uint64_t i = 0; gguf_metadata(gguf, i, &key, &type); i++) {
+        struct gguf_array array;
+        char name[64];
+        snprintf(name, sizeof(name), "%.*s", (int)(key.size < 63 ? key.size : 63), key.data);
+        if (!gguf_get_array(gguf, name, &array))
+            continue;
+        struct gguf_string string;
+        for (uint64_t cursor = 0; array.element_type == 8 && gguf_array_next_string(&array, &cursor, &string);)
+            sum += string.size > 0 ? (uint8_t)string.data[string.size - 1] : 0;
+        for (uint64_t at = 0; array.element_type != 8 && at < array.count; at++)
+            sum += (uint64_t)(int64_t)gguf_array_f64(&array, at);
+    }
+    return sum;
+}
+
+/* Any one byte changed, any end cut off: an error, or a file all of whose parts can be read. */
+Test(gguf, damage_never_leads_outside_the_file, .timeout = 120)
+{
+    put_sound_file();
+    const struct file sound = file;
+    uint64_t sum = 0;
+    struct gguf *gguf;
+    struct err err;
+    for (size_t size = 0; size < sound.size; size++) {
+        file = sound;
+        file.size = size;
+        cr_expect_lt(open_file(&gguf, &err), 0, "cut after %zu of %zu bytes", size, sound.size);
+        cr_expect_gt(strlen(err.text), 10);
+    }
+    static const uint8_t changes[] = {0x01, 0x80, 0xff, 0x40};
+    for (size_t at = 0; at < sound.size; at++)
+        for (size_t i = 0; i < sizeof(changes); i++) {
+            file = sound;
+            file.bytes[at] ^= changes[i];
+            if (open_file(&gguf, &err) == 0) {
+                sum += touch_everything(gguf);
+                gguf_close(gguf);
+            } else {
+                cr_expect_gt(strlen(err.text), 10);
+            }
+        }
+    cr_assert_neq(sum, 0);
+}
+
+Test(gguf, says_what_is_wrong)
+{
+    put_head(1, 0, 0);
+    expect_refusal("version 1");
+    put_head(0x03000000, 0, 0);
+    expect_refusal("big-endian");
+    put_head(3, 0, 0);
+    file.bytes[0] = 'X';
+    expect_refusal("no GGUF file");
+    put_head(3, 0, UINT64_MAX);
+    expect_refusal("do not fit");
+    put_head(3, UINT64_MAX, 0);
+    expect_refusal("do not fit");
+
+    put_head(3, 0, 2);
+    for (int i = 0; i < 2; i++) {
+        put_string("same");
+        put_u32(0);
+        put("", 1);
+    }
+    expect_refusal("same stands twice");
+
+    put_head(3, 0, 1);
+    put_string("nested");
+    put_u32(9);
+    put_u32(9);
+    put_u64(1);
+    put_u64(0);
+    put_u64(0);
+    expect_refusal("entry 0");
+
+    static char key[70000];
+    memset(key, 'k', sizeof(key) - 1);
+    put_head(3, 0, 1);
+    put_string(key);
+    put_u32(0);
+    put("", 1);
+    expect_refusal("entry 0");
+
+    put_head(3, 2, 0);
+    put_tensor("t", 0, 1, 1, 0);
+    put_tensor("t", 0, 1, 1, 0);
+    for (int i = 0; i < 64; i++)
+        put("", 1);
+    expect_refusal("t stands twice");
+
+    put_head(3, 1, 0);
+    put_tensor("t", 3, 33, 1, 0);
+    for (int i = 0; i < 128; i++)
+        put("", 1);
+    expect_refusal("33 columns");
+
+    put_head(3, 1, 0);
+    put_tensor("t", 0, 1ull << 40, 1ull << 40, 0);
+    expect_refusal("impossible shapes");
+
+    put_head(3, 1, 0);
+    put_tensor("t", 0, 8, 1, 16);
+    for (int i = 0; i < 128; i++)
+        put("", 1);
+    expect_refusal("outside the file");
+
+    put_head(3, 1, 1);
+    put_string("general.alignment");
+    put_u32(4);
+    put_u32(24);
+    put_tensor("t", 0, 1, 1, 0);
+    for (int i = 0; i < 128; i++)
+        put("", 1);
+    expect_refusal("general.alignment is 24");
+}
+
+Test(gguf, a_tensor_of_an_unknown_type_is_listed_without_data)
+{
+    put_head(3, 1, 0);
+    put_tensor("t", 99, 7, 1, 0);
+    for (int i = 0; i < 64; i++)
+        put("", 1);
+    struct gguf *gguf;
+    struct err err;
+    cr_assert_eq(open_file(&gguf, &err), 0, "%s", err.text);
+    cr_assert_null(gguf_tensor_find(gguf, "t")->data);
+    cr_assert_str_eq(gguf_type_name(99), "type 99");
+    gguf_close(gguf);
+}
+
+Test(gguf, only_regular_files_are_opened)
+{
+    struct gguf *gguf;
+    struct err err;
+    cr_assert_lt(gguf_open(&gguf, "/tmp", &err), 0);
+    cr_assert(strstr(err.text, "/tmp"));
+    cr_assert_lt(gguf_open(&gguf, "/no/such/file", &err), 0);
+    char path[] = "/tmp/evenflow-fifo-XXXXXX";
+    cr_assert_not_null(mkdtemp(path));
+    char fifo[64];
+    snprintf(fifo, sizeof(fifo), "%s/fifo", path);
+    cr_assert_eq(mkfifo(fifo, 0600), 0);
+    cr_assert_lt(gguf_open(&gguf, fifo, &err), 0); /* and does not wait for a writer */
+    unlink(fifo);
+    rmdir(path);
+    file.size = 0;
+    cr_assert_lt(open_file(&gguf, &err), 0);
+    cr_assert(strstr(err.text, "empty"));
+}
