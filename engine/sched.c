@@ -513,10 +513,11 @@ bool sched_return(struct sched *sched, uint64_t step, const struct token_shm *re
         const struct flight_row *row = &flight->rows[i];
         const struct sequence_shm *shm = arena_sequence(sched->arena, row->sequence);
         if (shm->generation != row->generation)
-            continue; /* the sequence is over and forgotten */
+            continue; /* the slot has another sequence by now */
         seq_of(sched, row->sequence)->in_flight--;
-        if (journal_sequence_state(shm) == SEQUENCE_DONE)
-            continue; /* aborted meanwhile */
+        enum sequence_state state = journal_sequence_state(shm);
+        if (state != SEQUENCE_WAITING && state != SEQUENCE_RUNNING)
+            continue; /* aborted meanwhile, perhaps forgotten already */
         if (row->flags & ROW_SCORE)
             commit_scores(sched, row, results + row->result_first);
         else if (row->result_count == 1)

@@ -1,0 +1,668 @@
+/* test_sched.c - the scheduler's core in plain memory, with a model that is a formula. */
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/policy.h"
+#include "engine/sched.h"
+#include "ipc/journal.h"
+#include "tests/plans.h"
+
+/* The engine as the core sees it: front is this file, the stages are token_at(). */
+struct world {
+    struct plan plan;
+    struct arena arena;
+    struct sched sched;
+    uint32_t next_page;
+    uint64_t order;
+    uint64_t oldest; /* step in flight that returns next */
+    uint64_t in_flight_max;
+    uint64_t rows_seen;
+    uint8_t *pages_used; /* prompt pages, by number */
+};
+
+/* What the model says at a position of a sequence of the request in a slot. Never the end token, which is 7. */
+static uint32_t token_at(uint32_t order, uint32_t choice, uint32_t position)
+{
+    return 10 + (order * 131 + choice * 977 + position * 7) % 900;
+}
+
+static void open_world(struct world *w, const struct plan *plan)
+{
+    *w = (struct world){.plan = *plan, .oldest = 1};
+    w->plan.end_token_count = 1;
+    w->plan.end_tokens[0] = 7;
+    arena_in_memory(&w->arena, &w->plan);
+    sched_init(&w->sched, &w->arena, &policy_default);
+    w->pages_used = base_alloc(w->plan.prompt_pages);
+}
+
+static void close_world(struct world *w)
+{
+    sched_fini(&w->sched);
+    arena_in_memory_free(&w->arena);
+    free(w->pages_used);
+}
+
+static struct request_shm *request_at(struct world *w, uint32_t slot)
+{
+    return arena_request(&w->arena, slot);
+}
+
+/* Prepares a request; prompt token i is token_at(order, 99, i). */
+static struct request_shm *prepare(struct world *w, uint32_t slot, uint32_t prompt_tokens, uint32_t max_tokens)
+{
+    struct request_shm *request = request_at(w, slot);
+    uint32_t generation = request->generation + 1;
+    memset(request, 0, sizeof(*request));
+    request->generation = generation;
+    request->order = ++w->order;
+    request->prompt_tokens = prompt_tokens;
+    request->max_tokens = max_tokens;
+    request->choices = 1;
+    request->top_p = 1;
+    for (uint32_t page = 0, i = 0; i < (prompt_tokens + PAGE_TOKENS - 1) / PAGE_TOKENS; page++) {
+        cr_assert_lt(page, w->plan.prompt_pages);
+        if (w->pages_used[page])
+            continue;
+        w->pages_used[page] = 1;
+        arena_prompt_list(&w->arena, slot)[i++] = page;
+    }
+    for (uint32_t i = 0; i < prompt_tokens; i++) {
+        uint32_t token = token_at((uint32_t)request->order, 99, i);
+        journal_prompt_write(&w->arena, slot, i, 1, &token);
+    }
+    return request;
+}
+
+static void accept(struct world *w, uint32_t slot)
+{
+    journal_request_set_state(request_at(w, slot), REQUEST_ACCEPTED);
+    sched_accept(&w->sched, slot);
+}
+
+static void add(struct world *w, uint32_t slot, uint32_t prompt_tokens, uint32_t max_tokens)
+{
+    prepare(w, slot, prompt_tokens, max_tokens);
+    accept(w, slot);
+}
+
+static void drain(struct world *w, uint32_t slot)
+{
+    struct request_shm *request = request_at(w, slot);
+    for (uint32_t i = 0; i < (request->prompt_tokens + PAGE_TOKENS - 1) / PAGE_TOKENS; i++)
+        w->pages_used[arena_prompt_list(&w->arena, slot)[i]] = 0;
+    journal_request_set_state(request, REQUEST_DRAINED);
+    sched_drained(&w->sched, slot);
+    cr_assert_eq(journal_answer_generation(arena_answer(&w->arena, slot)), 0);
+    journal_request_set_state(request, REQUEST_FREE);
+}
+
+static const struct sequence_shm *sequence_at(struct world *w, uint32_t slot, uint32_t choice)
+{
+    const struct answer_shm *answer = arena_answer(&w->arena, slot);
+    cr_assert_lt(choice, answer->sequence_count);
+    return arena_sequence(&w->arena, answer->sequences[choice]);
+}
+
+static bool is_done(struct world *w, uint32_t slot)
+{
+    const struct answer_shm *answer = arena_answer(&w->arena, slot);
+    if (journal_answer_generation(answer) != request_at(w, slot)->generation)
+        return false;
+    for (uint32_t i = 0; i < answer->sequence_count; i++)
+        if (journal_sequence_state(arena_sequence(&w->arena, answer->sequences[i])) != SEQUENCE_DONE)
+            return false;
+    return true;
+}
+
+/* What stages insist on, and what a step promises. */
+static void check_record(struct world *w, const struct step_shm *record)
+{
+    const struct layout *layout = &w->arena.layout;
+    const struct row_shm *rows = arena_step_rows(&w->arena, record);
+    const uint32_t *tokens = arena_step_tokens(&w->arena, record), *blocks = arena_step_blocks(&w->arena, record);
+    uint32_t token = 0, block = 0, result = 0;
+    uint8_t *owners = calloc(w->plan.num_blocks, 1), *has_row = calloc(w->plan.sequences_max, 1);
+    cr_assert(record->row_count > 0 && record->row_count <= layout->step_rows_max);
+    cr_assert_leq(record->token_count, w->plan.max_num_batched_tokens);
+    for (uint32_t i = 0; i < record->row_count; i++) {
+        const struct row_shm *row = &rows[i];
+        const struct sequence_shm *shm = arena_sequence(&w->arena, row->sequence);
+        const struct request_shm *request = request_at(w, shm->request);
+        cr_assert(row->token_first == token && row->block_first == block && row->result_first == result);
+        cr_assert_gt(row->token_count, 0);
+        cr_assert_eq(has_row[row->sequence]++, 0);
+        cr_assert_geq(row->block_count * w->plan.block_size, row->first_pos + row->token_count);
+        for (uint32_t b = 0; b < row->block_count; b++)
+            cr_assert_eq(owners[blocks[block + b]]++, 0);
+        for (uint32_t t = 0; t < row->token_count; t++) {
+            uint32_t position = row->first_pos + t;
+            uint32_t choice = position < shm->prompt_tokens ? 99 : shm->choice;
+            cr_assert_eq(tokens[token + t], token_at((uint32_t)request->order, choice, position),
+                         "sequence %u position %u", row->sequence, position);
+        }
+        token += row->token_count;
+        block += row->block_count;
+        result += row->result_count;
+    }
+    cr_assert(token == record->token_count && block == record->block_count && result == record->result_count);
+    w->rows_seen += record->row_count;
+    free(owners);
+    free(has_row);
+}
+
+static const struct step_shm *plan_step(struct world *w)
+{
+    const struct step_shm *record = sched_plan(&w->sched);
+    if (record != NULL) {
+        check_record(w, record);
+        step_publish((struct step_shm *)(uintptr_t)record);
+    }
+    return record;
+}
+
+/* The oldest step in flight returns what the model says. */
+static void return_step(struct world *w)
+{
+    static struct token_shm results[4096];
+    const struct step_shm *record = arena_step(&w->arena, w->oldest);
+    const struct row_shm *rows = arena_step_rows(&w->arena, record);
+    for (uint32_t i = 0; i < record->row_count; i++) {
+        const struct row_shm *row = &rows[i];
+        const struct sequence_shm *shm = arena_sequence(&w->arena, row->sequence);
+        uint32_t order = (uint32_t)request_at(w, shm->request)->order;
+        for (uint32_t r = 0; r < row->result_count; r++) {
+            bool is_score = row->flags & ROW_SCORE;
+            uint32_t position = is_score ? row->first_pos + r + 1 : row->first_pos + row->token_count;
+            results[row->result_first + r] =
+                (struct token_shm){.token = token_at(order, is_score ? 99 : row->choice, position)};
+        }
+    }
+    cr_assert(sched_return(&w->sched, w->oldest, results, record->result_count));
+    w->oldest++;
+}
+
+static void run_until_quiet(struct world *w)
+{
+    for (;;) {
+        while (plan_step(w) != NULL) {
+        }
+        if (w->sched.in_flight == 0)
+            return;
+        return_step(w);
+    }
+}
+
+static void check_tokens(struct world *w, uint32_t slot, uint32_t choice)
+{
+    const struct sequence_shm *shm = sequence_at(w, slot, choice);
+    uint32_t sequence = arena_answer(&w->arena, slot)->sequences[choice];
+    for (uint32_t i = 0; i < journal_log_committed(shm); i++)
+        cr_assert_eq(journal_log_entry(&w->arena, sequence, i)->token,
+                     token_at((uint32_t)request_at(w, slot)->order, choice, shm->prompt_tokens + i), "slot %u token %u",
+                     slot, i);
+}
+
+static void check_nothing_is_held(struct world *w)
+{
+    cr_assert_eq(w->sched.kv.free_count, w->plan.num_blocks);
+    cr_assert_eq(w->sched.free_log_page_count, w->plan.log_pages);
+    cr_assert_eq(w->sched.table.free.count, w->plan.sequences_max);
+    cr_assert_eq(w->sched.table.running.count + w->sched.table.waiting.count, 0);
+    cr_assert_eq(w->sched.in_flight, 0);
+}
+
+/* ---- what the default policy decides ---- */
+
+Test(sched, requests_run_in_the_order_of_acceptance_under_one_budget)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.max_num_batched_tokens = 64;
+    open_world(&w, &plan);
+    add(&w, 3, 40, 4);
+    add(&w, 1, 40, 4);
+    add(&w, 2, 10, 4);
+    const struct step_shm *first = plan_step(&w);
+    const struct row_shm *rows = arena_step_rows(&w.arena, first);
+    cr_assert_eq(first->row_count, 2);
+    cr_assert(rows[0].token_count == 40 && rows[0].flags & ROW_SAMPLE);
+    cr_assert(rows[1].token_count == 24 && !(rows[1].flags & ROW_SAMPLE)); /* what the budget leaves of the prompt */
+    const struct step_shm *second = plan_step(&w);
+    rows = arena_step_rows(&w.arena, second);
+    cr_assert_eq(second->row_count, 2); /* the first one's token is in flight: nothing of it can be computed */
+    cr_assert(rows[0].first_pos == 24 && rows[0].token_count == 16 && rows[0].flags & ROW_SAMPLE);
+    cr_assert(rows[1].token_count == 10);
+    cr_assert_null(plan_step(&w)); /* the window is two */
+    run_until_quiet(&w);
+    for (uint32_t slot = 1; slot <= 3; slot++) {
+        cr_assert(is_done(&w, slot));
+        cr_assert_eq(sequence_at(&w, slot, 0)->finish_reason, FINISH_LENGTH);
+        cr_assert_eq(journal_log_committed(sequence_at(&w, slot, 0)), 4);
+        check_tokens(&w, slot, 0);
+        drain(&w, slot);
+    }
+    check_nothing_is_held(&w);
+    close_world(&w);
+}
+
+Test(sched, without_chunks_a_prompt_runs_whole_or_waits)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.enable_chunked_prefill = 0;
+    open_world(&w, &plan);
+    add(&w, 0, 40, 2);
+    add(&w, 1, 40, 2);
+    add(&w, 2, 5, 2);
+    const struct step_shm *first = plan_step(&w);
+    cr_assert_eq(first->row_count, 1); /* the second does not fit, and nobody overtakes */
+    const struct step_shm *second = plan_step(&w);
+    cr_assert(second->row_count == 2 && second->token_count == 45);
+    run_until_quiet(&w);
+    cr_assert(is_done(&w, 0) && is_done(&w, 1) && is_done(&w, 2));
+    close_world(&w);
+}
+
+Test(sched, a_threshold_limits_prompts_only_when_there_are_others)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.long_prefill_token_threshold = 8;
+    open_world(&w, &plan);
+    add(&w, 0, 40, 1);
+    cr_assert_eq(plan_step(&w)->token_count, 40);
+    run_until_quiet(&w);
+    add(&w, 1, 40, 1);
+    add(&w, 2, 40, 1);
+    cr_assert_eq(plan_step(&w)->token_count, 16);
+    run_until_quiet(&w);
+    cr_assert(is_done(&w, 1) && is_done(&w, 2));
+    close_world(&w);
+}
+
+Test(sched, no_more_sequences_run_than_allowed)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.max_num_seqs = 3;
+    open_world(&w, &plan);
+    for (uint32_t slot = 0; slot < 8; slot++)
+        add(&w, slot, 4, 5);
+    plan_step(&w);
+    cr_assert_eq(w.sched.table.running.count, 3);
+    cr_assert_null(plan_step(&w));
+    run_until_quiet(&w);
+    for (uint32_t slot = 0; slot < 8; slot++)
+        cr_assert(is_done(&w, slot));
+    close_world(&w);
+}
+
+Test(sched, preemption_loses_and_repeats_no_token)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.num_blocks = 8;
+    plan.max_model_len = 128;
+    open_world(&w, &plan);
+    for (uint32_t slot = 0; slot < 4; slot++)
+        add(&w, slot, 20, 60);
+    run_until_quiet(&w);
+    cr_assert_gt(w.sched.preemptions, 0);
+    for (uint32_t slot = 0; slot < 4; slot++) {
+        cr_assert(is_done(&w, slot));
+        cr_assert_eq(journal_log_committed(sequence_at(&w, slot, 0)), 60);
+        check_tokens(&w, slot, 0);
+        drain(&w, slot);
+    }
+    check_nothing_is_held(&w);
+    close_world(&w);
+}
+
+/* ---- ends ---- */
+
+Test(sched, end_and_stop_tokens_end_an_answer_and_are_its_last)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    open_world(&w, &plan);
+    w.plan.end_tokens[0] = token_at(1, 0, 10 + 3);
+    add(&w, 0, 10, 20); /* order 1 */
+    prepare(&w, 1, 10, 20)->flags = REQUEST_IGNORE_EOS;
+    request_at(&w, 1)->order = 1; /* the same tokens */
+    w.pages_used[0] = 1;
+    for (uint32_t i = 0; i < 10; i++) {
+        uint32_t token = token_at(1, 99, i);
+        journal_prompt_write(&w.arena, 1, i, 1, &token);
+    }
+    accept(&w, 1);
+    struct request_shm *third = prepare(&w, 2, 10, 20);
+    third->stop_token_count = 1;
+    third->stop_tokens[0] = token_at((uint32_t)third->order, 0, 10 + 5);
+    accept(&w, 2);
+    struct request_shm *fourth = prepare(&w, 3, 10, 20);
+    fourth->stop_token_count = 1;
+    fourth->stop_tokens[0] = token_at((uint32_t)fourth->order, 0, 10 + 5);
+    fourth->min_tokens = 7;
+    accept(&w, 3);
+    run_until_quiet(&w);
+    cr_assert_eq(journal_log_committed(sequence_at(&w, 0, 0)), 4);
+    cr_assert_eq(sequence_at(&w, 0, 0)->finish_reason, FINISH_STOP);
+    cr_assert_eq(journal_log_committed(sequence_at(&w, 1, 0)), 20);
+    cr_assert_eq(journal_log_committed(sequence_at(&w, 2, 0)), 6);
+    cr_assert_eq(journal_log_committed(sequence_at(&w, 3, 0)), 20);
+    close_world(&w);
+}
+
+Test(sched, an_abort_ends_a_sequence_in_every_state)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.max_num_seqs = 2;
+    plan.log_pages = 4;
+    open_world(&w, &plan);
+    add(&w, 0, 10, 50);  /* runs, one log page */
+    add(&w, 1, 10, 50);  /* runs */
+    add(&w, 2, 10, 50);  /* waits */
+    add(&w, 3, 10, 150); /* in the intake: three pages */
+    prepare(&w, 4, 10, 5);
+    journal_request_cancel(request_at(&w, 4)); /* cancelled before it was looked at */
+    accept(&w, 4);
+    plan_step(&w);
+    cr_assert_eq(journal_answer_generation(arena_answer(&w.arena, 3)), 0);
+    cr_assert(is_done(&w, 4));
+    for (uint32_t slot = 0; slot < 4; slot++) {
+        journal_request_cancel(request_at(&w, slot));
+        sched_cancel(&w.sched, slot);
+        cr_assert(is_done(&w, slot), "slot %u", slot);
+    }
+    cr_assert_eq(w.sched.kv.free_count, w.plan.num_blocks); /* although a step is in flight */
+    run_until_quiet(&w);
+    for (uint32_t slot = 0; slot < 5; slot++)
+        drain(&w, slot);
+    check_nothing_is_held(&w);
+    close_world(&w);
+}
+
+Test(sched, results_for_a_sequence_that_is_gone_go_nowhere)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.sequences_max = 1;
+    open_world(&w, &plan);
+    add(&w, 0, 10, 50);
+    plan_step(&w);
+    sched_cancel(&w.sched, 0);
+    drain(&w, 0);
+    add(&w, 1, 10, 3); /* takes the same sequence slot */
+    cr_assert_eq(sequence_at(&w, 1, 0)->generation, 2);
+    return_step(&w);
+    cr_assert_eq(journal_log_committed(sequence_at(&w, 1, 0)), 0);
+    run_until_quiet(&w);
+    cr_assert_eq(journal_log_committed(sequence_at(&w, 1, 0)), 3);
+    check_tokens(&w, 1, 0);
+    close_world(&w);
+}
+
+Test(sched, requests_wait_in_order_until_their_logs_are_reserved)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.log_pages = 5;
+    open_world(&w, &plan);
+    add(&w, 5, 8, 64 * 3);
+    add(&w, 4, 8, 64 * 3); /* must wait */
+    add(&w, 3, 8, 10);     /* would fit, but nobody overtakes */
+    cr_assert_eq(w.sched.table.waiting.count, 1);
+    run_until_quiet(&w);
+    cr_assert(is_done(&w, 5));
+    cr_assert_eq(w.sched.table.waiting.count, 0);
+    drain(&w, 5);
+    cr_assert_eq(w.sched.table.waiting.count, 2);
+    run_until_quiet(&w);
+    cr_assert(is_done(&w, 4) && is_done(&w, 3));
+    drain(&w, 4);
+    drain(&w, 3);
+    check_nothing_is_held(&w);
+    close_world(&w);
+}
+
+Test(sched, results_for_a_forgotten_sequence_go_nowhere)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    open_world(&w, &plan);
+    add(&w, 0, 10, 50);
+    plan_step(&w);
+    sched_cancel(&w.sched, 0);
+    drain(&w, 0);
+    return_step(&w); /* the slot is free, and nobody has taken it since */
+    check_nothing_is_held(&w);
+    close_world(&w);
+}
+
+/* ---- kinds of requests ---- */
+
+Test(sched, choices_are_sequences_of_their_own)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    open_world(&w, &plan);
+    prepare(&w, 0, 20, 6)->choices = 3;
+    accept(&w, 0);
+    run_until_quiet(&w);
+    cr_assert_eq(arena_answer(&w.arena, 0)->sequence_count, 3);
+    for (uint32_t choice = 0; choice < 3; choice++) {
+        cr_assert_eq(journal_log_committed(sequence_at(&w, 0, choice)), 6);
+        check_tokens(&w, 0, choice);
+    }
+    drain(&w, 0);
+    check_nothing_is_held(&w);
+    close_world(&w);
+}
+
+Test(sched, a_scored_prompt_has_an_entry_for_every_token_but_the_first)
+{
+    static const uint32_t block_counts[] = {64, 7}; /* with room, and with preemptions */
+    for (size_t run = 0; run < ARRAY_COUNT(block_counts); run++) {
+        struct world w;
+        struct plan plan = plan_for_tests();
+        plan.num_blocks = block_counts[run];
+        plan.max_model_len = 112;
+        plan.max_num_batched_tokens = 16;
+        open_world(&w, &plan);
+        for (uint32_t slot = 0; slot < 3; slot++) {
+            prepare(&w, slot, 100, 0)->flags = REQUEST_SCORE;
+            accept(&w, slot);
+        }
+        add(&w, 3, 10, 40);
+        run_until_quiet(&w);
+        for (uint32_t slot = 0; slot < 3; slot++) {
+            const struct sequence_shm *shm = sequence_at(&w, slot, 0);
+            uint32_t sequence = arena_answer(&w.arena, slot)->sequences[0];
+            cr_assert_eq(journal_log_committed(shm), 99);
+            for (uint32_t i = 0; i < 99; i++)
+                cr_assert_eq(journal_log_entry(&w.arena, sequence, i)->token,
+                             token_at((uint32_t)request_at(&w, slot)->order, 99, i + 1));
+        }
+        cr_assert(is_done(&w, 3));
+        close_world(&w);
+    }
+}
+
+/* ---- other processes' words ---- */
+
+Test(sched, results_that_are_not_the_steps_are_refused)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    open_world(&w, &plan);
+    struct token_shm result = {.token = 5};
+    cr_assert_not(sched_return(&w.sched, 1, &result, 1)); /* nothing is in flight */
+    add(&w, 0, 10, 5);
+    plan_step(&w);
+    cr_assert_not(sched_return(&w.sched, 2, &result, 1));
+    cr_assert_not(sched_return(&w.sched, 1, &result, 0));
+    result.token = w.plan.vocab_size;
+    cr_assert_not(sched_return(&w.sched, 1, &result, 1));
+    result.token = 5;
+    cr_assert(sched_return(&w.sched, 1, &result, 1));
+    cr_assert_not(sched_return(&w.sched, 1, &result, 1));
+    close_world(&w);
+}
+
+Test(sched, a_request_that_cannot_be_is_answered_with_no_choices)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    open_world(&w, &plan);
+    prepare(&w, 0, 10, 5)->choices = CHOICES_MAX + 1;
+    accept(&w, 0);
+    prepare(&w, 1, 10, 5)->max_tokens = w.plan.max_model_len;
+    accept(&w, 1);
+    prepare(&w, 2, 10, 5)->stop_token_count = STOP_TOKENS_MAX + 1;
+    accept(&w, 2);
+    uint32_t slot, news = 0;
+    while (sched_next_news(&w.sched, &slot))
+        news++;
+    cr_assert_eq(news, 3);
+    for (slot = 0; slot < 3; slot++) {
+        cr_assert_eq(arena_answer(&w.arena, slot)->sequence_count, 0);
+        cr_assert(is_done(&w, slot));
+        drain(&w, slot);
+    }
+    check_nothing_is_held(&w);
+    close_world(&w);
+}
+
+Test(sched, repeated_and_late_hints_change_nothing)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    open_world(&w, &plan);
+    sched_cancel(&w.sched, 3);
+    sched_drained(&w.sched, 3);
+    add(&w, 3, 10, 5);
+    sched_accept(&w.sched, 3);
+    sched_accept(&w.sched, 3);
+    sched_drained(&w.sched, 3); /* it is not */
+    cr_assert_eq(w.sched.table.waiting.count, 1);
+    run_until_quiet(&w);
+    drain(&w, 3);
+    sched_drained(&w.sched, 3);
+    check_nothing_is_held(&w);
+    close_world(&w);
+}
+
+/* ---- everything at once ---- */
+
+static uint64_t random_state;
+
+static uint32_t random_below(uint32_t n)
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return (uint32_t)((random_state >> 16) % n);
+}
+
+static void check_conservation(struct world *w)
+{
+    uint32_t held = 0;
+    for (uint32_t s = w->sched.table.running.first; s != SEQ_NONE; s = w->sched.table.seqs[s].next)
+        held += arena_sequence(&w->arena, s)->block_count;
+    cr_assert_eq(held + w->sched.kv.free_count, w->plan.num_blocks);
+    for (uint32_t s = w->sched.table.waiting.first; s != SEQ_NONE; s = w->sched.table.seqs[s].next)
+        cr_assert_eq(arena_sequence(&w->arena, s)->block_count, 0);
+    cr_assert_leq(w->sched.table.running.count, w->plan.max_num_seqs);
+}
+
+/* Random arrivals, aborts and returns. Returns a digest of every step record. */
+static uint64_t random_run(uint64_t seed, uint32_t turns, uint64_t *steps, uint64_t *preemptions)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    random_state = seed * 2654435761u + 1;
+    plan.num_blocks = 9 + random_below(20);
+    plan.max_model_len = 16 * (uint32_t)min_u64(plan.num_blocks, 16);
+    plan.window = plan.stage_count = 2;
+    plan.window = 1 + random_below(4);
+    plan.max_num_seqs = 1 + random_below(8);
+    plan.max_num_batched_tokens = plan.max_num_seqs + random_below(60);
+    plan.log_pages = 8 + random_below(40);
+    plan.sequences_max = 4 + random_below(20);
+    open_world(&w, &plan);
+    uint64_t digest = 14695981039346656037ull, ended = 0;
+    for (uint32_t turn = 0; turn < turns; turn++) {
+        uint32_t slot = random_below(w.plan.requests_max);
+        enum request_state state = journal_request_state(request_at(&w, slot));
+        if (state == REQUEST_FREE && random_below(2) == 0) {
+            uint32_t prompt = 2 + random_below(w.plan.max_model_len / 2 - 2);
+            struct request_shm *request = prepare(&w, slot, prompt, 1 + random_below(w.plan.max_model_len - prompt));
+            request->choices = 1 + (random_below(6) == 0) * random_below(3);
+            if (request->choices * ((request->max_tokens + 63) / 64) > w.plan.log_pages)
+                request->choices = 1;
+            if (random_below(9) == 0) {
+                request->flags = REQUEST_SCORE;
+                request->choices = 1;
+                request->max_tokens = 0;
+            }
+            accept(&w, slot);
+        } else if (state == REQUEST_ACCEPTED && is_done(&w, slot)) {
+            for (uint32_t c = 0; c < arena_answer(&w.arena, slot)->sequence_count; c++) {
+                if (!(request_at(&w, slot)->flags & REQUEST_SCORE))
+                    check_tokens(&w, slot, c);
+                const struct sequence_shm *shm = sequence_at(&w, slot, c);
+                if (shm->finish_reason == FINISH_LENGTH && !(request_at(&w, slot)->flags & REQUEST_SCORE))
+                    cr_assert_eq(journal_log_committed(shm), request_at(&w, slot)->max_tokens);
+            }
+            drain(&w, slot);
+            ended++;
+        } else if (state == REQUEST_ACCEPTED && random_below(150) == 0) {
+            journal_request_cancel(request_at(&w, slot));
+            sched_cancel(&w.sched, slot);
+        }
+        const struct step_shm *record = plan_step(&w);
+        for (uint32_t i = 0; record != NULL && i < record->token_count; i++)
+            digest = (digest ^ arena_step_tokens(&w.arena, record)[i]) * 1099511628211ull;
+        for (uint32_t i = 0; record != NULL && i < record->block_count; i++)
+            digest = (digest ^ arena_step_blocks(&w.arena, record)[i]) * 1099511628211ull;
+        if (w.sched.in_flight > 0 && random_below(3) != 0)
+            return_step(&w);
+        check_conservation(&w);
+    }
+    run_until_quiet(&w); /* everything accepted ends */
+    for (uint32_t round = 0; round < w.plan.requests_max; round++) {
+        for (uint32_t slot = 0; slot < w.plan.requests_max; slot++)
+            if (journal_request_state(request_at(&w, slot)) == REQUEST_ACCEPTED && is_done(&w, slot))
+                drain(&w, slot);
+        run_until_quiet(&w);
+    }
+    cr_assert_gt(ended, 0);
+    check_nothing_is_held(&w);
+    *steps += w.sched.steps;
+    *preemptions += w.sched.preemptions;
+    close_world(&w);
+    return digest;
+}
+
+Test(sched, under_anything_at_random_nothing_is_lost_or_held, .timeout = 300)
+{
+    uint64_t steps = 0, preemptions = 0;
+    for (uint64_t seed = 1; seed <= 400; seed++)
+        random_run(seed, 4000, &steps, &preemptions);
+    fprintf(stderr, "sched: %llu steps, %llu preemptions\n", (unsigned long long)steps,
+            (unsigned long long)preemptions);
+    cr_assert_gt(steps, 100000);
+    cr_assert_gt(preemptions, 1000);
+}
+
+Test(sched, the_same_events_give_the_same_steps, .timeout = 60)
+{
+    uint64_t steps = 0, preemptions = 0;
+    for (uint64_t seed = 100; seed < 105; seed++)
+        cr_assert_eq(random_run(seed, 3000, &steps, &preemptions), random_run(seed, 3000, &steps, &preemptions));
+    cr_assert_neq(random_run(100, 3000, &steps, &preemptions), random_run(101, 3000, &steps, &preemptions));
+}
