@@ -327,8 +327,9 @@ int tok_build(const struct tok_source *source, void **out, size_t *out_bytes, st
     *blob = head;
     struct string_table table = {0};
     index_tokens(&table, source);
-    memcpy((char *)(uintptr_t)at_offset(blob, blob->chat_template), source->chat_template.data,
-           source->chat_template.size);
+    if (source->chat_template.size > 0)
+        memcpy((char *)(uintptr_t)at_offset(blob, blob->chat_template), source->chat_template.data,
+               source->chat_template.size);
     ret = fill_pieces(blob, source, err);
     ret = ret ? ret : fill_merges(blob, source, &table, err);
     fill_specials(blob, source);
