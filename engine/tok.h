@@ -17,9 +17,9 @@
 
 #include "ipc/base.h"
 
-#define TOK_PIECE_MAX       256u /* bytes of one token */
-#define TOK_END_TOKENS_MAX  16u
-#define TOK_NONE            UINT32_MAX
+#define TOK_PIECE_MAX      256u /* bytes of one token */
+#define TOK_END_TOKENS_MAX 16u
+#define TOK_NONE           UINT32_MAX
 
 /* GGUF's token types. */
 enum tok_type { TOK_NORMAL = 1, TOK_UNKNOWN = 2, TOK_CONTROL = 3, TOK_USER_DEFINED = 4, TOK_UNUSED = 5, TOK_BYTE = 6 };

@@ -163,9 +163,8 @@ static void attention(const struct attention *a)
 {
     for (uint32_t r = 0; r < a->rows; r++)
         for (uint32_t h = 0; h < a->heads; h++)
-            attend_one(a, a->q + r * a->q_stride + h * a->head_dim,
-                       a->out + ((size_t)r * a->heads + h) * a->head_dim, h / (a->heads / a->kv_heads),
-                       a->first_pos + r + 1);
+            attend_one(a, a->q + r * a->q_stride + h * a->head_dim, a->out + ((size_t)r * a->heads + h) * a->head_dim,
+                       h / (a->heads / a->kv_heads), a->first_pos + r + 1);
 }
 
 static uint32_t argmax(const float *logits, uint32_t n)

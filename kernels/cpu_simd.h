@@ -1,6 +1,8 @@
 /* cpu_simd.h - the fast paths' kernels, written once over simd.h. cpu_avx512.c and cpu_avx2.c include it, each with its
  * PATH_NAME, PATH_TABLE and PATH_ROWS_MAX (rows of the largest tile: as many as its registers hold).
  *
+ * Used by: cpu_avx512.c, cpu_avx2.c.   Owns: nothing.   Never blocks, never allocates.
+ *
  * What decides a bit is the order of operations on one output, and that is the same in every tile: tiles only choose how
  * many outputs are under way at once.
  */
@@ -120,8 +122,8 @@ INLINE void tile(const struct product *p, enum matrix_form form, struct panel_su
         for (uint32_t g = 0; g < p->groups; g++) {
             if (is_first)
                 UNROLL(9)
-                for (size_t line = 0; line < record_bytes; line += 64)
-                    _mm_prefetch((const char *)p->panel + g * record_bytes + PREFETCH_BYTES + line, _MM_HINT_T0);
+            for (size_t line = 0; line < record_bytes; line += 64)
+                _mm_prefetch((const char *)p->panel + g * record_bytes + PREFETCH_BYTES + line, _MM_HINT_T0);
             if (form == MATRIX_Q4)
                 q4_group(p, sums, row, g, rows, is_first, acc);
             else
@@ -445,8 +447,8 @@ INLINE void values_of(const struct attention *a, uint32_t head, const struct que
     UNROLL(12)
     for (uint32_t i = 0; i < count; i++)
         UNROLL(2)
-        for (uint32_t j = 0; j < vectors; j++)
-            acc[i][j] = vf_zero();
+    for (uint32_t j = 0; j < vectors; j++)
+        acc[i][j] = vf_zero();
     values_run(a, head, queries, count, vectors, dim, 0, common, acc);
     UNROLL(12)
     for (uint32_t i = 0; i < count; i++) {

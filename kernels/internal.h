@@ -4,8 +4,8 @@
 
 #include "kernels/kernels.h"
 
-#define Q4_RECORD_BYTES 320u /* one group of a panel; layout in pack.c */
-#define Q8_RECORD_BYTES 544u
+#define Q4_RECORD_BYTES       320u /* one group of a panel; layout in pack.c */
+#define Q8_RECORD_BYTES       544u
 #define ATTENTION_QUERIES_MAX 12u /* rows of scores in the scratch of attention() */
 
 extern const struct kernels kernels_ref, kernels_avx2, kernels_avx512;

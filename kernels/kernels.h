@@ -44,8 +44,8 @@ enum matrix_form {
  * The layout is the same for every path, so one copy of the weights serves all of them (see kernels/pack.c). */
 struct matrix {
     enum matrix_form form;
-    uint32_t n;        /* outputs: rows of the GGUF tensor (ne[1]) */
-    uint32_t k;        /* inputs: columns (ne[0]); a multiple of KERNEL_GROUP for the quantised forms */
+    uint32_t n; /* outputs: rows of the GGUF tensor (ne[1]) */
+    uint32_t k; /* inputs: columns (ne[0]); a multiple of KERNEL_GROUP for the quantised forms */
     const void *panels;
 };
 
@@ -61,8 +61,8 @@ struct activations {
     int8_t *q;        /* (rows, k) */
     float *scale;     /* (rows, k / KERNEL_GROUP) */
     float *offset;    /* (rows, k / KERNEL_GROUP) */
-    float *total;     /* (rows, k / KERNEL_GROUP): sum of x over the group as approximated, scale * sum(q) + 32 * offset */
-    int32_t *start;   /* (rows, k / KERNEL_GROUP): -128 * sum(q), where a sum with weights stored as q + 128 starts */
+    float *total; /* (rows, k / KERNEL_GROUP): sum of x over the group as approximated, scale * sum(q) + 32 * offset */
+    int32_t *start; /* (rows, k / KERNEL_GROUP): -128 * sum(q), where a sum with weights stored as q + 128 starts */
 };
 
 /* One sequence's rows against its paged KV cache, in one layer. Row r stands at absolute position first_pos + r and
@@ -71,20 +71,20 @@ struct activations {
  * A block holds, for this layer, kv_heads times { K (head_dim, block_size) f16 | V (block_size, head_dim) f16 }:
  * K is transposed so that a vector of positions is contiguous. block b of this layer starts at kv + b * block_stride. */
 struct attention {
-    float *out;               /* (rows, heads * head_dim) */
-    const float *q;           /* (rows, heads * head_dim), rotated; row r starts at q + r * q_stride */
-    size_t q_stride;          /* floats */
+    float *out;      /* (rows, heads * head_dim) */
+    const float *q;  /* (rows, heads * head_dim), rotated; row r starts at q + r * q_stride */
+    size_t q_stride; /* floats */
     uint32_t rows;
-    uint32_t heads;           /* a multiple of kv_heads: query head h reads KV head h / (heads / kv_heads) */
+    uint32_t heads; /* a multiple of kv_heads: query head h reads KV head h / (heads / kv_heads) */
     uint32_t kv_heads;
-    uint32_t head_dim;        /* a multiple of 16 */
+    uint32_t head_dim; /* a multiple of 16 */
     uint32_t first_pos;
-    float scale;              /* 1 / sqrt(head_dim) for the Llama family */
-    const uint32_t *blocks;   /* block table: position p is in block blocks[p / block_size] */
-    uint32_t block_size;      /* positions in a block: 8 times a power of two */
+    float scale;            /* 1 / sqrt(head_dim) for the Llama family */
+    const uint32_t *blocks; /* block table: position p is in block blocks[p / block_size] */
+    uint32_t block_size;    /* positions in a block: 8 times a power of two */
     uint8_t *kv;
-    size_t block_stride;      /* bytes */
-    float *scratch;           /* kernels->attention_scratch_floats() floats */
+    size_t block_stride; /* bytes */
+    float *scratch;      /* kernels->attention_scratch_floats() floats */
 };
 
 struct kernels {

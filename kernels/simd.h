@@ -10,9 +10,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#define LANES     16u
-#define INLINE    static inline __attribute__((always_inline))
-#define UNROLL(n) _Pragma(STRINGIFY(GCC unroll n))
+#define LANES           16u
+#define INLINE          static inline __attribute__((always_inline))
+#define UNROLL(n)       _Pragma(STRINGIFY(GCC unroll n))
 #define STRINGIFY(text) #text
 
 INLINE float fold8(__m256 v)
@@ -29,26 +29,73 @@ INLINE float fold8_max(__m256 v)
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
+/* clang-format off: one operation a line */
+
 #ifdef __AVX512F__
 
 typedef __m512 vf;
 typedef __m512i vi;
 
-INLINE vf vf_zero(void) { return _mm512_setzero_ps(); }
-INLINE vf vf_set1(float x) { return _mm512_set1_ps(x); }
-INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
-INLINE vf vf_load_n(const float *p, uint32_t n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
-INLINE void vf_store(float *p, vf v) { _mm512_storeu_ps(p, v); }
-INLINE void vf_store_n(float *p, vf v, uint32_t n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v); }
-INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
-INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
-INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
-INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
-INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
-INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
-INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
-INLINE vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-INLINE vf vf_from_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p)); }
+INLINE vf vf_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+INLINE vf vf_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+INLINE vf vf_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+INLINE vf vf_load_n(const float *p, uint32_t n)
+{
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+INLINE void vf_store(float *p, vf v)
+{
+    _mm512_storeu_ps(p, v);
+}
+INLINE void vf_store_n(float *p, vf v, uint32_t n)
+{
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
+}
+INLINE vf vf_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+INLINE vf vf_sub(vf a, vf b)
+{
+    return _mm512_sub_ps(a, b);
+}
+INLINE vf vf_mul(vf a, vf b)
+{
+    return _mm512_mul_ps(a, b);
+}
+INLINE vf vf_div(vf a, vf b)
+{
+    return _mm512_div_ps(a, b);
+}
+INLINE vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+INLINE vf vf_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+INLINE vf vf_min(vf a, vf b)
+{
+    return _mm512_min_ps(a, b);
+}
+INLINE vf vf_round(vf a)
+{
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+INLINE vf vf_from_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
 INLINE void vf_to_f16(uint16_t *p, vf v)
 {
     _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -60,23 +107,53 @@ INLINE vf vf_from_f16_halves(const uint16_t *p, const uint16_t *q)
     __m128i high = _mm_loadu_si128((const __m128i *)(const void *)q);
     return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
 }
-INLINE vf vf_from_vi(vi v) { return _mm512_cvtepi32_ps(v); }
-INLINE float vf_sum(vf v) { return fold8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))); }
-INLINE float vf_greatest(vf v) { return fold8_max(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))); }
+INLINE vf vf_from_vi(vi v)
+{
+    return _mm512_cvtepi32_ps(v);
+}
+INLINE float vf_sum(vf v)
+{
+    return fold8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+}
+INLINE float vf_greatest(vf v)
+{
+    return fold8_max(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+}
 /* 2^n for whole n in -126..127. */
 INLINE vf vf_power2(vf n)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
 /* a > b ? x : y */
-INLINE vf vf_select_greater(vf a, vf b, vf x, vf y) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x); }
-INLINE uint32_t vf_equal_mask(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+INLINE vf vf_select_greater(vf a, vf b, vf x, vf y)
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
+}
+INLINE uint32_t vf_equal_mask(vf a, vf b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);
+}
 
-INLINE vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
-INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
-INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
-INLINE vi vi_low_nibbles(vi v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
-INLINE vi vi_high_nibbles(vi v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }
+INLINE vi vi_set1(int32_t x)
+{
+    return _mm512_set1_epi32(x);
+}
+INLINE vi vi_load(const void *p)
+{
+    return _mm512_loadu_si512(p);
+}
+INLINE vi vi_sub(vi a, vi b)
+{
+    return _mm512_sub_epi32(a, b);
+}
+INLINE vi vi_low_nibbles(vi v)
+{
+    return _mm512_and_si512(v, _mm512_set1_epi8(15));
+}
+INLINE vi vi_high_nibbles(vi v)
+{
+    return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15));
+}
 /* Whole numbers of v, rounded to nearest even, as bytes; returns their sum. */
 INLINE int32_t vf_to_i8(int8_t *p, vf v)
 {
@@ -92,7 +169,10 @@ INLINE vi vi_dot_u4(vi acc, vi u, const int8_t *q)
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*(const unaligned_int *)(const void *)q));
     return acc;
 }
-INLINE vi vi_dot_u8(vi acc, vi u, const int8_t *q) { return vi_dot_u4(acc, u, q); }
+INLINE vi vi_dot_u8(vi acc, vi u, const int8_t *q)
+{
+    return vi_dot_u4(acc, u, q);
+}
 /* Lane o: acc + u(o, 0) + .. + u(o, 3). */
 INLINE vi vi_sum_u8(vi acc, vi u)
 {
@@ -109,12 +189,21 @@ typedef struct {
     __m256i a, b;
 } vi;
 
-#define EACH(x, y) ((vf){(x), (y)})
+#define EACH(x, y)   ((vf){(x), (y)})
 #define EACH_I(x, y) ((vi){(x), (y)})
 
-INLINE vf vf_zero(void) { return EACH(_mm256_setzero_ps(), _mm256_setzero_ps()); }
-INLINE vf vf_set1(float x) { return EACH(_mm256_set1_ps(x), _mm256_set1_ps(x)); }
-INLINE vf vf_load(const float *p) { return EACH(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
+INLINE vf vf_zero(void)
+{
+    return EACH(_mm256_setzero_ps(), _mm256_setzero_ps());
+}
+INLINE vf vf_set1(float x)
+{
+    return EACH(_mm256_set1_ps(x), _mm256_set1_ps(x));
+}
+INLINE vf vf_load(const float *p)
+{
+    return EACH(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
+}
 INLINE void vf_store(float *p, vf v)
 {
     _mm256_storeu_ps(p, v.a);
@@ -132,13 +221,34 @@ INLINE void vf_store_n(float *p, vf v, uint32_t n)
     vf_store(lanes, v);
     memcpy(p, lanes, n * sizeof(float));
 }
-INLINE vf vf_add(vf x, vf y) { return EACH(_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)); }
-INLINE vf vf_sub(vf x, vf y) { return EACH(_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)); }
-INLINE vf vf_mul(vf x, vf y) { return EACH(_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)); }
-INLINE vf vf_div(vf x, vf y) { return EACH(_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)); }
-INLINE vf vf_fma(vf x, vf y, vf z) { return EACH(_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)); }
-INLINE vf vf_max(vf x, vf y) { return EACH(_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)); }
-INLINE vf vf_min(vf x, vf y) { return EACH(_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)); }
+INLINE vf vf_add(vf x, vf y)
+{
+    return EACH(_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b));
+}
+INLINE vf vf_sub(vf x, vf y)
+{
+    return EACH(_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b));
+}
+INLINE vf vf_mul(vf x, vf y)
+{
+    return EACH(_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b));
+}
+INLINE vf vf_div(vf x, vf y)
+{
+    return EACH(_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b));
+}
+INLINE vf vf_fma(vf x, vf y, vf z)
+{
+    return EACH(_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b));
+}
+INLINE vf vf_max(vf x, vf y)
+{
+    return EACH(_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b));
+}
+INLINE vf vf_min(vf x, vf y)
+{
+    return EACH(_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b));
+}
 INLINE vf vf_round(vf x)
 {
     return EACH(_mm256_round_ps(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
@@ -149,20 +259,35 @@ INLINE vf vf_from_f16_halves(const uint16_t *p, const uint16_t *q)
     return EACH(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)),
                 _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)q)));
 }
-INLINE vf vf_from_f16(const uint16_t *p) { return vf_from_f16_halves(p, p + 8); }
+INLINE vf vf_from_f16(const uint16_t *p)
+{
+    return vf_from_f16_halves(p, p + 8);
+}
 INLINE void vf_to_f16(uint16_t *p, vf v)
 {
     _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     _mm_storeu_si128((__m128i *)(void *)(p + 8), _mm256_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-INLINE vf vf_from_vi(vi v) { return EACH(_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b)); }
-INLINE float vf_sum(vf v) { return fold8(_mm256_add_ps(v.a, v.b)); }
-INLINE float vf_greatest(vf v) { return fold8_max(_mm256_max_ps(v.a, v.b)); }
+INLINE vf vf_from_vi(vi v)
+{
+    return EACH(_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b));
+}
+INLINE float vf_sum(vf v)
+{
+    return fold8(_mm256_add_ps(v.a, v.b));
+}
+INLINE float vf_greatest(vf v)
+{
+    return fold8_max(_mm256_max_ps(v.a, v.b));
+}
 INLINE __m256 power2_half(__m256 n)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
-INLINE vf vf_power2(vf n) { return EACH(power2_half(n.a), power2_half(n.b)); }
+INLINE vf vf_power2(vf n)
+{
+    return EACH(power2_half(n.a), power2_half(n.b));
+}
 INLINE vf vf_select_greater(vf p, vf q, vf x, vf y)
 {
     return EACH(_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(p.a, q.a, _CMP_GT_OQ)),
@@ -174,14 +299,26 @@ INLINE uint32_t vf_equal_mask(vf x, vf y)
            (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ)) << 8;
 }
 
-INLINE vi vi_set1(int32_t x) { return EACH_I(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
+INLINE vi vi_set1(int32_t x)
+{
+    return EACH_I(_mm256_set1_epi32(x), _mm256_set1_epi32(x));
+}
 INLINE vi vi_load(const void *p)
 {
     return EACH_I(_mm256_loadu_si256(p), _mm256_loadu_si256((const __m256i *)((const uint8_t *)p + 32)));
 }
-INLINE vi vi_sub(vi x, vi y) { return EACH_I(_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)); }
-INLINE __m256i low_half(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
-INLINE vi vi_low_nibbles(vi v) { return EACH_I(low_half(v.a), low_half(v.b)); }
+INLINE vi vi_sub(vi x, vi y)
+{
+    return EACH_I(_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b));
+}
+INLINE __m256i low_half(__m256i v)
+{
+    return _mm256_and_si256(v, _mm256_set1_epi8(15));
+}
+INLINE vi vi_low_nibbles(vi v)
+{
+    return EACH_I(low_half(v.a), low_half(v.b));
+}
 INLINE vi vi_high_nibbles(vi v)
 {
     return EACH_I(low_half(_mm256_srli_epi16(v.a, 4)), low_half(_mm256_srli_epi16(v.b, 4)));
@@ -217,8 +354,8 @@ INLINE vi vi_dot_u4(vi acc, vi u, const int8_t *q)
 /* Any u: even and odd bytes apart, in 16 bits. */
 INLINE __m256i dot_u8_half(__m256i acc, __m256i u, __m256i q)
 {
-    __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)),
-                                     _mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8));
+    __m256i even =
+        _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8));
     __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(q, 8));
     return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
 }
@@ -234,4 +371,6 @@ INLINE vi vi_sum_u8(vi acc, vi u)
 }
 
 #endif
+/* clang-format on */
+
 #endif

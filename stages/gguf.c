@@ -9,13 +9,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define GGUF_MAGIC          0x46554747u /* "GGUF", little endian */
-#define KEY_BYTES_MAX       65535u
-#define TENSOR_NAME_MAX     64u
-#define DIMS_MAX            4u
-#define ALIGNMENT_STANDARD  32u
-#define METADATA_BYTES_MIN  13u /* the shortest entry: empty key, type, one byte */
-#define TENSOR_BYTES_MIN    32u /* the shortest entry: empty name, one dimension, type, offset */
+#define GGUF_MAGIC         0x46554747u /* "GGUF", little endian */
+#define KEY_BYTES_MAX      65535u
+#define TENSOR_NAME_MAX    64u
+#define DIMS_MAX           4u
+#define ALIGNMENT_STANDARD 32u
+#define METADATA_BYTES_MIN 13u /* the shortest entry: empty key, type, one byte */
+#define TENSOR_BYTES_MIN   32u /* the shortest entry: empty name, one dimension, type, offset */
 
 enum value_type {
     VALUE_U8,
@@ -45,8 +45,8 @@ struct tensor_type {
 
 /* Numbers, block lengths and sizes: ggml's ggml.h and ggml-common.h. */
 static const struct tensor_type tensor_types[] = {
-    {0, "F32", 1, 4},      {1, "F16", 1, 2},      {2, "Q4_0", 32, 18},    {3, "Q4_1", 32, 20},
-    {6, "Q5_0", 32, 22},   {7, "Q5_1", 32, 24},   {8, "Q8_0", 32, 34},    {12, "Q4_K", 256, 144},
+    {0, "F32", 1, 4},       {1, "F16", 1, 2},       {2, "Q4_0", 32, 18}, {3, "Q4_1", 32, 20},
+    {6, "Q5_0", 32, 22},    {7, "Q5_1", 32, 24},    {8, "Q8_0", 32, 34}, {12, "Q4_K", 256, 144},
     {13, "Q5_K", 256, 176}, {14, "Q6_K", 256, 210}, {30, "BF16", 1, 2},
 };
 

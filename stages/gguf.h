@@ -23,10 +23,10 @@ struct gguf_string {
 
 struct gguf_tensor {
     struct gguf_string name;
-    uint32_t dims;      /* 1..4 */
-    uint64_t ne[4];     /* ne[0] is the contiguous dimension (inputs); absent dimensions are 1 */
-    uint32_t type;      /* GGML type number; may be one that kernels cannot take */
-    const void *data;   /* inside the mapping; NULL when this build does not know the type's size */
+    uint32_t dims;    /* 1..4 */
+    uint64_t ne[4];   /* ne[0] is the contiguous dimension (inputs); absent dimensions are 1 */
+    uint32_t type;    /* GGML type number; may be one that kernels cannot take */
+    const void *data; /* inside the mapping; NULL when this build does not know the type's size */
     uint64_t bytes;
 };
 

@@ -326,6 +326,7 @@ static struct model_product take_product(struct packer *packer, const struct mod
     for (uint32_t which = first; which <= last;) {
         enum matrix_form form = desc->forms[layer][which];
         uint32_t n = 0;
+        /* cppcheck-suppress arrayIndexOutOfBoundsCond ; looked at only up to last */
         for (; which <= last && desc->forms[layer][which] == form; which++)
             n += matrix_outputs(desc, which);
         product.column[product.part_count] = product.columns;

@@ -57,7 +57,8 @@ int stage_init(struct stage *stage, struct arena *arena, const struct kernels *k
  * not what it can be (logged). */
 int stage_do_work(struct stage *stage);
 
-/* After a 0 of stage_do_work(): looks again for the plan's spin time (returning each time), then sleeps until its bell is rung. */
+/* After a 0 of stage_do_work(): looks again for the plan's spin time (returning each time), then sleeps until its bell is
+ * rung. */
 void stage_wait(struct stage *stage);
 
 /* Gives everything back. For tests. */

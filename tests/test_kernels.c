@@ -76,7 +76,8 @@ static struct matrix make_matrix(enum gguf_type type, uint32_t n, uint32_t k, ui
             for (size_t i = 0; i < row_bytes; i++)
                 at[i] = (uint8_t)next_random();
             for (uint32_t g = 0; g < k / KERNEL_GROUP; g++) {
-                uint16_t d = f32_to_f16(0.01f + 0.01f * fabsf(next_float())), m = f32_to_f16(-0.1f + 0.02f * next_float());
+                uint16_t d = f32_to_f16(0.01f + 0.01f * fabsf(next_float())),
+                         m = f32_to_f16(-0.1f + 0.02f * next_float());
                 memcpy(at + g * block, &d, 2);
                 if (type == GGUF_TYPE_Q4_1)
                     memcpy(at + g * block + 2, &m, 2);
@@ -156,7 +157,8 @@ Test(kernels, quantised_activations_are_within_half_a_step)
         for (uint32_t i = 0; i < rows * k; i++) {
             uint32_t g = i / KERNEL_GROUP;
             float back = a.offset[g] + a.scale[g] * a.q[i];
-            cr_assert_leq(fabsf(back - x[i]), 0.5f * a.scale[g] + 1e-6f * fabsf(x[i]), "%s: %g for %g", *name, back, x[i]);
+            cr_assert_leq(fabsf(back - x[i]), 0.5f * a.scale[g] + 1e-6f * fabsf(x[i]), "%s: %g for %g", *name, back,
+                          x[i]);
         }
         for (uint32_t g = 0; g < rows * k / KERNEL_GROUP; g++) {
             int32_t sum = 0;
@@ -226,8 +228,8 @@ Test(kernels, a_rows_product_has_the_same_bits_whatever_is_beside_it)
                     path->quantize(&a);
                     memset(out, 0xff, rows_max * n * sizeof(float));
                     path->matmul(out, n, &w, &a);
-                    cr_assert_eq(memcmp(out, alone + first * n, rows * n * sizeof(float)), 0, "%s type %d: %u rows at %u",
-                                 *name, types[t], rows, first);
+                    cr_assert_eq(memcmp(out, alone + first * n, rows * n * sizeof(float)), 0,
+                                 "%s type %d: %u rows at %u", *name, types[t], rows, first);
                 }
         }
 }
@@ -351,7 +353,8 @@ Test(kernels, rows_agree_with_the_plain_path_and_do_not_see_each_other)
 {
     const uint32_t rows = 5, width = 100, dim = 64;
     const struct kernels *plain = kernels_pick("ref");
-    float *x = floats(rows * 2 * width), *gain = floats(width), *a = floats(rows * 2 * width), *b = floats(rows * 2 * width);
+    float *x = floats(rows * 2 * width), *gain = floats(width), *a = floats(rows * 2 * width),
+          *b = floats(rows * 2 * width);
     fill(x, rows * 2 * width, 4);
     fill(gain, width, 1);
     for (const char *const *name = kernels_names(); *name != NULL; name++) {

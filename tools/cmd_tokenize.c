@@ -70,9 +70,11 @@ static char *read_all(size_t *size)
             free(text);
             return NULL;
         }
-        if (*size == room)
-            text = realloc(text, room *= 2);
-        check(text != NULL);
+        if (*size == room) {
+            char *larger = realloc(text, room *= 2);
+            check(larger != NULL);
+            text = larger;
+        }
     }
     return text;
 }

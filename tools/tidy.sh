@@ -58,7 +58,8 @@ if command -v clang-format >/dev/null 2>&1; then
 else
     offence "clang-format is not installed" "apt-get install clang-format"
 fi
-long=$(git ls-files '*.c' '*.h' | grep -v unicode_table | xargs awk 'length($0) > 128 { print FILENAME ":" FNR }' | head -n 5)
+long=$(git ls-files '*.c' '*.h' | grep -v unicode_table | xargs python3 -c 'import sys
+[print(f"{f}:{n}") for f in sys.argv[1:] for n, line in enumerate(open(f, encoding="utf-8"), 1) if len(line) > 129]' | head -n 5)
 [ -z "$long" ] || offence "lines are at most 128 columns, code 120" "$long"
 
 # ---- static analysis ----
