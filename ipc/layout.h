@@ -156,7 +156,7 @@ enum finish_reason {
     FINISH_LENGTH, /* max_tokens or the model's limit */
     FINISH_STOP,   /* an end token or a stop token */
     FINISH_ABORT,  /* the client is gone */
-    FINISH_ERROR,  /* failed; see docs/death.md */
+    FINISH_ERROR,  /* failed in a stage; nothing sets it while a death ends the engine */
 };
 
 struct sequence_shm {

@@ -54,6 +54,7 @@ struct entry {
     struct gguf_string key;
     uint32_t type;        /* enum value_type */
     const uint8_t *value; /* for an array: its element type */
+    const uint8_t *end;   /* behind the value */
 };
 
 struct gguf {
@@ -153,9 +154,17 @@ static int compare_keys(const void *a, const void *b)
     return order != 0 ? order : (x->size > y->size) - (x->size < y->size);
 }
 
+static const struct entry *find_entry(const struct gguf *gguf, const char *key)
+{
+    const struct entry wanted = {.key = {.data = key, .size = strlen(key)}};
+    if (gguf->entry_count == 0)
+        return NULL;
+    return bsearch(&wanted, gguf->entries, gguf->entry_count, sizeof(wanted), compare_keys);
+}
+
 static int read_metadata(struct gguf *gguf, struct cursor *cursor, const char *name, struct err *err)
 {
-    if (gguf->entry_count > left(cursor) / METADATA_BYTES_MIN)
+    if (gguf->entry_count > left(cursor) / METADATA_BYTES_MIN || gguf->entry_count > ENTRIES_MAX)
         return err_set(err, -EINVAL, "model %s: %llu metadata entries do not fit the file; it is damaged", name,
                        (unsigned long long)gguf->entry_count);
     gguf->entries = base_alloc(gguf->entry_count * sizeof(*gguf->entries));
@@ -167,6 +176,7 @@ static int read_metadata(struct gguf *gguf, struct cursor *cursor, const char *n
         if (!is_read || !skip_value(cursor, entry->type))
             return err_set(err, -EINVAL, "model %s: metadata entry %llu is truncated or of an unknown type", name,
                            (unsigned long long)i);
+        entry->end = cursor->at;
     }
     qsort(gguf->entries, gguf->entry_count, sizeof(*gguf->entries), compare_keys);
     for (uint64_t i = 1; i < gguf->entry_count; i++)
@@ -244,7 +254,7 @@ static int place_tensor(struct gguf *gguf, struct gguf_tensor *tensor, uint64_t 
 
 static int read_tensors(struct gguf *gguf, struct cursor *cursor, const char *name, struct err *err)
 {
-    if (gguf->tensor_count > left(cursor) / TENSOR_BYTES_MIN || gguf->tensor_count > UINT32_MAX / 4)
+    if (gguf->tensor_count > left(cursor) / TENSOR_BYTES_MIN || gguf->tensor_count > TENSORS_MAX)
         return err_set(err, -EINVAL, "model %s: %llu tensors do not fit the file; it is damaged", name,
                        (unsigned long long)gguf->tensor_count);
     gguf->tensors = base_alloc(gguf->tensor_count * sizeof(*gguf->tensors));
@@ -257,9 +267,12 @@ static int read_tensors(struct gguf *gguf, struct cursor *cursor, const char *na
     for (uint64_t i = 0; i < gguf->tensor_count && ret == 0; i++)
         ret = read_tensor(&gguf->tensors[i], cursor, &offsets[i], name, err);
     uint64_t alignment = ALIGNMENT_STANDARD;
-    gguf_get_u64(gguf, "general.alignment", &alignment);
-    if (ret == 0 && (alignment == 0 || alignment > 1u << 20 || (alignment & (alignment - 1)) != 0))
-        ret = err_set(err, -EINVAL, "model %s: general.alignment is %llu: must be a power of two", name,
+    bool is_number =
+        find_entry(gguf, "general.alignment") == NULL || gguf_get_u64(gguf, "general.alignment", &alignment);
+    if (ret == 0 && !is_number)
+        ret = err_set(err, -EINVAL, "model %s: general.alignment is no whole number", name);
+    if (ret == 0 && (alignment < 8 || alignment > 1u << 20 || (alignment & (alignment - 1)) != 0))
+        ret = err_set(err, -EINVAL, "model %s: general.alignment is %llu: must be a power of two from 8 to 2^20", name,
                       (unsigned long long)alignment);
     uint64_t data_start = 0;
     if (ret == 0) {
@@ -340,14 +353,6 @@ void gguf_close(struct gguf *gguf)
 
 /* ---- looking things up ---- */
 
-static const struct entry *find_entry(const struct gguf *gguf, const char *key)
-{
-    const struct entry wanted = {.key = {.data = key, .size = strlen(key)}};
-    if (gguf->entry_count == 0)
-        return NULL;
-    return bsearch(&wanted, gguf->entries, gguf->entry_count, sizeof(wanted), compare_keys);
-}
-
 bool gguf_get_string(const struct gguf *gguf, const char *key, struct gguf_string *value)
 {
     const struct entry *entry = find_entry(gguf, key);
@@ -357,47 +362,25 @@ bool gguf_get_string(const struct gguf *gguf, const char *key, struct gguf_strin
     return read_string(&cursor, value);
 }
 
-/* An integer of any width; false for a float, a string, an array. */
-static bool integer_at(uint32_t type, const uint8_t *at, int64_t *value)
+/* An integer of any width, as 64 bits of two's complement. */
+struct integer {
+    uint64_t bits;
+    bool is_negative;
+};
+
+/* False for a float, a string, an array. */
+static bool integer_at(uint32_t type, const uint8_t *at, struct integer *value)
 {
-    union {
-        uint8_t u8;
-        int8_t i8;
-        uint16_t u16;
-        int16_t i16;
-        uint32_t u32;
-        int32_t i32;
-        uint64_t u64;
-        int64_t i64;
-    } any = {0};
     if (type >= VALUE_TYPE_COUNT || type == VALUE_STRING || type == VALUE_ARRAY || type == VALUE_F32 ||
         type == VALUE_F64)
         return false;
-    memcpy(&any, at, value_bytes[type]);
-    switch (type) {
-    case VALUE_U8:
-    case VALUE_BOOL:
-        *value = any.u8;
-        break;
-    case VALUE_I8:
-        *value = any.i8;
-        break;
-    case VALUE_U16:
-        *value = any.u16;
-        break;
-    case VALUE_I16:
-        *value = any.i16;
-        break;
-    case VALUE_U32:
-        *value = any.u32;
-        break;
-    case VALUE_I32:
-        *value = any.i32;
-        break;
-    default:
-        *value = any.i64;
-        return type == VALUE_I64 || any.i64 >= 0;
-    }
+    bool is_signed = type == VALUE_I8 || type == VALUE_I16 || type == VALUE_I32 || type == VALUE_I64;
+    uint32_t bytes = value_bytes[type];
+    *value = (struct integer){0};
+    memcpy(&value->bits, at, bytes);
+    value->is_negative = is_signed && (at[bytes - 1] & 0x80) != 0;
+    if (value->is_negative && bytes < sizeof(value->bits))
+        value->bits |= UINT64_MAX << 8 * bytes;
     return true;
 }
 
@@ -413,20 +396,21 @@ static bool float_at(uint32_t type, const uint8_t *at, double *value)
         memcpy(value, at, sizeof(*value));
         return true;
     }
-    int64_t integer;
+    struct integer integer;
     if (!integer_at(type, at, &integer))
         return false;
-    *value = (double)integer;
+    *value = integer.is_negative ? (double)(int64_t)integer.bits : (double)integer.bits;
     return true;
 }
 
 bool gguf_get_u64(const struct gguf *gguf, const char *key, uint64_t *value)
 {
     const struct entry *entry = find_entry(gguf, key);
-    int64_t integer;
-    if (entry == NULL || entry->type == VALUE_BOOL || !integer_at(entry->type, entry->value, &integer) || integer < 0)
+    struct integer integer;
+    if (entry == NULL || entry->type == VALUE_BOOL || !integer_at(entry->type, entry->value, &integer) ||
+        integer.is_negative)
         return false;
-    *value = (uint64_t)integer;
+    *value = integer.bits;
     return true;
 }
 
@@ -453,28 +437,28 @@ bool gguf_get_array(const struct gguf *gguf, const char *key, struct gguf_array 
     memcpy(&array->element_type, entry->value, sizeof(array->element_type));
     memcpy(&array->count, entry->value + sizeof(array->element_type), sizeof(array->count));
     array->data = entry->value + sizeof(array->element_type) + sizeof(array->count);
+    array->bytes = (uint64_t)(entry->end - array->data);
     return true;
 }
 
 bool gguf_array_next_string(const struct gguf_array *array, uint64_t *cursor, struct gguf_string *value)
 {
-    /* The cursor is the index of the next string in its upper 24 bits and that string's offset in the lower 40. */
+    /* The cursor is the offset of the next string; lengths were checked when the file was opened. */
     check(array->element_type == VALUE_STRING);
-    uint64_t index = *cursor >> 40, offset = *cursor & ((1ull << 40) - 1);
-    if (index >= array->count)
+    if (*cursor == array->bytes)
         return false;
-    memcpy(&value->size, array->data + offset, sizeof(value->size)); /* checked when the file was opened */
-    value->data = (const char *)array->data + offset + sizeof(value->size);
-    *cursor = (index + 1) << 40 | (offset + sizeof(value->size) + value->size);
+    memcpy(&value->size, array->data + *cursor, sizeof(value->size));
+    value->data = (const char *)array->data + *cursor + sizeof(value->size);
+    *cursor += sizeof(value->size) + value->size;
     return true;
 }
 
 int64_t gguf_array_i64(const struct gguf_array *array, uint64_t index)
 {
     check(index < array->count);
-    int64_t value = 0;
+    struct integer value;
     check(integer_at(array->element_type, array->data + index * value_bytes[array->element_type], &value));
-    return value;
+    return value.is_negative ? (int64_t)value.bits : (int64_t)min_u64(value.bits, INT64_MAX);
 }
 
 double gguf_array_f64(const struct gguf_array *array, uint64_t index)

@@ -35,6 +35,7 @@ struct gguf_array {
     uint32_t element_type; /* GGUF value type: 8 is string */
     uint64_t count;
     const uint8_t *data;
+    uint64_t bytes; /* of all elements */
 };
 
 /* Opens by path or by descriptor (the descriptor stays the caller's). 0, or -errno with err saying what is wrong. */
@@ -51,7 +52,7 @@ bool gguf_get_array(const struct gguf *gguf, const char *key, struct gguf_array 
 
 /* Walks a string array in order (strings have no index). cursor starts at 0; false at the end. */
 bool gguf_array_next_string(const struct gguf_array *array, uint64_t *cursor, struct gguf_string *value);
-/* Element of an integer or float array. */
+/* Element of an array of numbers: the first takes integers (one beyond INT64_MAX is INT64_MAX), the second floats too. */
 int64_t gguf_array_i64(const struct gguf_array *array, uint64_t index);
 double gguf_array_f64(const struct gguf_array *array, uint64_t index);
 

@@ -171,6 +171,103 @@ Test(gguf, reads_what_is_there)
     gguf_close(gguf);
 }
 
+Test(gguf, every_integer_width_is_read_with_its_sign)
+{
+    static const struct {
+        const char *key;
+        uint32_t type, bytes;
+        uint64_t bits;
+        bool fits;      /* it is no negative number */
+        int64_t number; /* as an array's element */
+    } cases[] = {
+        {"u8", 0, 1, 0xff, true, 255},
+        {"i8", 1, 1, 0x80, false, -128},
+        {"u16", 2, 2, 0xffff, true, 65535},
+        {"i16", 3, 2, 0x8000, false, -32768},
+        {"u32", 4, 4, 0xffffffff, true, 4294967295},
+        {"i32", 5, 4, 0x7fffffff, true, INT32_MAX},
+        {"i32 negative", 5, 4, 0xfffffffe, false, -2},
+        {"u64", 10, 8, 1ull << 62, true, 1ll << 62},
+        {"u64 beyond i64", 10, 8, UINT64_MAX, true, INT64_MAX},
+        {"i64", 11, 8, 1ull << 63, false, INT64_MIN},
+    };
+    put_head(3, 0, 2 * ARRAY_COUNT(cases));
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        char key[64];
+        put_string(cases[i].key);
+        put_u32(cases[i].type);
+        put(&cases[i].bits, cases[i].bytes);
+        snprintf(key, sizeof(key), "array of %s", cases[i].key);
+        put_string(key);
+        put_u32(9);
+        put_u32(cases[i].type);
+        put_u64(2);
+        put("\0\0\0\0\0\0\0", cases[i].bytes);
+        put(&cases[i].bits, cases[i].bytes);
+    }
+    struct gguf *gguf;
+    struct err err;
+    cr_assert_eq(open_file(&gguf, &err), 0, "%s", err.text);
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        struct gguf_array array;
+        uint64_t value = 0;
+        double real;
+        char key[64];
+        cr_expect_eq(gguf_get_u64(gguf, cases[i].key, &value), cases[i].fits, "%s", cases[i].key);
+        cr_expect_eq(value, cases[i].fits ? cases[i].bits : 0, "%s", cases[i].key);
+        snprintf(key, sizeof(key), "array of %s", cases[i].key);
+        cr_assert(gguf_get_array(gguf, key, &array));
+        cr_expect_eq(array.bytes, 2 * cases[i].bytes);
+        cr_expect_eq(gguf_array_i64(&array, 0), 0);
+        cr_expect_eq(gguf_array_i64(&array, 1), cases[i].number, "%s", key);
+        double expected = cases[i].fits ? (double)cases[i].bits : (double)cases[i].number;
+        cr_expect_eq(gguf_array_f64(&array, 1), expected, "%s", key);
+        cr_expect(gguf_get_f64(gguf, cases[i].key, &real) && real == expected, "%s", cases[i].key);
+    }
+    gguf_close(gguf);
+}
+
+/* 2^24 strings: more than a packed cursor could count. Most of the file is a hole. */
+Test(gguf, an_array_of_very_many_strings_ends, .timeout = 60)
+{
+    const uint64_t count = (1ull << 24) + 3;
+    put_head(3, 0, 1);
+    put_string("many");
+    put_u32(9);
+    put_u32(8);
+    put_u64(count);
+    int fd = memfd_create("gguf", 0);
+    cr_assert_eq(write(fd, file.bytes, file.size), (ssize_t)file.size);
+    cr_assert_eq(ftruncate(fd, (off_t)(file.size + 8 * count)), 0);
+    struct gguf *gguf;
+    struct gguf_array array;
+    struct gguf_string string;
+    struct err err;
+    cr_assert_eq(gguf_open_fd(&gguf, fd, "test", &err), 0, "%s", err.text);
+    cr_assert(gguf_get_array(gguf, "many", &array));
+    uint64_t cursor = 0, seen = 0;
+    while (seen <= count && gguf_array_next_string(&array, &cursor, &string))
+        seen++;
+    cr_assert_eq(seen, count);
+    gguf_close(gguf);
+    close(fd);
+}
+
+Test(gguf, counts_that_only_a_hole_could_back_are_refused)
+{
+    for (int which = 0; which < 2; which++) {
+        put_head(3, which == 0 ? 1ull << 33 : 0, which == 0 ? 0 : 1ull << 33);
+        int fd = memfd_create("gguf", 0);
+        cr_assert_eq(write(fd, file.bytes, file.size), (ssize_t)file.size);
+        cr_assert_eq(ftruncate(fd, 1ll << 40), 0);
+        struct gguf *gguf;
+        struct err err;
+        cr_assert_lt(gguf_open_fd(&gguf, fd, "test", &err), 0);
+        cr_expect(strstr(err.text, "do not fit") != NULL, "%s", err.text);
+        close(fd);
+    }
+}
+
 static uint64_t touch_everything(const struct gguf *gguf)
 {
     uint64_t sum = 0;
@@ -296,6 +393,18 @@ Test(gguf, says_what_is_wrong)
     for (int i = 0; i < 128; i++)
         put("", 1);
     expect_refusal("general.alignment is 24");
+    put_head(3, 1, 1);
+    put_string("general.alignment");
+    put_u32(10);
+    put_u64(1ull << 63);
+    put_tensor("t", 0, 1, 1, 0);
+    expect_refusal("general.alignment is 9223372036854775808");
+    put_head(3, 1, 1);
+    put_string("general.alignment");
+    put_u32(8);
+    put_string("32");
+    put_tensor("t", 0, 1, 1, 0);
+    expect_refusal("general.alignment is no whole number");
 }
 
 Test(gguf, a_tensor_of_an_unknown_type_is_listed_without_data)

