@@ -45,13 +45,15 @@ int chat_template_parse(struct chat_template *chat, struct tok_text source, stru
     bool is_known = normalise(chat->storage, sizeof(chat->storage), source) && take(&at, head);
     if (is_known && take(&at, default_head)) {
         const char *end = strstr(at, default_tail);
-        is_known = end != NULL && memchr(at, '\'', (size_t)(end - at)) == NULL;
+        /* a quote would end the text, and what other escapes mean is not known here */
+        is_known =
+            end != NULL && memchr(at, '\'', (size_t)(end - at)) == NULL && memchr(at, '\\', (size_t)(end - at)) == NULL;
         if (is_known) {
             chat->default_system = (struct tok_text){at, (size_t)(end - at)};
             at = end + strlen(default_tail);
         }
     }
-    is_known = is_known && take(&at, tail) && *at == '\0';
+    is_known = is_known && take(&at, tail) && (*at == '\0' || strcmp(at, "\n") == 0); /* Jinja drops a last newline */
     if (!is_known)
         return err_set(err, -ENOTSUP, "the model's chat template is not supported yet; /v1/completions works");
     chat->is_known = true;

@@ -14,9 +14,10 @@
 
 #define CHAT_RANGES_PER_MESSAGE 2u
 
+/* Not to be copied: it points into itself. */
 struct chat_template {
     bool is_known;
-    struct tok_text default_system; /* its whole turn's content; size 0 and data NULL: no default turn */
+    struct tok_text default_system; /* its turn's content, in storage; size 0 and data NULL: no default turn */
     char storage[1024];
 };
 

@@ -6,8 +6,7 @@
 
 #include "engine/unicode.h"
 
-#define TOK_MAGIC       0x3130424b4f544645ull /* "EFTOKB01" */
-#define TOK_SPECIAL_MAX 4096u
+#define TOK_MAGIC 0x3230424b4f544645ull /* "EFTOKB02" */
 
 enum pre_tokenizer {
     PRE_GPT2,   /* GPT-2's pattern */
@@ -34,7 +33,7 @@ struct tok_blob {
     uint64_t pieces;       /* raw bytes of all tokens */
     uint64_t types;        /* uint8_t (token_count) */
     uint64_t merges;       /* struct merge (merge_slots): open addressing by (left, right) */
-    uint64_t specials;     /* uint32_t (special_count): control and user-defined tokens, longest first */
+    uint64_t specials;     /* uint32_t (special_count): control and user-defined tokens, in order of their bytes */
     uint64_t chat_template;
     uint32_t ends[TOK_END_TOKENS_MAX];
     uint32_t byte_tokens[256];  /* the token of each single byte; TOK_NONE where the vocabulary has none */
@@ -44,12 +43,6 @@ struct tok_blob {
 struct tok_symbol {
     uint32_t id;
     uint32_t previous, next; /* index; TOK_NONE at the ends */
-};
-
-struct tok_merge_candidate {
-    uint32_t rank, left;        /* left: index of the left symbol; candidates are taken by (rank, left) */
-    uint32_t left_id, right_id; /* stale when the symbols are others by now */
-    uint32_t merged;
 };
 
 static const void *at_offset(const struct tok_blob *blob, uint64_t offset)
@@ -228,19 +221,27 @@ static int fill_merges(struct tok_blob *blob, const struct tok_source *source, c
     return 0;
 }
 
+/* By bytes, a shorter one before those that go on from it, equal ones by id. */
+static int compare_specials(const void *a, const void *b, void *tokens)
+{
+    uint32_t left = *(const uint32_t *)a, right = *(const uint32_t *)b;
+    const struct tok_text *x = (const struct tok_text *)tokens + left, *y = (const struct tok_text *)tokens + right;
+    int order = memcmp(x->data, y->data, min_u64(x->size, y->size));
+    if (order == 0)
+        order = (x->size > y->size) - (x->size < y->size);
+    return order != 0 ? order : (left > right) - (left < right);
+}
+
 static void fill_specials(struct tok_blob *blob, const struct tok_source *source)
 {
     uint32_t *specials = (uint32_t *)(uintptr_t)at_offset(blob, blob->specials);
     uint32_t count = 0;
-    for (uint32_t id = 0; id < source->token_count; id++) {
-        if (!is_special(source, id) || source->tokens[id].size == 0)
-            continue;
-        uint32_t at = count++;
-        for (; at > 0 && source->tokens[specials[at - 1]].size < source->tokens[id].size; at--)
-            specials[at] = specials[at - 1];
-        specials[at] = id;
-        blob->special_first[(uint8_t)source->tokens[id].data[0]] = 1;
-    }
+    for (uint32_t id = 0; id < source->token_count; id++)
+        if (is_special(source, id) && source->tokens[id].size > 0) {
+            specials[count++] = id;
+            blob->special_first[(uint8_t)source->tokens[id].data[0]] = 1;
+        }
+    qsort_r(specials, count, sizeof(*specials), compare_specials, (void *)(uintptr_t)source->tokens);
     blob->special_count = count;
 }
 
@@ -301,10 +302,12 @@ int tok_build(const struct tok_source *source, void **out, size_t *out_bytes, st
         special_count += is_special(source, id);
         piece_bytes += source->tokens[id].size; /* raw bytes are never more than the printable form's */
     }
-    if (source->token_count == 0 || special_count > TOK_SPECIAL_MAX || piece_bytes > UINT32_MAX ||
-        (source->bos != TOK_NONE && source->bos >= source->token_count))
-        return err_set(err, -EINVAL, "vocabulary: %u tokens, %u of them special: that cannot be", source->token_count,
-                       special_count);
+    if (source->token_count == 0 || piece_bytes > UINT32_MAX || source->chat_template.size > UINT32_MAX)
+        return err_set(err, -EINVAL, "vocabulary: no tokens, or more than 4 GiB of them");
+    if ((source->bos != TOK_NONE && source->bos >= source->token_count) ||
+        (source->eos != TOK_NONE && source->eos >= source->token_count))
+        return err_set(err, -EINVAL, "vocabulary: %u tokens, but a text is to begin with token %d and to end with %d",
+                       source->token_count, (int)source->bos, (int)source->eos);
     struct tok_blob head = {.magic = TOK_MAGIC,
                             .token_count = source->token_count,
                             .merge_slots = 16,
@@ -369,8 +372,8 @@ int tok_attach(struct tok *tok, const void *memory, size_t bytes, size_t text_by
         return err_set(err, -EPROTO, "vocabulary: the tables are damaged");
     *tok = (struct tok){.blob = blob, .text_bytes_max = text_bytes_max};
     tok->symbols = base_alloc((text_bytes_max + 1) * sizeof(*tok->symbols));
-    /* every symbol gives one candidate at first, every merge takes one symbol away and gives at most two more */
-    tok->heap = base_alloc((3 * text_bytes_max + 1) * sizeof(*tok->heap));
+    /* n symbols give n - 1 candidates; each of at most n - 1 merges uses one up and gives at most two */
+    tok->heap = base_alloc((2 * text_bytes_max + 1) * sizeof(*tok->heap));
     return 0;
 }
 
@@ -389,30 +392,26 @@ struct encoder {
     uint32_t count, ids_max;
 };
 
-static bool comes_before(const struct tok_merge_candidate *a, const struct tok_merge_candidate *b)
-{
-    return a->rank < b->rank || (a->rank == b->rank && a->left < b->left);
-}
-
-static void heap_push(struct tok_merge_candidate *heap, uint32_t *count, struct tok_merge_candidate candidate)
+/* A candidate is the merge's rank (upper half) and the index of its left symbol (lower half): the smallest is next. */
+static void heap_push(uint64_t *heap, uint32_t *count, uint64_t candidate)
 {
     uint32_t at = (*count)++;
-    for (; at > 0 && comes_before(&candidate, &heap[(at - 1) / 2]); at = (at - 1) / 2)
+    for (; at > 0 && candidate < heap[(at - 1) / 2]; at = (at - 1) / 2)
         heap[at] = heap[(at - 1) / 2];
     heap[at] = candidate;
 }
 
-static struct tok_merge_candidate heap_pop(struct tok_merge_candidate *heap, uint32_t *count)
+static uint64_t heap_pop(uint64_t *heap, uint32_t *count)
 {
-    struct tok_merge_candidate first = heap[0], last = heap[--*count];
+    uint64_t first = heap[0], last = heap[--*count];
     uint32_t at = 0;
     for (;;) {
         uint32_t child = 2 * at + 1;
         if (child >= *count)
             break;
-        if (child + 1 < *count && comes_before(&heap[child + 1], &heap[child]))
+        if (child + 1 < *count && heap[child + 1] < heap[child])
             child++;
-        if (!comes_before(&heap[child], &last))
+        if (heap[child] >= last)
             break;
         heap[at] = heap[child];
         at = child;
@@ -421,20 +420,19 @@ static struct tok_merge_candidate heap_pop(struct tok_merge_candidate *heap, uin
     return first;
 }
 
-static void push_candidate(const struct tok *tok, uint32_t *count, uint32_t left)
+/* The merge of a symbol and its next one; NULL when there is none. */
+static const struct merge *merge_at(const struct tok *tok, uint32_t left)
 {
     const struct tok_symbol *symbols = tok->symbols;
     uint32_t right = symbols[left].next;
-    if (right == TOK_NONE)
-        return;
-    const struct merge *merge = find_merge(tok->blob, symbols[left].id, symbols[right].id);
+    return right != TOK_NONE ? find_merge(tok->blob, symbols[left].id, symbols[right].id) : NULL;
+}
+
+static void push_candidate(const struct tok *tok, uint32_t *count, uint32_t left)
+{
+    const struct merge *merge = merge_at(tok, left);
     if (merge != NULL)
-        heap_push(tok->heap, count,
-                  (struct tok_merge_candidate){.rank = merge->rank,
-                                               .left = left,
-                                               .left_id = symbols[left].id,
-                                               .right_id = symbols[right].id,
-                                               .merged = merge->merged});
+        heap_push(tok->heap, count, (uint64_t)merge->rank << 32 | left);
 }
 
 /* One piece of the pre-tokenizer: its bytes, then the best merge again and again, the leftmost among equals. Bytes that
@@ -459,17 +457,19 @@ static void encode_piece(struct encoder *e, const uint8_t *text, size_t size)
     for (uint32_t i = 0; i + 1 < count; i++)
         push_candidate(tok, &candidates, i);
     while (candidates > 0) {
-        struct tok_merge_candidate best = heap_pop(tok->heap, &candidates);
-        struct tok_symbol *left = &symbols[best.left];
-        if (left->id != best.left_id || left->next == TOK_NONE || symbols[left->next].id != best.right_id)
+        uint64_t best = heap_pop(tok->heap, &candidates);
+        uint32_t at = (uint32_t)best;
+        struct tok_symbol *left = &symbols[at];
+        const struct merge *merge = left->id != TOK_NONE ? merge_at(tok, at) : NULL;
+        if (merge == NULL || merge->rank != best >> 32)
             continue; /* one of the two has been merged already */
         uint32_t gone = left->next;
-        left->id = best.merged;
+        left->id = merge->merged;
         left->next = symbols[gone].next;
         symbols[gone].id = TOK_NONE;
         if (left->next != TOK_NONE)
-            symbols[left->next].previous = best.left;
-        push_candidate(tok, &candidates, best.left);
+            symbols[left->next].previous = at;
+        push_candidate(tok, &candidates, at);
         if (left->previous != TOK_NONE)
             push_candidate(tok, &candidates, left->previous);
     }
@@ -562,20 +562,47 @@ static void encode_text(struct encoder *e, const uint8_t *text, size_t size)
     encode_fragment(e, text + from, size - from);
 }
 
-/* The longest special token at text, TOK_NONE if there is none. Control tokens only where trusted. */
+/* First of the specials [low, high), which are equal before `depth` and longer, whose byte there is at least `byte`. */
+static uint32_t first_special(const struct tok_blob *blob, uint32_t low, uint32_t high, uint32_t depth, uint32_t byte)
+{
+    const uint32_t *specials = at_offset(blob, blob->specials);
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2, size;
+        if (piece_of(blob, specials[middle], &size)[depth] < byte)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* The longest special token at text, TOK_NONE if there is none. Control tokens only where trusted. Each byte narrows
+ * the sorted specials down to those that go on with it, so that time hardly depends on how many there are. */
 static uint32_t special_at(const struct tok_blob *blob, const uint8_t *text, size_t size, size_t trusted_size,
                            uint32_t *length)
 {
+    uint32_t found = TOK_NONE, low = 0, high = blob->special_count;
+    *length = 0;
     if (!blob->special_first[text[0]])
         return TOK_NONE;
     const uint32_t *specials = at_offset(blob, blob->specials);
-    for (uint32_t i = 0; i < blob->special_count; i++) {
-        const uint8_t *piece = piece_of(blob, specials[i], length);
-        bool may_be = type_of(blob, specials[i]) == TOK_CONTROL ? *length <= trusted_size : *length <= size;
-        if (may_be && memcmp(piece, text, *length) == 0)
-            return specials[i];
+    for (uint32_t depth = 0; depth < size; depth++) {
+        low = first_special(blob, low, high, depth, text[depth]);
+        high = first_special(blob, low, high, depth, text[depth] + 1u);
+        for (uint32_t piece_size; low < high; low++) { /* those that end here come first */
+            piece_of(blob, specials[low], &piece_size);
+            if (piece_size != depth + 1)
+                break;
+            bool may_be = type_of(blob, specials[low]) != TOK_CONTROL || piece_size <= trusted_size;
+            if (may_be && piece_size > *length) {
+                found = specials[low];
+                *length = piece_size;
+            }
+        }
+        if (low == high)
+            break;
     }
-    return TOK_NONE;
+    return found;
 }
 
 uint32_t tok_encode(const struct tok *tok, const char *data, size_t size, const struct tok_range *trusted,
@@ -678,7 +705,7 @@ size_t tok_decoder_push(struct tok_decoder *decoder, const struct tok *tok, uint
             break;
         } else {
             out += put_replacement(text + out);
-            at++;
+            at += unicode_cut_off_size(bytes + at, size - at);
         }
     }
     return out;

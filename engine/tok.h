@@ -52,11 +52,12 @@ struct tok_blob; /* the tables; see tok.c */
 struct tok {
     const struct tok_blob *blob;
     size_t text_bytes_max;
-    struct tok_symbol *symbols; /* scratch for one piece */
-    struct tok_merge_candidate *heap;
+    struct tok_symbol *symbols; /* (text_bytes_max + 1), scratch for one piece */
+    uint64_t *heap;             /* (2 * text_bytes_max + 1) */
 };
 
-/* Checks the tables and takes scratch for texts of up to text_bytes_max bytes. 0, or -EPROTO with err. */
+/* Checks the tables and takes scratch for texts of up to text_bytes_max bytes: 28 bytes for each of them. 0, or -EPROTO
+ * with err. */
 int tok_attach(struct tok *tok, const void *blob, size_t blob_bytes, size_t text_bytes_max, struct err *err);
 void tok_detach(struct tok *tok);
 
@@ -89,7 +90,7 @@ uint32_t tok_end_tokens(const struct tok *tok, uint32_t ids[TOK_END_TOKENS_MAX])
 struct tok_text tok_chat_template(const struct tok *tok);
 
 /* Ids to valid UTF-8, a token at a time: bytes of a character that is not complete are held back; bytes that can belong
- * to none become U+FFFD. A pure function of the ids so far. Zero it to begin. */
+ * to none become U+FFFD, as in unicode_repair(). A pure function of the ids so far. Zero it to begin. */
 struct tok_decoder {
     uint8_t held[4];
     uint32_t held_size;

@@ -56,8 +56,7 @@ uint32_t unicode_decode(const uint8_t *text, size_t size, uint32_t *code, int *n
     return length;
 }
 
-/* Bytes at text that are the beginning of some character, but not all of one; at least 1. */
-static size_t cut_off_size(const uint8_t *text, size_t size)
+size_t unicode_cut_off_size(const uint8_t *text, size_t size)
 {
     size_t part = 1;
     for (size_t more = 2; more < 4 && more <= size; more++) {
@@ -83,7 +82,7 @@ size_t unicode_repair(uint8_t *target, const uint8_t *text, size_t size)
         } else {
             memcpy(target + out, "\xef\xbf\xbd", 3);
             out += 3;
-            at += cut_off_size(text + at, size - at);
+            at += unicode_cut_off_size(text + at, size - at);
         }
     }
     return out;

@@ -24,8 +24,11 @@ enum unicode_class unicode_class_of(uint32_t code);
  * tells that they may be the beginning of one that was cut off. Strict: no overlong forms, no surrogates. */
 uint32_t unicode_decode(const uint8_t *text, size_t size, uint32_t *code, int *needs_more);
 
+/* Where unicode_decode() gives 0: how many bytes at text begin a character that is not there as a whole; at least 1. */
+size_t unicode_cut_off_size(const uint8_t *text, size_t size);
+
 /* Copies text; what is no UTF-8 becomes U+FFFD, one for each maximal part of a character that was cut off, else for each
- * byte (Unicode 15, section 3.9). target has room for 3 * size bytes. Returns the size. */
+ * byte (Unicode 16, section 3.9). target has room for 3 * size bytes. Returns the size. */
 size_t unicode_repair(uint8_t *target, const uint8_t *text, size_t size);
 
 #endif

@@ -12,6 +12,8 @@
 #define GGUF_MAGIC         0x46554747u /* "GGUF", little endian */
 #define KEY_BYTES_MAX      65535u
 #define TENSOR_NAME_MAX    64u
+#define ENTRIES_MAX        (1u << 20) /* real files have tens of entries, thousands of tensors; a sparse file that */
+#define TENSORS_MAX        (1u << 20) /* claims more than memory holds is refused, not tried */
 #define DIMS_MAX           4u
 #define ALIGNMENT_STANDARD 32u
 #define METADATA_BYTES_MIN 13u /* the shortest entry: empty key, type, one byte */

@@ -30,9 +30,11 @@ struct gguf_tensor {
     uint64_t bytes;
 };
 
+#define GGUF_STRING 8u /* the GGUF value type */
+
 /* An array in the metadata; elements are read one by one with gguf_array_...() */
 struct gguf_array {
-    uint32_t element_type; /* GGUF value type: 8 is string */
+    uint32_t element_type; /* GGUF value type */
     uint64_t count;
     const uint8_t *data;
     uint64_t bytes; /* of all elements */

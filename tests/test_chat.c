@@ -114,6 +114,16 @@ Test(chat, templates_of_another_kind_are_refused)
     cr_assert(strstr(err.text, "not supported yet"));
     struct tok_text source = tok_chat_template(&tok);
     char changed[2048];
+    memcpy(changed, source.data, source.size);
+    changed[source.size] = '\n'; /* Jinja drops one */
+    changed[source.size + 1] = '\n';
+    cr_assert_eq(chat_template_parse(&other, (struct tok_text){changed, source.size + 1}, &err), 0, "%s", err.text);
+    cr_assert_lt(chat_template_parse(&other, (struct tok_text){changed, source.size + 2}, &err), 0);
+    char *hugging = strstr(changed, "Hugging"); /* in the default text: an escape, or the end of it */
+    *hugging = '\\';
+    cr_assert_lt(chat_template_parse(&other, (struct tok_text){changed, source.size}, &err), 0);
+    *hugging = '\'';
+    cr_assert_lt(chat_template_parse(&other, (struct tok_text){changed, source.size}, &err), 0);
     for (size_t i = 0; i < source.size; i++) { /* one character more anywhere outside the default system text */
         memcpy(changed, source.data, source.size);
         changed[i] = changed[i] == '~' ? '^' : '~';

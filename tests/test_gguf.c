@@ -286,9 +286,10 @@ static uint64_t touch_everything(const struct gguf *gguf)
         if (!gguf_get_array(gguf, name, &array))
             continue;
         struct gguf_string string;
-        for (uint64_t cursor = 0; array.element_type == 8 && gguf_array_next_string(&array, &cursor, &string);)
+        for (uint64_t cursor = 0;
+             array.element_type == GGUF_STRING && gguf_array_next_string(&array, &cursor, &string);)
             sum += string.size > 0 ? (uint8_t)string.data[string.size - 1] : 0;
-        for (uint64_t at = 0; array.element_type != 8 && at < array.count; at++)
+        for (uint64_t at = 0; array.element_type != GGUF_STRING && at < array.count; at++)
             sum += (uint64_t)(int64_t)gguf_array_f64(&array, at);
     }
     return sum;

@@ -169,6 +169,10 @@ Test(tok, what_can_be_no_character_becomes_the_replacement)
                         "a",
                         4),
                  0);
+    /* a part of a character that goes on wrongly is one replacement, as it is when the text ends there */
+    const uint32_t part[] = {byte_ids[0xe2], byte_ids[0x82], byte_ids['a']};
+    cr_assert_eq(decode(part, 3, text), 4);
+    cr_assert_eq(memcmp(text, "\xef\xbf\xbd\x61", 4), 0);
 }
 
 Test(tok, an_answer_ends_at_the_models_end_tokens)
@@ -220,6 +224,57 @@ Test(tok, damaged_tables_are_refused)
     for (size_t size = 0; size < blob_bytes; size += blob_bytes / 97 + 1)
         cr_assert_lt(tok_attach(&other, blob, size, 64, &err), 0, "%zu of %zu bytes", size, blob_bytes);
     cr_assert(strstr(err.text, "mixed builds"));
+    free(copy);
+}
+
+static uint64_t random_state = 1;
+
+static uint32_t random_below(uint32_t limit)
+{
+    random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
+    return (uint32_t)((random_state >> 33) % limit);
+}
+
+/* Bytes of any kind, valid UTF-8 or not: the tokens' bytes are the text's, but for bytes the vocabulary has no token for,
+ * and no token is a control token. Decoded token by token they are what repairing all of them at once gives. */
+Test(tok, bytes_of_any_kind_come_back)
+{
+    static const char *const units[] = {"a",    " ",    "é",    "中",   "🙂",     "1",          "\n",   "'s",
+                                        "\xff", "\x80", "\xe2", "\xf0", "\xf0\x9f", "<|im_end|>", "the ", "\xc3"};
+    bool has_token[256] = {false};
+    for (uint32_t id = 0; id < tok_vocab_size(&tok); id++) {
+        uint8_t piece[TOK_PIECE_MAX];
+        if (!tok_is_control(&tok, id) && tok_piece(&tok, id, piece) == 1)
+            has_token[piece[0]] = true;
+    }
+    for (int round = 0; round < 3000; round++) {
+        char text[512];
+        size_t size = 0, units_count = random_below(40);
+        for (size_t i = 0; i < units_count; i++) {
+            const char *unit = units[random_below(ARRAY_COUNT(units))];
+            char any = (char)random_below(256);
+            bool is_any = round % 2 == 0 && random_below(2) == 0;
+            size_t unit_size = is_any ? 1 : strlen(unit);
+            memcpy(text + size, is_any ? &any : unit, unit_size);
+            size += unit_size;
+        }
+        uint8_t expected[512], bytes[512], repaired[1536];
+        size_t expected_size = 0, bytes_size = 0;
+        for (size_t i = 0; i < size; i++)
+            if (has_token[(uint8_t)text[i]])
+                expected[expected_size++] = (uint8_t)text[i];
+        uint32_t count = encode(text, size);
+        for (uint32_t i = 0; i < count; i++) {
+            cr_assert_not(tok_is_control(&tok, ids[i]));
+            bytes_size += tok_piece(&tok, ids[i], bytes + bytes_size);
+        }
+        cr_assert_eq(bytes_size, expected_size, "round %d", round);
+        cr_assert_eq(memcmp(bytes, expected, expected_size), 0, "round %d", round);
+        char decoded[1536 + 16];
+        size_t decoded_size = decode(ids, count, decoded);
+        cr_assert_eq(decoded_size, unicode_repair(repaired, expected, expected_size), "round %d", round);
+        cr_assert_eq(memcmp(decoded, repaired, decoded_size), 0, "round %d", round);
+    }
 }
 
 /* ---- building from what files may hold ---- */
@@ -266,13 +321,131 @@ Test(tok, sources_that_cannot_be_are_refused_by_name)
     source.pre = TEXT("smollm");
     source.bos = 4;
     cr_assert_lt(build(&source, &err), 0);
+    cr_assert(strstr(err.text, "begin with token 4"));
     source.bos = TOK_NONE;
+    source.eos = 4;
+    cr_assert_lt(build(&source, &err), 0);
+    cr_assert(strstr(err.text, "end with 4"));
+    source.eos = TOK_NONE;
+    cr_assert_eq(build(&source, &err), 0, "%s", err.text);
     static char big[2 * TOK_PIECE_MAX];
     memset(big, 'a', sizeof(big));
     const struct tok_text long_tokens[] = {TEXT("a"), TEXT("b"), {big, sizeof(big)}, TEXT("<end>")};
     source.tokens = long_tokens;
     cr_assert_lt(build(&source, &err), 0);
     cr_assert(strstr(err.text, "token 2"));
+}
+
+/* A vocabulary of the 256 bytes, then the tokens given. */
+static void build_small(struct tok *small, void **tables, const struct tok_text *more, const uint8_t *more_types,
+                        uint32_t more_count, bool adds_bos)
+{
+    struct tok_text *tokens = base_alloc((256 + more_count) * sizeof(*tokens));
+    uint8_t *types = base_alloc(256 + more_count);
+    char *spelled = base_alloc(256 * 4);
+    uint32_t shifted = 256;
+    for (uint32_t byte = 0; byte < 256; byte++) { /* GPT-2's printable characters */
+        bool is_itself = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte != 0xad);
+        uint32_t code = is_itself ? byte : shifted++;
+        char *text = spelled + 4 * byte;
+        tokens[byte] = (struct tok_text){text, code < 0x80 ? 1 : 2};
+        text[0] = (char)(code < 0x80 ? code : 0xc0 | code >> 6);
+        text[1] = (char)(0x80 | (code & 0x3f));
+        types[byte] = TOK_NORMAL;
+    }
+    memcpy(tokens + 256, more, more_count * sizeof(*more));
+    memcpy(types + 256, more_types, more_count);
+    struct tok_source source = {.token_count = 256 + more_count,
+                                .tokens = tokens,
+                                .types = types,
+                                .pre = TEXT("gpt-2"),
+                                .bos = 256,
+                                .eos = TOK_NONE,
+                                .adds_bos = adds_bos};
+    size_t bytes;
+    struct err err;
+    cr_assert_eq(tok_build(&source, tables, &bytes, &err), 0, "%s", err.text);
+    cr_assert_eq(tok_attach(small, *tables, bytes, TEXT_MAX, &err), 0, "%s", err.text);
+    free(tokens);
+    free(types);
+    free(spelled);
+}
+
+Test(tok, the_longest_special_token_that_may_be_one_is_taken)
+{
+    static const struct tok_text more[] = {TEXT("<a>"),     TEXT("<a><b>"), TEXT("<a><b><c>"), TEXT("<u>"),
+                                           TEXT("<u>more"), TEXT("<a>"),    TEXT("\xff\xff"),  TEXT("<")};
+    static const uint8_t types[] = {TOK_CONTROL,      TOK_CONTROL, TOK_USER_DEFINED, TOK_USER_DEFINED,
+                                    TOK_USER_DEFINED, TOK_CONTROL, TOK_CONTROL,      TOK_USER_DEFINED};
+    struct tok small;
+    void *tables;
+    build_small(&small, &tables, more, types, ARRAY_COUNT(more), false);
+    static const struct {
+        struct tok_text text;
+        struct tok_range trusted; /* size 0: none */
+        uint32_t count, ids[8];
+    } cases[] = {
+        {TEXT("<a><b>"), {0, 6}, 1, {257}},
+        {TEXT("<a><b>"), {0, 5}, 4, {256, 263, 'b', '>'}},
+        {TEXT("<a><b>"), {0, 2}, 6, {263, 'a', '>', 263, 'b', '>'}},
+        {TEXT("<a><b><c>"), {0, 0}, 1, {258}}, /* the vocabulary's text, not a command to the model */
+        {TEXT("<a><b><c"), {0, 8}, 3, {257, 263, 'c'}},
+        {TEXT("<u>mor"), {0, 0}, 4, {259, 'm', 'o', 'r'}},
+        {TEXT("<u>more"), {0, 0}, 1, {260}},
+        {TEXT("x\xff\xff\xff"), {1, 3}, 3, {'x', 262, 0xff}},
+        {TEXT("\xff\xff"), {0, 0}, 2, {0xff, 0xff}},
+        {TEXT("<<"), {0, 0}, 2, {263, 263}},
+    };
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        uint32_t count = tok_encode(&small, cases[i].text.data, cases[i].text.size, &cases[i].trusted,
+                                    cases[i].trusted.size > 0, ids, 16);
+        cr_expect_eq(count, cases[i].count, "case %zu: %u ids", i, count);
+        cr_expect_eq(memcmp(ids, cases[i].ids, cases[i].count * sizeof(*ids)), 0, "case %zu", i);
+    }
+    tok_detach(&small);
+    free(tables);
+}
+
+Test(tok, the_begin_token_is_there_only_where_the_vocabulary_says_so)
+{
+    static const struct tok_text more[] = {TEXT("<begin>")};
+    static const uint8_t types[] = {TOK_CONTROL};
+    for (int adds = 0; adds < 2; adds++) {
+        struct tok small;
+        void *tables;
+        build_small(&small, &tables, more, types, 1, adds);
+        cr_expect_eq(tok_encode(&small, "", 0, NULL, 0, ids, 8), adds);
+        cr_expect_eq(tok_encode(&small, "x", 1, NULL, 0, ids, 8), 1 + adds);
+        cr_expect_eq(ids[0], adds ? 256 : 'x');
+        cr_expect_eq(tok_encode(&small, "x", 1, NULL, 0, ids, 0), 0);
+        tok_detach(&small);
+        free(tables);
+    }
+}
+
+/* Looking at each special token at each byte would take minutes. */
+Test(tok, many_special_tokens_cost_little)
+{
+    enum { COUNT = 20000 };
+    static char names[COUNT][32], text[1 << 20];
+    static struct tok_text more[COUNT];
+    static uint8_t types[COUNT];
+    for (uint32_t i = 0; i < COUNT; i++) {
+        more[i] = (struct tok_text){names[i], (size_t)snprintf(names[i], sizeof(names[i]), "<|reserved_%05u|>", i)};
+        types[i] = i % 2 == 0 ? TOK_CONTROL : TOK_USER_DEFINED;
+    }
+    for (size_t i = 0; i + 17 <= sizeof(text); i += 17)
+        memcpy(text + i, "<|reserved_12345|", 17); /* almost one */
+    struct tok small;
+    void *tables;
+    build_small(&small, &tables, more, types, COUNT, false);
+    const struct tok_range all = {0, sizeof(text)};
+    uint64_t start_ns = clock_ns();
+    cr_expect_eq(tok_encode(&small, text, sizeof(text), &all, 1, ids, ARRAY_COUNT(ids)), sizeof(text));
+    double seconds = (double)(clock_ns() - start_ns) / 1e9;
+    cr_expect_lt(seconds, 10, "%.2f s", seconds);
+    tok_detach(&small);
+    free(tables);
 }
 
 Test(tok, invalid_text_is_repaired_by_whole_sequences)

@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
-"""Writes engine/unicode_table.c: ranges of letters, numbers and white space, from Python's unicodedata.
+"""Writes engine/unicode_table.c: ranges of letters, numbers and white space.
 
-Usage: tools/gen_unicode.py > engine/unicode_table.c
+Usage: tools/gen_unicode.py > engine/unicode_table.c   (needs the Python package unicodedata2, version 16.0.0)
+
+The version of Unicode is that of the library which the tokenizer is compared with (tokenizers 0.23). It has two: its
+pattern knows Unicode 16, and what it takes for a digit, Unicode 17. They differ in 13 characters.
 """
 import sys
-import unicodedata
+
+import unicodedata2 as unicodedata
 
 # The property White_Space (PropList.txt), which unicodedata does not have; unchanged since Unicode 6.3.
 SPACES = {*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}

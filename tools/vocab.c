@@ -10,7 +10,7 @@ static int read_strings(const struct gguf *gguf, const char *key, struct tok_tex
                         struct err *err)
 {
     struct gguf_array array;
-    if (!gguf_get_array(gguf, key, &array) || array.element_type != 8 || array.count > 1u << 24)
+    if (!gguf_get_array(gguf, key, &array) || array.element_type != GGUF_STRING || array.count > 1u << 24)
         return err_set(err, -ENOTSUP, "the model file has no usable %s", key);
     *count = (uint32_t)array.count;
     *texts = base_alloc(array.count * sizeof(**texts));
@@ -21,14 +21,17 @@ static int read_strings(const struct gguf *gguf, const char *key, struct tok_tex
     return 0;
 }
 
+/* Types that do not exist count as normal tokens; if their text is none, tok_build() says so. */
 static uint8_t *read_types(const struct gguf *gguf, uint32_t token_count)
 {
     uint8_t *types = base_alloc(token_count);
     struct gguf_array array;
     bool has_types = gguf_get_array(gguf, "tokenizer.ggml.token_type", &array) && array.count == token_count &&
-                     array.element_type != 8;
-    for (uint32_t i = 0; i < token_count; i++)
-        types[i] = has_types ? (uint8_t)gguf_array_f64(&array, i) : TOK_NORMAL;
+                     array.element_type != GGUF_STRING;
+    for (uint32_t i = 0; i < token_count; i++) {
+        double type = has_types ? gguf_array_f64(&array, i) : TOK_NORMAL;
+        types[i] = type >= TOK_NORMAL && type <= TOK_BYTE ? (uint8_t)type : TOK_NORMAL;
+    }
     return types;
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes tokenizer_cases.jsonl: texts and the ids that an independent implementation gives them.
 
-Usage: make_tokenizer_cases.py MODEL.gguf > tokenizer_cases.jsonl   (needs the Python packages tokenizers and regex)
+Usage: make_tokenizer_cases.py MODEL.gguf > tokenizer_cases.jsonl   (needs the Python packages tokenizers 0.23 and regex)
 
 Text goes through Hugging Face's tokenizers, set up as SmolLM2's own tokenizer.json sets it up, with the vocabulary and the
 merges of the GGUF file; a second, plainer implementation below must agree with it on every line. That library takes no
@@ -95,6 +95,7 @@ https://example.com/path?q=1&r=2#frag|user@example.org|C:\\\\Windows\\\\System32
 <|im_start|>|<|im_end|>|<|endoftext|>|<|im_start|>user\\nhi<|im_end|>|<| im_start |>|<|im_start|<|im_end|>|<repo_name>x<file_sep>|<unknown>
 aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa|                                                                    x|ababababababababababababab|thethethethethe|zzzzzzzzzz|QWxhZGRpbjpvcGVuIHNlc2FtZQ==|the The THE tHe|antidisestablishmentarianism|Donaudampfschifffahrtsgesellschaft
 \\u0000|\\u0001\\u0002\\u0003|a\\u0000b|\\u007f|\\u0080\\u0085\\u009f|\\u0085next line|\\ufeffbom|\\ufffd|\\uffff|\\U0010ffff|\\ue000private|a\\u00adb|\\u202eright-to-left|\\u1680ogham|\\u180emongolian|\\u2060word joiner
+\\U0001e030's|a\\U0001e4d0's \\U00031350're|x \\U00011f02've|\\u1c89's|\\ua7cb't\\ua7da'll|\\U000105c0'm|\\U00010d4a'd\\U00010d41's|\\U00011f50's\\U00011f51|\\U0001e4f0't|\\U0001ccf3're \\U00016d71's|\\U0002ebf0's=\\U0002ebf1's
 """
 BYTES = [b"\xff", b"\x80", b"\xc3", b"\xc3(", b"a\xc3", b"\xe2\x82", b"\xe2\x82\xac\xe2\x82", b"\xf0\x9f\x98", b"\xf0\x9f\x98\x80\xf0",
          b"\xc0\x80", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\xed\xbf\xbf", b"\xf4\x90\x80\x80", b"\xf8\x88\x80\x80\x80", b"\xfe\xff",
