@@ -21,7 +21,12 @@ struct config {
     char kv_type[OPTION_TEXT_MAX];
     char window[OPTION_TEXT_MAX];
     uint64_t long_prefill_token_threshold;
+    bool long_prefill_token_threshold_adaptive;
     bool enable_chunked_prefill;
+    bool enable_prefix_caching;
+    char scheduling_policy[OPTION_TEXT_MAX];
+    double watermark;
+    bool scheduler_reserve_full_isl;
     uint64_t max_queued_requests;
     uint64_t max_connections;
     uint64_t max_body;

@@ -7,11 +7,13 @@
  *
  *   policy_schedulable()   how many tokens of it could be computed now (0: its last token is in flight)
  *   policy_add_row()       takes the blocks for so many tokens and adds the row; false changes nothing
- *   policy_admit()         likewise for a waiting sequence, which then runs
+ *   policy_find_prefix()   how much of a waiting sequence the cache holds
+ *   policy_admit()         likewise for a waiting sequence, which then runs, beginning behind what the cache holds
  *   policy_preempt()       a running sequence gives its blocks back and waits at the front; its row in this step, if
  *                          there is one, is undone
  *
- * Whatever it does, what sched promises holds: rows are of different sequences, no block has two owners, a token is never
+ * Whatever it does, what sched promises holds: rows are of different sequences, a block that several hold has the same prefix
+ * for all of them, a token is never
  * computed before those in front of it, and a step with no rows is not published.
  */
 #ifndef EVENFLOW_POLICY_H
@@ -33,16 +35,27 @@ const struct policy *policy_find(const char *name);
 /* ---- looking ---- */
 
 uint32_t policy_schedulable(const struct sched *sched, uint32_t sequence);
+const struct request_shm *policy_request(const struct sched *sched, uint32_t sequence); /* what the client asked for */
 uint32_t policy_budget(const struct sched *sched); /* tokens that still fit the step */
 uint32_t policy_free_blocks(const struct sched *sched);
 /* Blocks that a sequence needs beyond those it holds, to hold so many tokens. */
 uint32_t policy_blocks_for(const struct sched *sched, uint32_t sequence, uint32_t tokens);
+/* Blocks to be kept free when a sequence is admitted beside running ones. */
+uint32_t policy_blocks_reserved(const struct sched *sched);
+
+/* What the cache holds of a waiting sequence: whole blocks, never its last token. */
+struct policy_hit {
+    uint32_t tokens, blocks;
+    uint32_t free_blocks; /* of the blocks, those that nobody holds: they count as free until they are taken */
+};
+struct policy_hit policy_find_prefix(const struct sched *sched, uint32_t sequence);
 bool policy_has_row(const struct sched *sched, uint32_t sequence);
 
 /* ---- doing ---- */
 
 bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens);
-bool policy_admit(struct sched *sched, uint32_t sequence, uint32_t tokens);
+/* hit: what policy_find_prefix() just said. False, and nothing is changed: no blocks, or as many run as may. */
+bool policy_admit(struct sched *sched, uint32_t sequence, const struct policy_hit *hit, uint32_t tokens);
 void policy_preempt(struct sched *sched, uint32_t sequence);
 
 #endif

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "engine/policy.h"
+#include "engine/prefix.h"
 #include "ipc/journal.h"
 
 void sched_init(struct sched *sched, const struct arena *arena, const struct policy *policy)
@@ -19,6 +20,8 @@ void sched_init(struct sched *sched, const struct arena *arena, const struct pol
                             .free_log_pages = base_alloc(plan->log_pages * sizeof(uint32_t)),
                             .flights = base_alloc(plan->window * sizeof(*sched->flights)),
                             .row_of = base_alloc(plan->sequences_max * sizeof(uint32_t)),
+                            .preempted = base_alloc(plan->max_num_seqs * sizeof(uint32_t)),
+                            .block_tokens = base_alloc(plan->block_size * sizeof(uint32_t)),
                             .news = base_alloc(plan->requests_max * sizeof(uint32_t))};
     kv_init(&sched->kv, plan->num_blocks);
     seq_init(&sched->table, arena);
@@ -36,6 +39,8 @@ void sched_fini(struct sched *sched)
     free(sched->free_log_pages);
     free(sched->flights);
     free(sched->row_of);
+    free(sched->preempted);
+    free(sched->block_tokens);
     free(sched->news);
     kv_fini(&sched->kv);
     seq_fini(&sched->table);
@@ -91,12 +96,50 @@ static uint32_t log_pages_for(const struct request_shm *request)
     return (uint32_t)div_up_u64(log_entries(request), LOG_PAGE_TOKENS);
 }
 
+/* Tokens known at positions first.. of a sequence: prompt, then the committed ones. */
+static void copy_tokens(const struct sched *sched, uint32_t sequence, uint32_t first, uint32_t count, uint32_t *tokens)
+{
+    const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    uint32_t from_prompt = first < shm->prompt_tokens ? (uint32_t)min_u64(count, shm->prompt_tokens - first) : 0;
+    if (from_prompt > 0)
+        journal_prompt_read(sched->arena, shm->request, first, from_prompt, tokens);
+    for (uint32_t i = from_prompt; i < count; i++)
+        tokens[i] = journal_log_entry(sched->arena, sequence, first + i - shm->prompt_tokens)->token;
+}
+
+/* Hashes of the blocks that have become full. */
+static void extend_hashes(struct sched *sched, uint32_t sequence)
+{
+    struct seq *seq = seq_of(sched, sequence);
+    struct block_hash_shm *hashes = arena_block_hashes(sched->arena, sequence);
+    uint32_t block_size = sched->plan->block_size;
+    if (!sched->plan->enable_prefix_caching)
+        return;
+    for (; (seq->hashed + 1) * block_size <= seq->known; seq->hashed++) {
+        copy_tokens(sched, sequence, seq->hashed * block_size, block_size, sched->block_tokens);
+        hashes[seq->hashed] = prefix_hash(sched->plan->prefix_key, seq->hashed > 0 ? &hashes[seq->hashed - 1] : NULL,
+                                          sched->block_tokens, block_size);
+    }
+}
+
+static void start_waiting(struct sched *sched, uint32_t sequence, bool was_preempted)
+{
+    struct seq_table *table = &sched->table;
+    if (sched->plan->uses_priority)
+        seq_list_insert(table, &table->waiting, sequence);
+    else if (was_preempted)
+        seq_list_prepend(table, &table->waiting, sequence);
+    else
+        seq_list_append(table, &table->waiting, sequence);
+    seq_set_state(table, sequence, SEQUENCE_WAITING);
+}
+
 static void create_sequence(struct sched *sched, uint32_t slot, uint32_t choice)
 {
     const struct arena *arena = sched->arena;
     const struct request_shm *request = arena_request(arena, slot);
     uint32_t sequence = sched->table.free.first;
-    seq_list_remove(&sched->table, &sched->table.free, sequence);
+    seq_list_remove(&sched->table, sequence);
     struct sequence_shm *shm = arena_sequence(arena, sequence);
     check(journal_sequence_state(shm) == SEQUENCE_FREE);
     bool is_score = request->flags & REQUEST_SCORE;
@@ -111,11 +154,13 @@ static void create_sequence(struct sched *sched, uint32_t slot, uint32_t choice)
     shm->log_page_count = log_pages_for(request);
     for (uint32_t i = 0; i < shm->log_page_count; i++)
         arena_log_list(arena, sequence)[i] = sched->free_log_pages[--sched->free_log_page_count];
-    *seq_of(sched, sequence) =
-        (struct seq){.known = request->prompt_tokens - is_score, .log_capacity = log_entries(request)};
+    *seq_of(sched, sequence) = (struct seq){.known = request->prompt_tokens - is_score,
+                                            .log_capacity = log_entries(request),
+                                            .priority = request->priority,
+                                            .order = request->order};
+    extend_hashes(sched, sequence);
     arena_answer(arena, slot)->sequences[choice] = sequence;
-    seq_set_state(&sched->table, sequence, SEQUENCE_WAITING);
-    seq_list_append(&sched->table, &sched->table.waiting, sequence);
+    start_waiting(sched, sequence, false);
 }
 
 /* Requests become sequences in the order of acceptance, as long as logs and slots suffice. */
@@ -197,13 +242,13 @@ static void release_blocks(struct sched *sched, uint32_t sequence)
     kv_give_back(&sched->kv, arena_block_table(sched->arena, sequence), shm->block_count);
     shm->block_count = 0;
     shm->computed = 0;
+    seq_of(sched, sequence)->published = 0;
 }
 
 static void finish(struct sched *sched, uint32_t sequence, enum finish_reason reason)
 {
     struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
-    bool is_running = journal_sequence_state(shm) == SEQUENCE_RUNNING;
-    seq_list_remove(&sched->table, is_running ? &sched->table.running : &sched->table.waiting, sequence);
+    seq_list_remove(&sched->table, sequence);
     release_blocks(sched, sequence);
     shm->finish_reason = reason;
     seq_set_state(&sched->table, sequence, SEQUENCE_DONE);
@@ -261,6 +306,11 @@ uint32_t policy_schedulable(const struct sched *sched, uint32_t sequence)
     return seq_of(sched, sequence)->known - arena_sequence(sched->arena, sequence)->computed;
 }
 
+const struct request_shm *policy_request(const struct sched *sched, uint32_t sequence)
+{
+    return arena_request(sched->arena, arena_sequence(sched->arena, sequence)->request);
+}
+
 uint32_t policy_budget(const struct sched *sched)
 {
     bool has_room = sched->record->row_count < sched->plan->max_num_seqs;
@@ -279,20 +329,33 @@ uint32_t policy_blocks_for(const struct sched *sched, uint32_t sequence, uint32_
     return needed > held ? needed - held : 0;
 }
 
+uint32_t policy_blocks_reserved(const struct sched *sched)
+{
+    return sched->table.running.count > 0 ? sched->plan->watermark_blocks : 0;
+}
+
+struct policy_hit policy_find_prefix(const struct sched *sched, uint32_t sequence)
+{
+    struct policy_hit hit = {0};
+    const struct seq *seq = seq_of(sched, sequence);
+    const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    /* Scores of cached tokens would have to be cached too. */
+    if (arena_request(sched->arena, shm->request)->flags & REQUEST_SCORE)
+        return hit;
+    uint32_t most = (uint32_t)min_u64(seq->hashed, (seq->known - 1) / sched->plan->block_size);
+    for (; hit.blocks < most; hit.blocks++) {
+        uint32_t block = kv_find(&sched->kv, &arena_block_hashes(sched->arena, sequence)[hit.blocks]);
+        if (block == KV_NONE)
+            break;
+        hit.free_blocks += sched->kv.blocks[block].references == 0;
+    }
+    hit.tokens = hit.blocks * sched->plan->block_size;
+    return hit;
+}
+
 bool policy_has_row(const struct sched *sched, uint32_t sequence)
 {
     return sched->row_of[sequence] != 0;
-}
-
-/* Tokens known at positions first.. of a sequence: prompt, then the committed ones. */
-static void copy_tokens(const struct sched *sched, uint32_t sequence, uint32_t first, uint32_t count, uint32_t *tokens)
-{
-    const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
-    uint32_t from_prompt = first < shm->prompt_tokens ? (uint32_t)min_u64(count, shm->prompt_tokens - first) : 0;
-    if (from_prompt > 0)
-        journal_prompt_read(sched->arena, shm->request, first, from_prompt, tokens);
-    for (uint32_t i = from_prompt; i < count; i++)
-        tokens[i] = journal_log_entry(sched->arena, sequence, first + i - shm->prompt_tokens)->token;
 }
 
 static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence, uint32_t tokens)
@@ -334,6 +397,17 @@ static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence
     record->result_count += row->result_count;
 }
 
+/* Blocks that are full once the step is computed can be found from now on: whoever is given one runs behind this row, in
+ * this step or in a later one. */
+static void publish_blocks(struct sched *sched, uint32_t sequence)
+{
+    struct seq *seq = seq_of(sched, sequence);
+    uint32_t full = arena_sequence(sched->arena, sequence)->computed / sched->plan->block_size;
+    for (; seq->published < full && seq->published < seq->hashed; seq->published++)
+        kv_publish(&sched->kv, arena_block_table(sched->arena, sequence)[seq->published],
+                   &arena_block_hashes(sched->arena, sequence)[seq->published]);
+}
+
 bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens)
 {
     struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
@@ -349,15 +423,32 @@ bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens)
     fill_row(sched, arena_step_rows(sched->arena, sched->record) + sched->record->row_count, sequence, tokens);
     sched->row_of[sequence] = ++sched->record->row_count;
     shm->computed += tokens;
+    publish_blocks(sched, sequence);
     return true;
 }
 
-bool policy_admit(struct sched *sched, uint32_t sequence, uint32_t tokens)
+bool policy_admit(struct sched *sched, uint32_t sequence, const struct policy_hit *hit, uint32_t tokens)
 {
-    check(journal_sequence_state(arena_sequence(sched->arena, sequence)) == SEQUENCE_WAITING);
-    if (sched->table.running.count == sched->plan->max_num_seqs || !policy_add_row(sched, sequence, tokens))
+    struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    check(journal_sequence_state(shm) == SEQUENCE_WAITING);
+    check(shm->block_count == 0);
+    uint32_t needed = (uint32_t)div_up_u64(hit->tokens + tokens, sched->plan->block_size) - hit->blocks;
+    if (sched->table.running.count == sched->plan->max_num_seqs || needed + hit->free_blocks > sched->kv.free_count)
         return false;
-    seq_list_remove(&sched->table, &sched->table.waiting, sequence);
+    for (uint32_t i = 0; i < hit->blocks; i++) {
+        uint32_t block = kv_find(&sched->kv, &arena_block_hashes(sched->arena, sequence)[i]);
+        kv_hold(&sched->kv, block);
+        arena_block_table(sched->arena, sequence)[i] = block;
+    }
+    shm->block_count = hit->blocks;
+    shm->computed = hit->tokens;
+    seq_of(sched, sequence)->published = hit->blocks;
+    if (shm->preemptions == 0) {
+        shm->cached_tokens = (uint32_t)min_u64(hit->tokens, shm->prompt_tokens);
+        sched->cached_tokens += shm->cached_tokens;
+    }
+    check(policy_add_row(sched, sequence, tokens));
+    seq_list_remove(&sched->table, sequence);
     seq_list_append(&sched->table, &sched->table.running, sequence);
     seq_set_state(&sched->table, sequence, SEQUENCE_RUNNING);
     return true;
@@ -382,6 +473,11 @@ static void undo_row(struct sched *sched, uint32_t sequence)
         rows[i - 1] = rows[i];
         sched->row_of[rows[i].sequence]--;
     }
+    /* what this row was to compute will not be: nobody may find it */
+    for (uint32_t first = gone.first_pos / sched->plan->block_size; seq_of(sched, sequence)->published > first;) {
+        uint32_t block = arena_block_table(arena, sequence)[--seq_of(sched, sequence)->published];
+        kv_unpublish(&sched->kv, block);
+    }
     record->row_count--;
     record->token_count -= gone.token_count;
     record->block_count -= gone.block_count;
@@ -398,9 +494,9 @@ void policy_preempt(struct sched *sched, uint32_t sequence)
     release_blocks(sched, sequence);
     shm->preemptions++;
     sched->preemptions++;
-    seq_list_remove(&sched->table, &sched->table.running, sequence);
-    seq_list_prepend(&sched->table, &sched->table.waiting, sequence);
-    seq_set_state(&sched->table, sequence, SEQUENCE_WAITING);
+    sched->preempted[sched->preempted_count++] = sequence;
+    seq_list_remove(&sched->table, sequence);
+    start_waiting(sched, sequence, true);
 }
 
 /* ---- planning: the step ---- */
@@ -434,6 +530,7 @@ struct step_shm *sched_plan(struct sched *sched)
 {
     if (sched->in_flight == sched->plan->window || sched->table.running.count + sched->table.waiting.count == 0)
         return NULL;
+    sched->preempted_count = 0;
     sched->record = step_begin(sched->arena, sched->next_step);
     sched->record->row_count = sched->record->token_count = 0;
     sched->record->block_count = sched->record->result_count = 0;
@@ -471,6 +568,7 @@ static void commit_token(struct sched *sched, uint32_t sequence, const struct to
     journal_log_append(sched->arena, sequence, token);
     uint32_t committed = journal_log_committed(shm);
     seq->known++;
+    extend_hashes(sched, sequence);
     sched->generated_tokens++;
     add_news(sched, shm->request);
     if (is_end(sched, request, token->token, committed))

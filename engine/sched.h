@@ -67,13 +67,16 @@ struct sched {
 
     /* the step that is being planned */
     struct step_shm *record;
-    uint32_t *row_of; /* (sequences_max): its row + 1 in the step being planned, 0: none */
+    uint32_t *row_of;    /* (sequences_max): its row + 1 in the step being planned, 0: none */
+    uint32_t *preempted; /* (max_num_seqs): in the order of their preemption */
+    uint32_t preempted_count;
+    uint32_t *block_tokens; /* (block_size): scratch for a hash */
 
     uint32_t *news; /* (requests_max): slots, oldest first */
     uint32_t news_count;
 
     /* counters */
-    uint64_t steps, prompt_tokens, generated_tokens, preemptions;
+    uint64_t steps, prompt_tokens, generated_tokens, preemptions, cached_tokens;
 };
 
 void sched_init(struct sched *sched, const struct arena *arena, const struct policy *policy);

@@ -19,45 +19,51 @@ void seq_fini(struct seq_table *table)
     *table = (struct seq_table){0};
 }
 
-void seq_list_append(struct seq_table *table, struct seq_list *list, uint32_t sequence)
+static void link_between(struct seq_table *table, struct seq_list *list, uint32_t sequence, uint32_t previous,
+                         uint32_t next)
 {
     struct seq *seq = &table->seqs[sequence];
-    seq->next = SEQ_NONE;
-    seq->previous = list->last;
-    if (list->last != SEQ_NONE)
-        table->seqs[list->last].next = sequence;
-    else
-        list->first = sequence;
-    list->last = sequence;
+    check(seq->in == NULL);
+    seq->in = list;
+    seq->previous = previous;
+    seq->next = next;
+    *(previous != SEQ_NONE ? &table->seqs[previous].next : &list->first) = sequence;
+    *(next != SEQ_NONE ? &table->seqs[next].previous : &list->last) = sequence;
     list->count++;
+}
+
+void seq_list_append(struct seq_table *table, struct seq_list *list, uint32_t sequence)
+{
+    link_between(table, list, sequence, list->last, SEQ_NONE);
 }
 
 void seq_list_prepend(struct seq_table *table, struct seq_list *list, uint32_t sequence)
 {
-    struct seq *seq = &table->seqs[sequence];
-    seq->previous = SEQ_NONE;
-    seq->next = list->first;
-    if (list->first != SEQ_NONE)
-        table->seqs[list->first].previous = sequence;
-    else
-        list->last = sequence;
-    list->first = sequence;
-    list->count++;
+    link_between(table, list, sequence, SEQ_NONE, list->first);
 }
 
-void seq_list_remove(struct seq_table *table, struct seq_list *list, uint32_t sequence)
+bool seq_comes_before(const struct seq_table *table, uint32_t a, uint32_t b)
 {
-    const struct seq *seq = &table->seqs[sequence];
-    if (seq->previous != SEQ_NONE)
-        table->seqs[seq->previous].next = seq->next;
-    else
-        list->first = seq->next;
-    if (seq->next != SEQ_NONE)
-        table->seqs[seq->next].previous = seq->previous;
-    else
-        list->last = seq->previous;
-    check(list->count > 0);
-    list->count--;
+    const struct seq *x = &table->seqs[a], *y = &table->seqs[b];
+    return x->priority < y->priority || (x->priority == y->priority && x->order < y->order);
+}
+
+void seq_list_insert(struct seq_table *table, struct seq_list *list, uint32_t sequence)
+{
+    uint32_t previous = list->last;
+    while (previous != SEQ_NONE && seq_comes_before(table, sequence, previous))
+        previous = table->seqs[previous].previous;
+    link_between(table, list, sequence, previous, previous != SEQ_NONE ? table->seqs[previous].next : list->first);
+}
+
+void seq_list_remove(struct seq_table *table, uint32_t sequence)
+{
+    struct seq *seq = &table->seqs[sequence];
+    check(seq->in != NULL);
+    *(seq->previous != SEQ_NONE ? &table->seqs[seq->previous].next : &seq->in->first) = seq->next;
+    *(seq->next != SEQ_NONE ? &table->seqs[seq->next].previous : &seq->in->last) = seq->previous;
+    seq->in->count--;
+    seq->in = NULL;
 }
 
 void seq_set_state(struct seq_table *table, uint32_t sequence, enum sequence_state state)

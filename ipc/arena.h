@@ -106,6 +106,14 @@ static inline uint32_t *arena_block_table(const struct arena *arena, uint32_t se
     return tables + (size_t)sequence * arena->layout.blocks_per_sequence;
 }
 
+/* (blocks_per_sequence) hashes of the full blocks of what is known of a sequence. */
+static inline struct block_hash_shm *arena_block_hashes(const struct arena *arena, uint32_t sequence)
+{
+    struct block_hash_shm *hashes =
+        (struct block_hash_shm *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_block_hashes);
+    return hashes + (size_t)sequence * arena->layout.blocks_per_sequence;
+}
+
 /* (log_pages_per_sequence) page numbers of a sequence's token log. */
 static inline uint32_t *arena_log_list(const struct arena *arena, uint32_t sequence)
 {

@@ -60,6 +60,8 @@ static void layout_sched(struct layout *l, const struct plan *plan)
     l->sched_answers = take(&offset, (size_t)plan->requests_max * sizeof(struct answer_shm));
     l->sched_sequences = take(&offset, (size_t)plan->sequences_max * sizeof(struct sequence_shm));
     l->sched_block_tables = take(&offset, (size_t)plan->sequences_max * l->blocks_per_sequence * sizeof(uint32_t));
+    l->sched_block_hashes =
+        take(&offset, (size_t)plan->sequences_max * l->blocks_per_sequence * sizeof(struct block_hash_shm));
     l->sched_log_lists = take(&offset, (size_t)plan->sequences_max * l->log_pages_per_sequence * sizeof(uint32_t));
     l->sched_log_pages = take(&offset, (size_t)plan->log_pages * LOG_PAGE_TOKENS * sizeof(struct token_shm));
     l->sched_steps = take(&offset, (size_t)l->step_slots * l->step_stride);

@@ -34,7 +34,7 @@
 #include "ipc/stats.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x0000000000000001ull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x0000000000000002ull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -186,6 +186,12 @@ struct answer_shm {
 };
 static_assert(sizeof(struct answer_shm) == 128, "shared");
 
+/* Names the prefix that ends with a block; see engine/prefix.h. */
+struct block_hash_shm {
+    uint64_t low, high;
+};
+static_assert(sizeof(struct block_hash_shm) == 16, "shared");
+
 /* One token: an entry of a token log, and what the last stage returns for a row. */
 struct token_shm {
     uint32_t token;
@@ -280,8 +286,8 @@ struct layout {
     uint32_t front_ring_slots;
 
     /* sched */
-    size_t sched_process, sched_ring, sched_answers, sched_sequences, sched_block_tables, sched_log_lists,
-        sched_log_pages;
+    size_t sched_process, sched_ring, sched_answers, sched_sequences, sched_block_tables, sched_block_hashes,
+        sched_log_lists, sched_log_pages;
     size_t sched_steps, step_stride, step_rows, step_tokens, step_blocks; /* the last three from the start of a step */
     uint32_t blocks_per_sequence, log_pages_per_sequence;
     uint32_t sched_ring_slots;

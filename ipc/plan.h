@@ -57,14 +57,19 @@ struct plan {
     uint32_t max_num_seqs;
     uint32_t max_num_batched_tokens;
     uint32_t long_prefill_token_threshold; /* 0: none */
+    uint32_t long_prefill_token_threshold_adaptive;
     uint32_t enable_chunked_prefill;
-    uint32_t block_size;     /* positions in a KV block */
-    uint32_t num_blocks;     /* usable KV blocks */
-    uint64_t kv_block_bytes; /* one block of one layer */
-    uint32_t requests_max;   /* request slots: running, waiting and being drained */
-    uint32_t sequences_max;  /* sequence slots */
-    uint32_t prompt_pages;   /* pages of PAGE_TOKENS ids */
-    uint32_t log_pages;      /* pages of LOG_PAGE_TOKENS entries */
+    uint32_t enable_prefix_caching;
+    uint32_t uses_priority;    /* 0: first come, first served; 1: smaller priority first */
+    uint32_t reserve_full_isl; /* admission needs blocks for all that is known of a sequence */
+    uint32_t watermark_blocks; /* kept free when a sequence is admitted beside running ones */
+    uint32_t block_size;       /* positions in a KV block */
+    uint32_t num_blocks;       /* usable KV blocks */
+    uint64_t kv_block_bytes;   /* one block of one layer */
+    uint32_t requests_max;     /* request slots: running, waiting and being drained */
+    uint32_t sequences_max;    /* sequence slots */
+    uint32_t prompt_pages;     /* pages of PAGE_TOKENS ids */
+    uint32_t log_pages;        /* pages of LOG_PAGE_TOKENS entries */
     uint32_t connections_max;
     uint32_t body_bytes_max; /* of one HTTP request */
 
@@ -74,7 +79,8 @@ struct plan {
 
     uint32_t log_level; /* enum log_level */
     uint64_t vocab_bytes;
-    uint64_t created_s; /* wall clock at start: "created" of the model */
+    uint64_t prefix_key[2]; /* of the hashes of KV blocks; drawn at start */
+    uint64_t created_s;     /* wall clock at start: "created" of the model */
 
     char isa[16];
     char policy[32];

@@ -28,6 +28,7 @@ enum counter_kind { COUNTER, GAUGE };
     X(SCHED_STEPS, COUNTER, ROLE_SCHED, "steps_total", "Steps planned")                                                \
     X(SCHED_STEPS_IN_FLIGHT, GAUGE, ROLE_SCHED, "steps_in_flight", "Steps planned and not yet returned")               \
     X(SCHED_PROMPT_TOKENS, COUNTER, ROLE_SCHED, "prompt_tokens_total", "Prompt tokens computed")                       \
+    X(SCHED_CACHED_TOKENS, COUNTER, ROLE_SCHED, "cached_tokens_total", "Prompt tokens found in the prefix cache")      \
     X(SCHED_GENERATED_TOKENS, COUNTER, ROLE_SCHED, "generation_tokens_total", "Tokens generated")                      \
     X(SCHED_PREEMPTIONS, COUNTER, ROLE_SCHED, "preemptions_total", "Sequences that gave their blocks back")            \
     X(SCHED_RUNNING, GAUGE, ROLE_SCHED, "sequences_running", "Sequences that hold KV blocks")                          \

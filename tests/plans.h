@@ -27,6 +27,7 @@ static inline struct plan plan_for_tests(void)
                         .max_num_seqs = 8,
                         .max_num_batched_tokens = 64,
                         .enable_chunked_prefill = 1,
+                        .reserve_full_isl = 1,
                         .block_size = 16,
                         .num_blocks = 64,
                         .kv_block_bytes = 2048,

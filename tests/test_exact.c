@@ -16,7 +16,7 @@
 
 static struct completion truth[REQUESTS], seen[REQUESTS];
 
-/* Prompts of 3 to about 200 tokens, no two alike, some with a common beginning; greedy and sampled ones. */
+/* Prompts of 3 to about 200 tokens, no two alike, half with a common beginning; greedy and sampled ones. */
 static char *make_body(uint32_t index)
 {
     static const char *const topics[] = {
@@ -24,8 +24,12 @@ static char *make_body(uint32_t index)
         "an old lighthouse", "rain in the mountains",       "chess"};
     static const char *const frames[] = {"Write a short story about %s.", "Explain %s to a child, step by step:",
                                          "The most surprising fact about %s is that", "Q: What do you know of %s?\nA:"};
+    static const char common[] =
+        "You are a careful writer who knows the world and says only what is true. Keep to plain words, be "
+        "brief where you can and exact where you must, and never begin with an apology.\n\n";
     char prompt[4096];
-    int used = snprintf(prompt, sizeof(prompt), frames[index % 4], topics[(index / 4) % 8]);
+    int used = snprintf(prompt, sizeof(prompt), "%s", index % 2 ? common : "");
+    used += snprintf(prompt + used, sizeof(prompt) - (size_t)used, frames[index % 4], topics[(index / 4) % 8]);
     for (uint32_t i = 0; i < (index * 7) % 29; i++)
         used +=
             snprintf(prompt + used, sizeof(prompt) - (size_t)used, " Note %u: it was %u years ago.", i, index * i + 3);
@@ -38,7 +42,11 @@ static char *make_body(uint32_t index)
     return text;
 }
 
-static void run_all(const char *options, size_t concurrency, struct completion *completions, uint64_t *preemptions)
+struct counts {
+    uint64_t preemptions, cached_tokens;
+};
+
+static struct counts run_all(const char *options, size_t concurrency, struct completion *completions)
 {
     char *bodies[REQUESTS];
     for (uint32_t i = 0; i < REQUESTS; i++)
@@ -46,10 +54,12 @@ static void run_all(const char *options, size_t concurrency, struct completion *
     struct own_engine engine;
     engine_start(&engine, options);
     engine_complete(&engine, bodies, REQUESTS, concurrency, completions);
-    *preemptions = engine_metric(&engine, "evenflow_preemptions_total");
+    struct counts counts = {engine_metric(&engine, "evenflow_preemptions_total"),
+                            engine_metric(&engine, "evenflow_cached_tokens_total")};
     cr_assert_eq(own_engine_stop(&engine), 0);
     for (uint32_t i = 0; i < REQUESTS; i++)
         free(bodies[i]);
+    return counts;
 }
 
 static void compare(const char *what)
@@ -69,26 +79,29 @@ Test(exact, same_bits_whatever_the_batch_the_chunks_the_stages_and_the_blocks, .
     static const struct {
         const char *options;
         size_t concurrency;
-        bool must_preempt;
+        bool must_preempt, must_hit;
     } runs[] = {
-        {"-p 2", 32, false},
-        {"-p 2 --split 7,23 --max-num-batched-tokens 16 --max-num-seqs 16", 32, false},
-        {"-p 1 --max-num-batched-tokens 8192 --no-enable-chunked-prefill", 64, false},
-        {"-p 2 --num-blocks 96 --max-num-seqs 32", 32, true},
-        {"-p 3 --block-size 8 --max-num-batched-tokens 37 --max-num-seqs 32", 20, false},
-        {"-p 5 --block-size 64 --num-blocks 40 --window 7", 32, true},
+        {"-p 2", 32, false, true},
+        {"-p 2 --split 7,23 --max-num-batched-tokens 16 --max-num-seqs 16", 32, false, true},
+        {"-p 1 --max-num-batched-tokens 8192 --no-enable-chunked-prefill --no-enable-prefix-caching", 64, false, false},
+        {"-p 2 --num-blocks 96 --max-num-seqs 32", 32, true, true},
+        {"-p 3 --block-size 8 --max-num-batched-tokens 37 --max-num-seqs 32", 20, false, true},
+        {"-p 5 --block-size 64 --num-blocks 40 --window 7 --no-enable-prefix-caching", 32, true, false},
     };
-    uint64_t preemptions;
-    run_all("-p 1", 1, truth, &preemptions); /* each alone: what the others are held against */
+    /* each alone, nothing cached: what the others are held against */
+    struct counts counts = run_all("-p 1 --no-enable-prefix-caching", 1, truth);
+    cr_assert_eq(counts.cached_tokens, 0);
     for (uint32_t i = 0; i < REQUESTS; i++)
         cr_assert_eq(truth[i].count, TOKENS);
     for (size_t i = 0; i < ARRAY_COUNT(runs); i++) {
-        run_all(runs[i].options, runs[i].concurrency, seen, &preemptions);
+        counts = run_all(runs[i].options, runs[i].concurrency, seen);
         compare(runs[i].options);
-        if (runs[i].must_preempt) {
-            fprintf(stderr, "exact: %66s %llu preemptions\n", "", (unsigned long long)preemptions);
-            cr_expect_gt(preemptions, 0, "%s: nothing was preempted, so nothing was shown", runs[i].options);
-        }
+        fprintf(stderr, "exact:    with %llu preemptions and %llu prompt tokens from the cache\n",
+                (unsigned long long)counts.preemptions, (unsigned long long)counts.cached_tokens);
+        if (runs[i].must_preempt)
+            cr_expect_gt(counts.preemptions, 0, "%s: nothing was preempted, so nothing was shown", runs[i].options);
+        if (runs[i].must_hit)
+            cr_expect_gt(counts.cached_tokens, 100, "%s: nothing was cached, so nothing was shown", runs[i].options);
     }
 }
 

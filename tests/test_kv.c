@@ -14,7 +14,7 @@ Test(kv, blocks_come_in_order_and_the_last_given_back_comes_first)
     kv_give_back(&kv, a, 3);
     cr_assert_eq(kv.free_count, 6);
     cr_assert(kv_take(&kv, a, 4));
-    cr_assert(a[0] == 0 && a[1] == 1 && a[2] == 2 && a[3] == 5);
+    cr_assert(a[0] == 2 && a[1] == 1 && a[2] == 0 && a[3] == 5);
     kv_fini(&kv);
 }
 
@@ -57,5 +57,68 @@ Test(kv, no_block_has_two_owners)
                 cr_assert_eq(owners[tables[i][j]]++, 0);
         cr_assert_eq(held + kv.free_count, BLOCKS);
     }
+    kv_fini(&kv);
+}
+
+static struct block_hash_shm hash(uint64_t n)
+{
+    return (struct block_hash_shm){.low = n, .high = ~n};
+}
+
+Test(kv, a_published_block_is_found_until_it_is_taken_again)
+{
+    struct kv kv;
+    uint32_t table[4], other[4];
+    kv_init(&kv, 4);
+    cr_assert(kv_take(&kv, table, 2));
+    struct block_hash_shm first = hash(5), second = hash(5 + 4), none = hash(77); /* the first two share a bucket */
+    kv_publish(&kv, table[0], &first);
+    kv_publish(&kv, table[1], &second);
+    cr_assert_eq(kv_find(&kv, &first), table[0]);
+    cr_assert_eq(kv_find(&kv, &second), table[1]);
+    cr_assert_eq(kv_find(&kv, &none), KV_NONE);
+    kv_give_back(&kv, table, 2);
+    cr_assert_eq(kv_find(&kv, &first), table[0]); /* free, and still known */
+    kv_hold(&kv, table[0]);
+    cr_assert_eq(kv.free_count, 3);
+    cr_assert(kv_take(&kv, other, 3)); /* takes the one that nobody holds */
+    cr_assert_eq(kv_find(&kv, &second), KV_NONE);
+    cr_assert_eq(kv_find(&kv, &first), table[0]);
+    kv_fini(&kv);
+}
+
+Test(kv, known_blocks_are_evicted_oldest_and_tail_first_and_after_unknown_ones)
+{
+    struct kv kv;
+    uint32_t a[3], b[3], taken[6];
+    kv_init(&kv, 6);
+    cr_assert(kv_take(&kv, a, 3));
+    cr_assert(kv_take(&kv, b, 3));
+    for (uint32_t i = 0; i < 2; i++) {
+        struct block_hash_shm x = hash(10 + i), y = hash(20 + i);
+        kv_publish(&kv, a[i], &x);
+        kv_publish(&kv, b[i], &y);
+    }
+    kv_give_back(&kv, a, 3);
+    kv_give_back(&kv, b, 3);
+    cr_assert(kv_take(&kv, taken, 6));
+    const uint32_t expected[6] = {b[2], a[2], a[1], a[0], b[1], b[0]};
+    cr_assert_arr_eq(taken, expected, sizeof(expected));
+    kv_fini(&kv);
+}
+
+Test(kv, of_two_blocks_with_one_hash_the_one_published_first_is_found)
+{
+    struct kv kv;
+    uint32_t table[2], other[2];
+    kv_init(&kv, 2);
+    cr_assert(kv_take(&kv, table, 2));
+    struct block_hash_shm same = hash(3);
+    kv_publish(&kv, table[1], &same);
+    kv_publish(&kv, table[0], &same);
+    cr_assert_eq(kv_find(&kv, &same), table[1]);
+    kv_give_back(&kv, &table[1], 1);
+    cr_assert(kv_take(&kv, other, 1)); /* the first one goes, the second stays */
+    cr_assert_eq(kv_find(&kv, &same), table[0]);
     kv_fini(&kv);
 }

@@ -20,6 +20,7 @@ struct world {
     uint64_t in_flight_max;
     uint64_t rows_seen;
     uint8_t *pages_used; /* prompt pages, by number */
+    uint32_t families;   /* 0: no two prompts have anything in common */
 };
 
 /* What the model says at a position of a sequence of the request in a slot. Never the end token, which is 7. */
@@ -50,7 +51,7 @@ static struct request_shm *request_at(struct world *w, uint32_t slot)
     return arena_request(&w->arena, slot);
 }
 
-/* Prepares a request; prompt token i is token_at(order, 99, i). */
+/* Prepares a request; prompt token i is token_at(id, 99, i): requests of one id have a common beginning. */
 static struct request_shm *prepare(struct world *w, uint32_t slot, uint32_t prompt_tokens, uint32_t max_tokens)
 {
     struct request_shm *request = request_at(w, slot);
@@ -58,6 +59,7 @@ static struct request_shm *prepare(struct world *w, uint32_t slot, uint32_t prom
     memset(request, 0, sizeof(*request));
     request->generation = generation;
     request->order = ++w->order;
+    request->id = w->families > 0 ? request->order % w->families : request->order;
     request->prompt_tokens = prompt_tokens;
     request->max_tokens = max_tokens;
     request->choices = 1;
@@ -70,7 +72,7 @@ static struct request_shm *prepare(struct world *w, uint32_t slot, uint32_t prom
         arena_prompt_list(&w->arena, slot)[i++] = page;
     }
     for (uint32_t i = 0; i < prompt_tokens; i++) {
-        uint32_t token = token_at((uint32_t)request->order, 99, i);
+        uint32_t token = token_at((uint32_t)request->id, 99, i);
         journal_prompt_write(&w->arena, slot, i, 1, &token);
     }
     return request;
@@ -117,6 +119,8 @@ static bool is_done(struct world *w, uint32_t slot)
     return true;
 }
 
+enum block_use { UNUSED, READ, WRITTEN };
+
 /* What stages insist on, and what a step promises. */
 static void check_record(struct world *w, const struct step_shm *record)
 {
@@ -124,7 +128,7 @@ static void check_record(struct world *w, const struct step_shm *record)
     const struct row_shm *rows = arena_step_rows(&w->arena, record);
     const uint32_t *tokens = arena_step_tokens(&w->arena, record), *blocks = arena_step_blocks(&w->arena, record);
     uint32_t token = 0, block = 0, result = 0;
-    uint8_t *owners = calloc(w->plan.num_blocks, 1), *has_row = calloc(w->plan.sequences_max, 1);
+    uint8_t *uses = calloc(w->plan.num_blocks, 1), *has_row = calloc(w->plan.sequences_max, 1);
     cr_assert(record->row_count > 0 && record->row_count <= layout->step_rows_max);
     cr_assert_leq(record->token_count, w->plan.max_num_batched_tokens);
     for (uint32_t i = 0; i < record->row_count; i++) {
@@ -135,12 +139,18 @@ static void check_record(struct world *w, const struct step_shm *record)
         cr_assert_gt(row->token_count, 0);
         cr_assert_eq(has_row[row->sequence]++, 0);
         cr_assert_geq(row->block_count * w->plan.block_size, row->first_pos + row->token_count);
-        for (uint32_t b = 0; b < row->block_count; b++)
-            cr_assert_eq(owners[blocks[block + b]]++, 0);
+        /* A block is written by one row at most, and before anybody reads it. */
+        for (uint32_t b = 0; b < row->block_count; b++) {
+            bool is_written = (b + 1) * w->plan.block_size > row->first_pos;
+            uint8_t *use = &uses[blocks[block + b]];
+            cr_assert(!is_written || *use == UNUSED, "step %llu row %u", (unsigned long long)record->step, i);
+            *use = is_written ? WRITTEN : *use == WRITTEN ? WRITTEN : READ;
+        }
         for (uint32_t t = 0; t < row->token_count; t++) {
             uint32_t position = row->first_pos + t;
-            uint32_t choice = position < shm->prompt_tokens ? 99 : shm->choice;
-            cr_assert_eq(tokens[token + t], token_at((uint32_t)request->order, choice, position),
+            bool is_prompt = position < shm->prompt_tokens;
+            uint32_t source = (uint32_t)(is_prompt ? request->id : request->order);
+            cr_assert_eq(tokens[token + t], token_at(source, is_prompt ? 99 : shm->choice, position),
                          "sequence %u position %u", row->sequence, position);
         }
         token += row->token_count;
@@ -149,7 +159,7 @@ static void check_record(struct world *w, const struct step_shm *record)
     }
     cr_assert(token == record->token_count && block == record->block_count && result == record->result_count);
     w->rows_seen += record->row_count;
-    free(owners);
+    free(uses);
     free(has_row);
 }
 
@@ -172,9 +182,10 @@ static void return_step(struct world *w)
     for (uint32_t i = 0; i < record->row_count; i++) {
         const struct row_shm *row = &rows[i];
         const struct sequence_shm *shm = arena_sequence(&w->arena, row->sequence);
-        uint32_t order = (uint32_t)request_at(w, shm->request)->order;
+        const struct request_shm *request = request_at(w, shm->request);
         for (uint32_t r = 0; r < row->result_count; r++) {
             bool is_score = row->flags & ROW_SCORE;
+            uint32_t order = (uint32_t)(is_score ? request->id : request->order);
             uint32_t position = is_score ? row->first_pos + r + 1 : row->first_pos + row->token_count;
             results[row->result_first + r] =
                 (struct token_shm){.token = token_at(order, is_score ? 99 : row->choice, position)};
@@ -331,7 +342,7 @@ Test(sched, end_and_stop_tokens_end_an_answer_and_are_its_last)
     w.plan.end_tokens[0] = token_at(1, 0, 10 + 3);
     add(&w, 0, 10, 20); /* order 1 */
     prepare(&w, 1, 10, 20)->flags = REQUEST_IGNORE_EOS;
-    request_at(&w, 1)->order = 1; /* the same tokens */
+    request_at(&w, 1)->order = request_at(&w, 1)->id = 1; /* the same tokens */
     w.pages_used[0] = 1;
     for (uint32_t i = 0; i < 10; i++) {
         uint32_t token = token_at(1, 99, i);
@@ -485,7 +496,7 @@ Test(sched, a_scored_prompt_has_an_entry_for_every_token_but_the_first)
             cr_assert_eq(journal_log_committed(shm), 99);
             for (uint32_t i = 0; i < 99; i++)
                 cr_assert_eq(journal_log_entry(&w.arena, sequence, i)->token,
-                             token_at((uint32_t)request_at(&w, slot)->order, 99, i + 1));
+                             token_at((uint32_t)request_at(&w, slot)->id, 99, i + 1));
         }
         cr_assert(is_done(&w, 3));
         close_world(&w);
@@ -556,6 +567,96 @@ Test(sched, repeated_and_late_hints_change_nothing)
     close_world(&w);
 }
 
+/* ---- the prefix cache ---- */
+
+Test(sched, a_common_beginning_is_computed_once)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.enable_prefix_caching = 1;
+    open_world(&w, &plan);
+    w.families = 1;
+    add(&w, 0, 40, 4);
+    add(&w, 1, 50, 4);
+    const struct step_shm *first =
+        plan_step(&w); /* in the same step: the second begins behind the first one's blocks */
+    const struct row_shm *rows = arena_step_rows(&w.arena, first);
+    cr_assert_eq(first->row_count, 2);
+    cr_assert_eq(rows[1].first_pos, 32);
+    cr_assert_eq(sequence_at(&w, 1, 0)->cached_tokens, 32);
+    run_until_quiet(&w);
+    check_tokens(&w, 1, 0);
+    add(&w, 2, 48, 4); /* all three of its blocks are known, but its last token must be computed */
+    plan_step(&w);
+    cr_assert_eq(sequence_at(&w, 2, 0)->cached_tokens, 32);
+    run_until_quiet(&w);
+    for (uint32_t slot = 0; slot < 3; slot++)
+        drain(&w, slot);
+    check_nothing_is_held(&w);
+    close_world(&w);
+}
+
+Test(sched, the_choices_of_a_request_share_its_prompt)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.enable_prefix_caching = 1;
+    open_world(&w, &plan);
+    prepare(&w, 0, 50, 6)->choices = 3;
+    accept(&w, 0);
+    run_until_quiet(&w);
+    for (uint32_t choice = 0; choice < 3; choice++) {
+        cr_assert_eq(sequence_at(&w, 0, choice)->cached_tokens, choice > 0 ? 48 : 0);
+        check_tokens(&w, 0, choice);
+    }
+    close_world(&w);
+}
+
+Test(sched, scores_are_never_taken_from_the_cache)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.enable_prefix_caching = 1;
+    open_world(&w, &plan);
+    w.families = 1;
+    add(&w, 0, 60, 1);
+    run_until_quiet(&w);
+    prepare(&w, 1, 60, 0)->flags = REQUEST_SCORE;
+    accept(&w, 1);
+    run_until_quiet(&w);
+    cr_assert_eq(journal_log_committed(sequence_at(&w, 1, 0)), 59);
+    close_world(&w);
+}
+
+/* Two sequences, priority: the one that has its row already is the victim, and what its row was to fill must not be found. */
+Test(sched, blocks_of_a_row_that_was_undone_cannot_be_found)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.enable_prefix_caching = 1;
+    plan.uses_priority = 1;
+    plan.num_blocks = 6;
+    plan.max_model_len = 96;
+    plan.window = 1;
+    open_world(&w, &plan);
+    prepare(&w, 0, 31, 40)->priority = 5; /* admitted first, since it comes alone */
+    accept(&w, 0);
+    plan_step(&w);
+    return_step(&w);
+    prepare(&w, 1, 47, 40)->priority = 1;
+    accept(&w, 1);
+    for (uint32_t turn = 0; turn < 200 && !(is_done(&w, 0) && is_done(&w, 1)); turn++) {
+        plan_step(&w);
+        if (w.sched.in_flight > 0)
+            return_step(&w);
+    }
+    cr_assert(is_done(&w, 0) && is_done(&w, 1));
+    cr_assert_gt(w.sched.preemptions, 0);
+    check_tokens(&w, 0, 0);
+    check_tokens(&w, 1, 0);
+    close_world(&w);
+}
+
 /* ---- everything at once ---- */
 
 static uint64_t random_state;
@@ -571,8 +672,13 @@ static uint32_t random_below(uint32_t n)
 static void check_conservation(struct world *w)
 {
     uint32_t held = 0;
+    uint32_t *references = calloc(w->plan.num_blocks, sizeof(*references));
     for (uint32_t s = w->sched.table.running.first; s != SEQ_NONE; s = w->sched.table.seqs[s].next)
-        held += arena_sequence(&w->arena, s)->block_count;
+        for (uint32_t b = 0; b < arena_sequence(&w->arena, s)->block_count; b++)
+            held += references[arena_block_table(&w->arena, s)[b]]++ == 0;
+    for (uint32_t b = 0; b < w->plan.num_blocks; b++)
+        cr_assert_eq(references[b], w->sched.kv.blocks[b].references);
+    free(references);
     cr_assert_eq(held + w->sched.kv.free_count, w->plan.num_blocks);
     for (uint32_t s = w->sched.table.waiting.first; s != SEQ_NONE; s = w->sched.table.seqs[s].next)
         cr_assert_eq(arena_sequence(&w->arena, s)->block_count, 0);
@@ -580,7 +686,11 @@ static void check_conservation(struct world *w)
 }
 
 /* Random arrivals, aborts and returns. Returns a digest of every step record. */
-static uint64_t random_run(uint64_t seed, uint32_t turns, uint64_t *steps, uint64_t *preemptions)
+struct totals {
+    uint64_t steps, preemptions, cached_tokens;
+};
+
+static uint64_t random_run(uint64_t seed, uint32_t turns, struct totals *totals)
 {
     struct world w;
     struct plan plan = plan_for_tests();
@@ -593,7 +703,13 @@ static uint64_t random_run(uint64_t seed, uint32_t turns, uint64_t *steps, uint6
     plan.max_num_batched_tokens = plan.max_num_seqs + random_below(60);
     plan.log_pages = 8 + random_below(40);
     plan.sequences_max = 4 + random_below(20);
+    plan.enable_prefix_caching = random_below(4) > 0;
+    plan.uses_priority = random_below(2);
+    plan.reserve_full_isl = random_below(3) > 0;
+    plan.watermark_blocks = random_below(3) * (plan.num_blocks / 9);
+    plan.long_prefill_token_threshold = random_below(3) * 7;
     open_world(&w, &plan);
+    w.families = random_below(4);
     uint64_t digest = 14695981039346656037ull, ended = 0;
     for (uint32_t turn = 0; turn < turns; turn++) {
         uint32_t slot = random_below(w.plan.requests_max);
@@ -601,6 +717,7 @@ static uint64_t random_run(uint64_t seed, uint32_t turns, uint64_t *steps, uint6
         if (state == REQUEST_FREE && random_below(2) == 0) {
             uint32_t prompt = 2 + random_below(w.plan.max_model_len / 2 - 2);
             struct request_shm *request = prepare(&w, slot, prompt, 1 + random_below(w.plan.max_model_len - prompt));
+            request->priority = (int32_t)random_below(3);
             request->choices = 1 + (random_below(6) == 0) * random_below(3);
             if (request->choices * ((request->max_tokens + 63) / 64) > w.plan.log_pages)
                 request->choices = 1;
@@ -642,27 +759,29 @@ static uint64_t random_run(uint64_t seed, uint32_t turns, uint64_t *steps, uint6
     }
     cr_assert_gt(ended, 0);
     check_nothing_is_held(&w);
-    *steps += w.sched.steps;
-    *preemptions += w.sched.preemptions;
+    totals->steps += w.sched.steps;
+    totals->preemptions += w.sched.preemptions;
+    totals->cached_tokens += w.sched.cached_tokens;
     close_world(&w);
     return digest;
 }
 
 Test(sched, under_anything_at_random_nothing_is_lost_or_held, .timeout = 300)
 {
-    uint64_t steps = 0, preemptions = 0;
-    for (uint64_t seed = 1; seed <= 400; seed++)
-        random_run(seed, 4000, &steps, &preemptions);
-    fprintf(stderr, "sched: %llu steps, %llu preemptions\n", (unsigned long long)steps,
-            (unsigned long long)preemptions);
-    cr_assert_gt(steps, 100000);
-    cr_assert_gt(preemptions, 1000);
+    struct totals totals = {0};
+    for (uint64_t seed = 1; seed <= 600; seed++)
+        random_run(seed, 4000, &totals);
+    fprintf(stderr, "sched: %llu steps, %llu preemptions, %llu cached tokens\n", (unsigned long long)totals.steps,
+            (unsigned long long)totals.preemptions, (unsigned long long)totals.cached_tokens);
+    cr_assert_gt(totals.steps, 1000000);
+    cr_assert_gt(totals.preemptions, 1000);
+    cr_assert_gt(totals.cached_tokens, 1000);
 }
 
 Test(sched, the_same_events_give_the_same_steps, .timeout = 60)
 {
-    uint64_t steps = 0, preemptions = 0;
+    struct totals totals = {0};
     for (uint64_t seed = 100; seed < 105; seed++)
-        cr_assert_eq(random_run(seed, 3000, &steps, &preemptions), random_run(seed, 3000, &steps, &preemptions));
-    cr_assert_neq(random_run(100, 3000, &steps, &preemptions), random_run(101, 3000, &steps, &preemptions));
+        cr_assert_eq(random_run(seed, 3000, &totals), random_run(seed, 3000, &totals));
+    cr_assert_neq(random_run(100, 3000, &totals), random_run(101, 3000, &totals));
 }

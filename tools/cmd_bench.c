@@ -181,9 +181,9 @@ static int run(const void *pointer, char **positional, int positional_count)
     return completed == values->num_prompts ? 0 : 1;
 }
 
-const struct command command_bench = {.name = "bench",
-                                      .usage = "[OPTIONS]",
-                                      .help = "Puts load on a running engine and says what its clients see",
-                                      .options = &table,
-                                      .values_bytes = sizeof(struct values),
-                                      .run = run};
+const struct subcommand command_bench = {.name = "bench",
+                                         .usage = "[OPTIONS]",
+                                         .help = "Puts load on a running engine and says what its clients see",
+                                         .options = &table,
+                                         .values_bytes = sizeof(struct values),
+                                         .run = run};

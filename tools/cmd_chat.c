@@ -39,10 +39,10 @@ static int run(const void *pointer, char **positional, int positional_count)
     return chat_client_run(&options, prompt, prompt == NULL || isatty(STDIN_FILENO));
 }
 
-const struct command command_chat = {.name = "chat",
-                                     .usage = "[OPTIONS] [PROMPT]",
-                                     .help = "Talks to a running engine, one question a line",
-                                     .options = &table,
-                                     .values_bytes = sizeof(struct values),
-                                     .positional_max = 1,
-                                     .run = run};
+const struct subcommand command_chat = {.name = "chat",
+                                        .usage = "[OPTIONS] [PROMPT]",
+                                        .help = "Talks to a running engine, one question a line",
+                                        .options = &table,
+                                        .values_bytes = sizeof(struct values),
+                                        .positional_max = 1,
+                                        .run = run};

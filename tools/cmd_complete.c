@@ -302,10 +302,10 @@ static int run(const void *pointer, char **positional, int positional_count)
     return complete_prompt(values, socket, positional[0]);
 }
 
-const struct command command_complete = {.name = "complete",
-                                         .usage = "[OPTIONS] PROMPT | --jsonl FILE",
-                                         .help = "Sends requests to a running engine and prints the answers",
-                                         .options = &table,
-                                         .values_bytes = sizeof(struct values),
-                                         .positional_max = 1,
-                                         .run = run};
+const struct subcommand command_complete = {.name = "complete",
+                                            .usage = "[OPTIONS] PROMPT | --jsonl FILE",
+                                            .help = "Sends requests to a running engine and prints the answers",
+                                            .options = &table,
+                                            .values_bytes = sizeof(struct values),
+                                            .positional_max = 1,
+                                            .run = run};

@@ -67,11 +67,12 @@ static int run(const void *pointer, char **positional, int positional_count)
     return 0;
 }
 
-const struct command command_inspect = {.name = "inspect",
-                                        .usage = "[OPTIONS] MODEL.gguf",
-                                        .help = "Shows what a model file holds, what it costs, how it would be split",
-                                        .options = &table,
-                                        .values_bytes = sizeof(struct values),
-                                        .positional_min = 1,
-                                        .positional_max = 1,
-                                        .run = run};
+const struct subcommand command_inspect = {.name = "inspect",
+                                           .usage = "[OPTIONS] MODEL.gguf",
+                                           .help =
+                                               "Shows what a model file holds, what it costs, how it would be split",
+                                           .options = &table,
+                                           .values_bytes = sizeof(struct values),
+                                           .positional_min = 1,
+                                           .positional_max = 1,
+                                           .run = run};

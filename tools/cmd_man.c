@@ -29,9 +29,9 @@ static int run(const void *values, char **positional, int positional_count)
     return 0;
 }
 
-const struct command command_man = {.name = "man",
-                                    .usage = "",
-                                    .help = "Prints this manual page (troff)",
-                                    .options = &no_options,
-                                    .values_bytes = 1,
-                                    .run = run};
+const struct subcommand command_man = {.name = "man",
+                                       .usage = "",
+                                       .help = "Prints this manual page (troff)",
+                                       .options = &no_options,
+                                       .values_bytes = 1,
+                                       .run = run};

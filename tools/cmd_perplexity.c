@@ -138,11 +138,11 @@ static int run(const void *pointer, char **positional, int positional_count)
     return status;
 }
 
-const struct command command_perplexity = {.name = "perplexity",
-                                           .usage = "[OPTIONS] MODEL.gguf TEXTFILE",
-                                           .help = "Scores a text, token by token, through a pipeline of its own",
-                                           .options = &table,
-                                           .values_bytes = sizeof(struct values),
-                                           .positional_min = 2,
-                                           .positional_max = 2,
-                                           .run = run};
+const struct subcommand command_perplexity = {.name = "perplexity",
+                                              .usage = "[OPTIONS] MODEL.gguf TEXTFILE",
+                                              .help = "Scores a text, token by token, through a pipeline of its own",
+                                              .options = &table,
+                                              .values_bytes = sizeof(struct values),
+                                              .positional_min = 2,
+                                              .positional_max = 2,
+                                              .run = run};

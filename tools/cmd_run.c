@@ -37,11 +37,12 @@ static int run(const void *values, char **positional, int positional_count)
     return answer != 0 || status != 0;
 }
 
-const struct command command_run_model = {.name = "run",
-                                          .usage = "[OPTIONS] MODEL.gguf [PROMPT]",
-                                          .help = "Starts an engine, answers (or chats, on a terminal), and stops it",
-                                          .options = &config_table,
-                                          .values_bytes = sizeof(struct config),
-                                          .positional_min = 1,
-                                          .positional_max = 2,
-                                          .run = run};
+const struct subcommand command_run_model = {.name = "run",
+                                             .usage = "[OPTIONS] MODEL.gguf [PROMPT]",
+                                             .help =
+                                                 "Starts an engine, answers (or chats, on a terminal), and stops it",
+                                             .options = &config_table,
+                                             .values_bytes = sizeof(struct config),
+                                             .positional_min = 1,
+                                             .positional_max = 2,
+                                             .run = run};

@@ -17,11 +17,11 @@ static int run(const void *values, char **positional, int positional_count)
     return command_fail(ret == -EINVAL ? 2 : 1, "serve", err.text);
 }
 
-const struct command command_serve = {.name = "serve",
-                                      .usage = "[OPTIONS] MODEL.gguf",
-                                      .help = "Runs the engine in the foreground, until SIGTERM drains it",
-                                      .options = &config_table,
-                                      .values_bytes = sizeof(struct config),
-                                      .positional_min = 1,
-                                      .positional_max = 1,
-                                      .run = run};
+const struct subcommand command_serve = {.name = "serve",
+                                         .usage = "[OPTIONS] MODEL.gguf",
+                                         .help = "Runs the engine in the foreground, until SIGTERM drains it",
+                                         .options = &config_table,
+                                         .values_bytes = sizeof(struct config),
+                                         .positional_min = 1,
+                                         .positional_max = 1,
+                                         .run = run};

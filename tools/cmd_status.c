@@ -82,9 +82,9 @@ static int run(const void *pointer, char **positional, int positional_count)
     return ret;
 }
 
-const struct command command_status = {.name = "status",
-                                       .usage = "[OPTIONS]",
-                                       .help = "Shows the processes, queues and blocks of a running engine",
-                                       .options = &table,
-                                       .values_bytes = sizeof(struct values),
-                                       .run = run};
+const struct subcommand command_status = {.name = "status",
+                                          .usage = "[OPTIONS]",
+                                          .help = "Shows the processes, queues and blocks of a running engine",
+                                          .options = &table,
+                                          .values_bytes = sizeof(struct values),
+                                          .run = run};

@@ -302,29 +302,29 @@ static int run_render(const void *pointer, char **positional, int positional_cou
     return for_each_line("render", render_line, &vocabulary.tok, false);
 }
 
-const struct command command_tokenize = {.name = "tokenize",
-                                         .usage = "[OPTIONS] MODEL.gguf < TEXT",
-                                         .help = "Turns text into the model's token ids",
-                                         .options = &tokenize_table,
-                                         .values_bytes = sizeof(struct values),
-                                         .positional_min = 1,
-                                         .positional_max = 1,
-                                         .run = run_tokenize};
+const struct subcommand command_tokenize = {.name = "tokenize",
+                                            .usage = "[OPTIONS] MODEL.gguf < TEXT",
+                                            .help = "Turns text into the model's token ids",
+                                            .options = &tokenize_table,
+                                            .values_bytes = sizeof(struct values),
+                                            .positional_min = 1,
+                                            .positional_max = 1,
+                                            .run = run_tokenize};
 
-const struct command command_detokenize = {.name = "detokenize",
-                                           .usage = "[OPTIONS] MODEL.gguf < IDS",
-                                           .help = "Turns token ids back into text",
-                                           .options = &detokenize_table,
-                                           .values_bytes = sizeof(struct values),
-                                           .positional_min = 1,
-                                           .positional_max = 1,
-                                           .run = run_detokenize};
+const struct subcommand command_detokenize = {.name = "detokenize",
+                                              .usage = "[OPTIONS] MODEL.gguf < IDS",
+                                              .help = "Turns token ids back into text",
+                                              .options = &detokenize_table,
+                                              .values_bytes = sizeof(struct values),
+                                              .positional_min = 1,
+                                              .positional_max = 1,
+                                              .run = run_detokenize};
 
-const struct command command_render = {.name = "render",
-                                       .usage = "[OPTIONS] MODEL.gguf < BODIES",
-                                       .help = "Shows the exact prompt that a chat request becomes",
-                                       .options = &render_table,
-                                       .values_bytes = sizeof(struct values),
-                                       .positional_min = 1,
-                                       .positional_max = 1,
-                                       .run = run_render};
+const struct subcommand command_render = {.name = "render",
+                                          .usage = "[OPTIONS] MODEL.gguf < BODIES",
+                                          .help = "Shows the exact prompt that a chat request becomes",
+                                          .options = &render_table,
+                                          .values_bytes = sizeof(struct values),
+                                          .positional_min = 1,
+                                          .positional_max = 1,
+                                          .run = run_render};

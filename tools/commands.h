@@ -7,7 +7,7 @@
 
 #include "engine/options.h"
 
-struct command {
+struct subcommand {
     const char *name;
     const char *usage; /* what follows the name */
     const char *help;  /* one sentence */
@@ -17,12 +17,13 @@ struct command {
     int (*run)(const void *values, char **positional, int positional_count);
 };
 
-extern const struct command *const commands[]; /* NULL-terminated */
+extern const struct subcommand *const commands[]; /* NULL-terminated */
 
 /* "evenflow complete: text", on standard error. Returns status. */
 int command_fail(int status, const char *command, const char *text);
 
-extern const struct command command_serve, command_run_model, command_chat, command_complete, command_tokenize,
-    command_detokenize, command_render, command_perplexity, command_inspect, command_status, command_bench, command_man;
+extern const struct subcommand command_serve, command_run_model, command_chat, command_complete, command_tokenize,
+    command_detokenize, command_render, command_perplexity, command_inspect, command_status, command_bench, command_sim,
+    command_man;
 
 #endif

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
 #include <sys/wait.h>
@@ -138,7 +139,16 @@ static int plan_limits(struct plan *plan, const struct config *config, struct er
     plan->max_num_seqs = (uint32_t)config->max_num_seqs;
     plan->max_num_batched_tokens = (uint32_t)config->max_num_batched_tokens;
     plan->long_prefill_token_threshold = (uint32_t)config->long_prefill_token_threshold;
+    plan->long_prefill_token_threshold_adaptive = config->long_prefill_token_threshold_adaptive;
     plan->enable_chunked_prefill = config->enable_chunked_prefill;
+    plan->enable_prefix_caching = config->enable_prefix_caching;
+    plan->reserve_full_isl = config->scheduler_reserve_full_isl;
+    plan->uses_priority = strcmp(config->scheduling_policy, "priority") == 0;
+    if (!plan->uses_priority && strcmp(config->scheduling_policy, "fcfs") != 0)
+        return err_set(err, -EINVAL, "--scheduling-policy %s: must be fcfs or priority", config->scheduling_policy);
+    plan->watermark_blocks = (uint32_t)(config->watermark * (double)(plan->num_blocks + 1));
+    if (getrandom(plan->prefix_key, sizeof(plan->prefix_key), 0) != (ssize_t)sizeof(plan->prefix_key))
+        return err_set(err, -errno, "getrandom: %s", strerror(errno));
     if (!plan->enable_chunked_prefill && plan->max_num_batched_tokens < plan->max_model_len)
         return err_set(err, -EINVAL,
                        "--no-enable-chunked-prefill: needs --max-num-batched-tokens of at least --max-model-len (%u)",

@@ -15,7 +15,7 @@ static void print_usage(FILE *out)
     fprintf(out, "\nevenflow COMMAND --help tells more; evenflow --version which build this is.\n");
 }
 
-static int run_command(const struct command *command, int argc, char **argv)
+static int run_command(const struct subcommand *command, int argc, char **argv)
 {
     void *values = base_alloc(command->values_bytes);
     char **positional = base_alloc((size_t)(argc + 1) * sizeof(*positional));
