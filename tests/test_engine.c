@@ -244,9 +244,9 @@ static void stop_on_event(struct client_call *call, void *context, const char *d
     stop->is_sent = true;
     for (int i = 0; i < stop->signals; i++) {
         kill(stop->engine->pid, SIGTERM);
-        if (i + 1 < stop->signals)
-            engine_metric(stop->engine,
-                          "evenflow_requests_active"); /* a turn of the engine, so that two signals are two */
+        int status = 200; /* two signals are two only when the first has been seen */
+        while (i + 1 < stop->signals && status == 200)
+            json_decref(engine_get(stop->engine, "/health", &status));
     }
 }
 
