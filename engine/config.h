@@ -35,6 +35,7 @@ struct config {
     char served_model_name[OPTION_TEXT_MAX];
     char isa[OPTION_TEXT_MAX];
     char io[OPTION_TEXT_MAX];
+    char record[OPTION_TEXT_MAX];
     char log_level[OPTION_TEXT_MAX];
     uint64_t ready_fd;
 };

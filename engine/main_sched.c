@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "engine/policy.h"
+#include "engine/record.h"
 #include "engine/sched.h"
 #include "ipc/arena.h"
 #include "ipc/bell.h"
@@ -17,6 +18,7 @@
 struct sched_process {
     struct arena arena;
     struct sched core;
+    struct record record;
     struct process_shm *shm;
     struct ring_consumer requests, results;
     struct ring_producer hints;
@@ -24,6 +26,20 @@ struct sched_process {
     struct bell_pull front, stage;
     struct token_shm *tokens; /* (step_results_max): results at hand, copied before they are looked at */
 };
+
+/* An accepted request, seen now for the first time or again. */
+static void look_at_request(struct sched_process *p, uint32_t slot)
+{
+    const struct request_shm *request = arena_request(&p->arena, slot);
+    if (p->core.requests[slot].generation != request->generation) {
+        record_accept(&p->record, slot);
+        sched_accept(&p->core, slot);
+    }
+    if (journal_request_is_cancelled(request)) {
+        record_cancel(&p->record, slot);
+        sched_cancel(&p->core, slot);
+    }
+}
 
 static uint32_t take_requests(struct sched_process *p)
 {
@@ -37,11 +53,10 @@ static uint32_t take_requests(struct sched_process *p)
         /* What to do follows from the slot, not from the message: it only says where to look. */
         switch (journal_request_state(arena_request(&p->arena, message.slot))) {
         case REQUEST_ACCEPTED:
-            sched_accept(&p->core, message.slot);
-            if (journal_request_is_cancelled(arena_request(&p->arena, message.slot)))
-                sched_cancel(&p->core, message.slot);
+            look_at_request(p, message.slot);
             break;
         case REQUEST_DRAINED:
+            record_drained(&p->record, message.slot);
             sched_drained(&p->core, message.slot);
             break;
         case REQUEST_FREE:
@@ -65,6 +80,7 @@ static uint32_t take_results(struct sched_process *p)
                       (unsigned long long)message.step);
             exit(1);
         }
+        record_return(&p->record, message.step, p->tokens, results);
         ring_release(&p->results);
     }
     return count;
@@ -72,12 +88,14 @@ static uint32_t take_results(struct sched_process *p)
 
 static uint32_t plan_steps(struct sched_process *p)
 {
-    uint32_t count = 0;
-    for (struct step_shm *record; (record = sched_plan(&p->core)) != NULL; count++) {
+    for (uint32_t count = 0;; count++) {
+        struct step_shm *record = sched_plan(&p->core);
+        record_step(&p->record, record);
+        if (record == NULL)
+            return count;
         step_publish(record);
         bell_ring(&p->stage);
     }
-    return count;
 }
 
 /* A full ring keeps the rest for later: front rings our bell when it has emptied a full one. */
@@ -115,7 +133,7 @@ static void update_counters(struct sched_process *p)
 static uint32_t sched_do_work(struct sched_process *p)
 {
     uint32_t count = take_requests(p) + take_results(p);
-    uint32_t planned = plan_steps(p);
+    uint32_t planned = count > 0 ? plan_steps(p) : 0; /* without news there is nothing else to plan than before */
     tell_front(p);
     if (count + planned > 0) {
         update_counters(p);
@@ -131,6 +149,7 @@ static void sched_wait(struct sched_process *p)
     for (uint64_t start_ns = spin_ns ? clock_ns() : 0; spin_ns && clock_ns() - start_ns < spin_ns;)
         if (!ring_is_empty(&p->requests) || !ring_is_empty(&p->results))
             return;
+    record_flush(&p->record);
     bell_announce(&p->bell);
     bool has_work = !ring_is_empty(&p->requests) || !ring_is_empty(&p->results) ||
                     (p->core.news_count > 0 && !ring_is_full(&p->hints));
@@ -157,10 +176,13 @@ static int sched_open(struct sched_process *p, int birth_socket, struct err *err
     arena_ring_front_to_sched_consumer(&p->arena, &p->requests);
     arena_ring_sched_to_front_producer(&p->arena, &p->hints);
     arena_ring_stage_consumer(&p->arena, p->arena.plan->stage_count - 1, &p->results);
+    record_open(&p->record, p->arena.record, &p->arena);
     p->tokens = base_alloc(p->arena.layout.step_results_max * sizeof(*p->tokens));
     /* Rings are hints: requests that were accepted before we looked are found in their slots. */
     for (uint32_t slot = 0; slot < p->arena.plan->requests_max; slot++)
-        sched_accept(&p->core, slot);
+        if (journal_request_state(arena_request(&p->arena, slot)) == REQUEST_ACCEPTED)
+            look_at_request(p, slot);
+    plan_steps(p);
     update_counters(p);
     return 0;
 }
@@ -182,5 +204,6 @@ int main(int argc, char **argv)
     while (arena_command(&process.arena) != COMMAND_STOP)
         if (sched_do_work(&process) == 0)
             sched_wait(&process);
-    return 0;
+    record_flush(&process.record);
+    return process.record.has_failed ? 1 : 0;
 }

@@ -8,7 +8,7 @@
 #include "ipc/version.h"
 
 struct arguments {
-    uint64_t plan, vocab, model, ready_fd;
+    uint64_t plan, vocab, model, record, ready_fd;
 };
 
 static const struct option_spec specs[] = {
@@ -16,6 +16,8 @@ static const struct option_spec specs[] = {
     {"vocab-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, vocab), "0", 0, 65535, "FD",
      "The sealed vocabulary"},
     {"model-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, model), "0", 0, 65535, "FD", "The model file"},
+    {"record-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, record), "0", 0, 65535, "FD",
+     "What the scheduler records to; 0: nothing"},
     {"ready-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, ready_fd), "0", 0, 65535, "FD",
      "Gets a newline when everything is ready; 0: none"},
 };
@@ -45,6 +47,7 @@ int main(int argc, char **argv)
     struct supervisor_start start = {.plan = (int)arguments.plan,
                                      .vocab = (int)arguments.vocab,
                                      .model = (int)arguments.model,
+                                     .record = arguments.record ? (int)arguments.record : -1,
                                      .ready_fd = arguments.ready_fd ? (int)arguments.ready_fd : -1};
     struct supervisor *supervisor;
     log_open("evenflow-supervisor", LOG_INFO);

@@ -226,7 +226,7 @@ void sched_accept(struct sched *sched, uint32_t slot)
         return; /* a repeated hint, or one that came late */
     check(sched->requests[slot].generation == 0);
     sched->requests[slot].generation = request->generation;
-    if (!is_sound(sched, request) || journal_request_is_cancelled(request)) {
+    if (!is_sound(sched, request)) {
         answer_with_nothing(sched, slot);
         return;
     }

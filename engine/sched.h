@@ -84,7 +84,7 @@ void sched_fini(struct sched *sched);
 
 /* The request in this slot is ACCEPTED. Repeating it changes nothing. */
 void sched_accept(struct sched *sched, uint32_t slot);
-/* Its client is gone: its sequences end at once. */
+/* Its client is gone: its sequences end at once. Whoever accepts a request looks whether it is cancelled already. */
 void sched_cancel(struct sched *sched, uint32_t slot);
 /* Its answer is delivered: its sequences and their logs are forgotten. */
 void sched_drained(struct sched *sched, uint32_t slot);

@@ -55,6 +55,7 @@ struct supervisor {
     struct child children[PROCESSES_MAX]; /* by process number; [0] is unused */
     uint32_t process_count;
     int model;
+    int record; /* -1: nothing is recorded */
     int listener;
     int socket_lock;
     int ready_fd;
@@ -264,6 +265,8 @@ static void fill_birth(const struct supervisor *s, const struct child *child, st
             add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + stages - 1);
         birth_add(birth, fds, BIRTH_BELL, process_number(ROLE_FRONT, 0), s->bells[process_number(ROLE_FRONT, 0)]);
         birth_add(birth, fds, BIRTH_BELL, process_number(ROLE_STAGE, 0), s->bells[process_number(ROLE_STAGE, 0)]);
+        if (s->record >= 0)
+            birth_add(birth, fds, BIRTH_RECORD, 0, s->record);
         break;
     case ROLE_STAGE: {
         uint32_t i = child->index;
@@ -527,6 +530,8 @@ static int load_plan(struct supervisor *s, const struct supervisor_start *start,
     for (int i = 0; i < 2; i++)
         fcntl(s->regions[i].fd, F_SETFD, FD_CLOEXEC);
     fcntl(start->model, F_SETFD, FD_CLOEXEC);
+    if (start->record >= 0)
+        fcntl(start->record, F_SETFD, FD_CLOEXEC);
     if (start->ready_fd >= 0)
         fcntl(start->ready_fd, F_SETFD, FD_CLOEXEC);
     return 0;
@@ -547,6 +552,7 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     *supervisor = s;
     s->listener = -1;
     s->model = start->model;
+    s->record = start->record;
     s->ready_fd = start->ready_fd;
     raise_descriptor_limit();
     int ret = load_plan(s, start, err);

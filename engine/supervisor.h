@@ -23,6 +23,7 @@ struct supervisor_start {
     int plan;     /* sealed memfd */
     int vocab;    /* sealed memfd */
     int model;    /* the model file, read-only */
+    int record;   /* what the scheduler records to; -1: nothing */
     int ready_fd; /* gets a newline when everything is ready; -1: none */
 };
 

@@ -64,7 +64,7 @@ static int map_region(struct arena *arena, uint32_t id, int fd, bool is_writable
 
 int arena_inherit(struct arena *arena, int birth_socket, struct err *err)
 {
-    *arena = (struct arena){.listener = -1, .model = -1, .weights = -1};
+    *arena = (struct arena){.listener = -1, .model = -1, .record = -1, .weights = -1};
     for (uint32_t i = 0; i < PROCESSES_MAX; i++)
         arena->bells[i] = -1;
     struct birth birth;
@@ -98,6 +98,9 @@ int arena_inherit(struct arena *arena, int birth_socket, struct err *err)
         case BIRTH_MODEL:
             arena->model = fds[i];
             break;
+        case BIRTH_RECORD:
+            arena->record = fds[i];
+            break;
         default:
             ret = err_set(err, -EPROTO, "birth message: item of kind %u; mixed builds?", item->kind);
         }
@@ -112,7 +115,7 @@ void arena_in_memory(struct arena *arena, const struct plan *plan)
         fprintf(stderr, "%s\n", err.text);
         abort();
     }
-    *arena = (struct arena){.plan = plan, .epoch = 1, .listener = -1, .model = -1, .weights = -1};
+    *arena = (struct arena){.plan = plan, .epoch = 1, .listener = -1, .model = -1, .record = -1, .weights = -1};
     for (uint32_t i = 0; i < PROCESSES_MAX; i++)
         arena->bells[i] = -1;
     layout_compute(&arena->layout, plan);

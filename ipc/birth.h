@@ -19,6 +19,7 @@ enum birth_kind {
     BIRTH_BELL,         /* number: process_number() */
     BIRTH_LISTENER,
     BIRTH_MODEL,
+    BIRTH_RECORD,
 };
 
 struct birth_item {

@@ -14,6 +14,7 @@
 #include "engine/sched.h"
 #include "ipc/journal.h"
 #include "tools/commands.h"
+#include "tools/replay.h"
 
 #define VOCAB_SIZE  50100u
 #define END_TOKEN   1u
@@ -23,6 +24,7 @@
 struct values {
     char policy[OPTION_TEXT_MAX];
     char steps[OPTION_TEXT_MAX];
+    char replay[OPTION_TEXT_MAX];
     bool json;
 };
 
@@ -31,6 +33,8 @@ struct values {
 static const struct option_spec specs[] = {
     {"policy", NULL, 0, OPTION_TEXT, AT(policy), "default", 0, 0, "NAME", "Scheduling policy: default"},
     {"steps", NULL, 0, OPTION_TEXT, AT(steps), NULL, 0, 0, "FILE", "Writes one line per step; - is standard output"},
+    {"replay", NULL, 0, OPTION_TEXT, AT(replay), NULL, 0, 0, "FILE",
+     "Plans again from what serve --record wrote, and says whether every step is the same"},
     {"json", NULL, 0, OPTION_FLAG, AT(json), NULL, 0, 0, "", "Prints the summary as JSON"},
 };
 static const struct option_table table = {.specs = specs, .count = ARRAY_COUNT(specs)};
@@ -605,14 +609,34 @@ static int run_scenario(struct sim *sim, json_t *root, const struct policy *poli
     return 0;
 }
 
+static int run_replay(const char *path, bool is_json)
+{
+    struct replay_result result;
+    struct err err;
+    if (replay_file(&result, path, &err) != 0)
+        return command_fail(1, "sim", err.text);
+    if (is_json)
+        printf("{\"requests\":%llu,\"steps\":%llu,\"tokens\":%llu,\"first_difference\":%llu}\n",
+               (unsigned long long)result.requests, (unsigned long long)result.steps, (unsigned long long)result.tokens,
+               (unsigned long long)result.first_difference);
+    if (result.first_difference != 0)
+        return command_fail(1, "sim", result.err.text);
+    fprintf(stderr, "%llu steps of %llu requests, %llu tokens: the same\n", (unsigned long long)result.steps,
+            (unsigned long long)result.requests, (unsigned long long)result.tokens);
+    return 0;
+}
+
 static int run(const void *pointer, char **positional, int positional_count)
 {
-    (void)positional_count;
     const struct values *values = pointer;
     const struct policy *policy = policy_find(values->policy);
     static struct sim sim;
     struct err err;
     json_error_t problem;
+    if ((values->replay[0] != '\0') == (positional_count == 1))
+        return command_fail(2, "sim", "give either SCENARIO.json or --replay FILE; see evenflow sim --help");
+    if (values->replay[0] != '\0')
+        return run_replay(values->replay, values->json);
     if (policy == NULL)
         return command_fail(2, "sim", "--policy: this build has: default");
     json_t *root = json_load_file(positional[0], 0, &problem);
@@ -636,10 +660,9 @@ static int run(const void *pointer, char **positional, int positional_count)
 }
 
 const struct subcommand command_sim = {.name = "sim",
-                                       .usage = "[OPTIONS] SCENARIO.json",
+                                       .usage = "[OPTIONS] SCENARIO.json | --replay FILE",
                                        .help = "Runs the scheduler alone, step by step, on a scenario",
                                        .options = &table,
                                        .values_bytes = sizeof(struct values),
-                                       .positional_min = 1,
                                        .positional_max = 1,
                                        .run = run};

@@ -295,7 +295,13 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
     *launch = (struct launch){.plan = {.magic = PLAN_MAGIC, .layout_hash = LAYOUT_HASH, .created_s = clock_wall_s()},
                               .plan_fd = -1,
                               .vocab_fd = -1,
-                              .model_fd = -1};
+                              .model_fd = -1,
+                              .record_fd = -1};
+    if (config->record[0] != '\0') {
+        launch->record_fd = open(config->record, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+        if (launch->record_fd < 0)
+            return err_set(err, -errno, "--record %s: cannot create it: %s", config->record, strerror(errno));
+    }
     launch->model_fd = open(model_path, O_RDONLY | O_CLOEXEC);
     if (launch->model_fd < 0)
         return err_set(err, -errno, "model %s: cannot open it: %s", model_path, strerror(errno));
@@ -340,18 +346,19 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
 
 int launch_exec(const struct launch *launch, int ready_fd, struct err *err)
 {
-    char program[PATH_MAX_BYTES + 32], plan[16], vocab[16], model[16], ready[16];
+    char program[PATH_MAX_BYTES + 32], plan[16], vocab[16], model[16], record[16], ready[16];
     snprintf(program, sizeof(program), "%s/evenflow-supervisor", launch->plan.program_dir);
     snprintf(plan, sizeof(plan), "%d", launch->plan_fd);
     snprintf(vocab, sizeof(vocab), "%d", launch->vocab_fd);
     snprintf(model, sizeof(model), "%d", launch->model_fd);
+    snprintf(record, sizeof(record), "%d", launch->record_fd > 0 ? launch->record_fd : 0);
     snprintf(ready, sizeof(ready), "%d", ready_fd > 0 ? ready_fd : 0);
-    const int kept[] = {launch->plan_fd, launch->vocab_fd, launch->model_fd, ready_fd};
+    const int kept[] = {launch->plan_fd, launch->vocab_fd, launch->model_fd, launch->record_fd, ready_fd};
     for (size_t i = 0; i < ARRAY_COUNT(kept); i++)
         if (kept[i] > 0)
             fcntl(kept[i], F_SETFD, 0);
-    char *const argv[] = {program,      "--plan-fd", plan,         "--vocab-fd", vocab,
-                          "--model-fd", model,       "--ready-fd", ready,        NULL};
+    char *const argv[] = {program, "--plan-fd",   plan,   "--vocab-fd", vocab, "--model-fd",
+                          model,   "--record-fd", record, "--ready-fd", ready, NULL};
     execv(program, argv);
     return err_set(err, -errno, "cannot start %s: %s; is the installation complete?", program, strerror(errno));
 }
@@ -419,7 +426,7 @@ int own_engine_start(struct own_engine *engine, const struct config *config, con
         if (ret != 0 && engine->pid > 0)
             waitpid(engine->pid, NULL, 0);
     }
-    const int ours[] = {launch.plan_fd, launch.vocab_fd, launch.model_fd};
+    const int ours[] = {launch.plan_fd, launch.vocab_fd, launch.model_fd, launch.record_fd};
     for (size_t i = 0; i < ARRAY_COUNT(ours); i++)
         if (ours[i] >= 0)
             close(ours[i]);

@@ -16,6 +16,7 @@ struct launch {
     int plan_fd;  /* sealed */
     int vocab_fd; /* sealed */
     int model_fd;
+    int record_fd; /* -1: nothing is recorded */
 };
 
 /* Everything but the start. 0, or -errno with err; 'budget' goes to standard error at log level info and above. */
