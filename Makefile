@@ -65,6 +65,7 @@ $(BUILD)/bin/evenflow-front:      $(BUILD)/engine/main_front.o $(ENGINE) $(IPC)
 $(BUILD)/bin/evenflow-sched:      $(BUILD)/engine/main_sched.o $(ENGINE) $(IPC)
 $(BUILD)/bin/evenflow-stage:      $(BUILD)/stages/main_stage.o $(STAGES) $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-kernels:       $(BUILD)/tools/main_bench_kernels.o $(KERNELS) $(IPC)
+$(BUILD)/bin/bench-sched:         $(BUILD)/tools/main_bench_sched.o $(ENGINE) $(IPC)
 $(BUILD)/bin/threads:             $(BUILD)/tests/main_threads.o $(IPC)
 
 $(BUILD)/bin/%:
@@ -127,8 +128,11 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
-.PHONY: bench-kernels bench-serve
+.PHONY: bench-kernels bench-sched bench-serve
 bench-kernels: $(BUILD)/bin/bench-kernels ## Speed of every kernel on every instruction path that this processor has
+	$(Q)$<
+
+bench-sched: $(BUILD)/bin/bench-sched ## What one plan costs with 512 sequences running and thousands waiting
 	$(Q)$<
 
 bench-serve: all model ## What 1, 16 and 32 clients of an engine with two stages see

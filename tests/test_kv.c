@@ -122,3 +122,81 @@ Test(kv, of_two_blocks_with_one_hash_the_one_published_first_is_found)
     cr_assert_eq(kv_find(&kv, &same), table[0]);
     kv_fini(&kv);
 }
+
+/* ---- vLLM's own cases (tests/v1/core/test_prefix_caching.py); block numbers are one less here ---- */
+
+static void publish_all(struct kv *kv, const uint32_t *table, uint32_t count, uint64_t first_hash)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        struct block_hash_shm h = hash(first_hash + i);
+        kv_publish(kv, table[i], &h);
+    }
+}
+
+Test(kv, vllm_test_prefill)
+{
+    struct kv kv;
+    uint32_t first[4], second[4], third[4], rest[10];
+    kv_init(&kv, 10);
+    cr_assert(kv_take(&kv, first, 4)); /* 55 tokens, three full blocks */
+    publish_all(&kv, first, 3, 100);
+    for (uint32_t i = 0; i < 3; i++) {
+        struct block_hash_shm h = hash(100 + i);
+        second[i] = kv_find(&kv, &h);
+        cr_assert_eq(second[i], i);
+        kv_hold(&kv, second[i]);
+    }
+    cr_assert(kv_take(&kv, second + 3, 1));
+    cr_assert_eq(second[3], 4);
+    cr_assert_eq(kv.free_count, 5);
+    kv_give_back(&kv, first, 4);
+    kv_give_back(&kv, second, 4);
+    for (uint32_t i = 0; i < 3; i++)
+        kv_hold(&kv, third[i] = i);
+    cr_assert(kv_take(&kv, third + 3, 1));
+    cr_assert_eq(third[3], 4);
+    cr_assert_eq(kv.free_count, 6);
+    kv_give_back(&kv, third, 4);
+    cr_assert(kv_take(&kv, rest, 10));
+    const uint32_t expected[10] = {4, 3, 5, 6, 7, 8, 9, 2, 1, 0};
+    cr_assert_arr_eq(rest, expected, sizeof(expected));
+    kv_fini(&kv);
+}
+
+Test(kv, vllm_test_evict)
+{
+    struct kv kv;
+    uint32_t first[6], second[3], third[3], rest[7];
+    kv_init(&kv, 10);
+    cr_assert(kv_take(&kv, first, 6)); /* 87 tokens */
+    publish_all(&kv, first, 5, 100);
+    cr_assert(kv_take(&kv, second, 3)); /* 48 tokens */
+    publish_all(&kv, second, 3, 200);
+    kv_give_back(&kv, first, 6);
+    kv_give_back(&kv, second, 3);
+    kv_hold(&kv, third[0] = 0);
+    kv_hold(&kv, third[1] = 1);
+    cr_assert(kv_take(&kv, third + 2, 1));
+    cr_assert_eq(third[2], 5);
+    cr_assert_eq(kv.free_count, 7);
+    cr_assert(kv_take(&kv, rest, 7));
+    const uint32_t expected[7] = {9, 4, 3, 2, 8, 7, 6};
+    cr_assert_arr_eq(rest, expected, sizeof(expected));
+    kv_fini(&kv);
+}
+
+Test(kv, vllm_test_computed_blocks_not_evicted)
+{
+    struct kv kv;
+    uint32_t table[2], taken;
+    kv_init(&kv, 2);
+    cr_assert(kv_take(&kv, table, 1));
+    cr_assert(kv_take(&kv, table + 1, 1));
+    publish_all(&kv, table, 2, 100);
+    kv_give_back(&kv, table, 1);
+    kv_give_back(&kv, table + 1, 1);
+    kv_hold(&kv, 0);
+    cr_assert(kv_take(&kv, &taken, 1));
+    cr_assert_eq(taken, 1);
+    kv_fini(&kv);
+}

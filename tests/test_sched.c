@@ -657,6 +657,196 @@ Test(sched, blocks_of_a_row_that_was_undone_cannot_be_found)
     close_world(&w);
 }
 
+/* ---- vLLM's own cases (tests/v1/core/test_scheduler.py, tests/v1/engine/test_engine_core.py) ---- */
+
+/* Plans one step and compares the rows' token counts with a list that ends with 0. */
+static void expect_rows(struct world *w, const uint32_t *tokens)
+{
+    const struct step_shm *record = plan_step(w);
+    uint32_t count = 0;
+    while (tokens[count] != 0)
+        count++;
+    cr_assert_eq(record != NULL ? record->row_count : 0, count, "%u rows, not %u", record ? record->row_count : 0,
+                 count);
+    for (uint32_t i = 0; i < count; i++)
+        cr_assert_eq(arena_step_rows(&w->arena, record)[i].token_count, tokens[i], "row %u: %u tokens, not %u", i,
+                     arena_step_rows(&w->arena, record)[i].token_count, tokens[i]);
+}
+
+#define EXPECT_ROWS(w, ...) expect_rows(w, (const uint32_t[]){__VA_ARGS__, 0})
+
+static struct plan plan_of_vllm(uint32_t budget, uint32_t seqs, uint32_t window)
+{
+    struct plan plan = plan_for_tests();
+    plan.max_num_batched_tokens = budget;
+    plan.max_num_seqs = seqs;
+    plan.window = window;
+    plan.max_model_len = plan.context_length = 4096;
+    plan.num_blocks = 1000;
+    plan.prompt_pages = 256;
+    return plan;
+}
+
+Test(sched, vllm_test_schedule_concurrent_batches)
+{
+    struct world w;
+    struct plan plan = plan_of_vllm(1024, 2, 2);
+    open_world(&w, &plan);
+    add(&w, 0, 512, 8);
+    EXPECT_ROWS(&w, 512);
+    add(&w, 1, 512, 8);
+    EXPECT_ROWS(&w, 512);
+    return_step(&w);
+    EXPECT_ROWS(&w, 1); /* the first one decodes while the second is in flight */
+    run_until_quiet(&w);
+    close_world(&w);
+}
+
+Test(sched, vllm_test_engine_core_concurrent_batches)
+{
+    struct world w;
+    struct plan plan = plan_of_vllm(10, 2, 2);
+    open_world(&w, &plan);
+    add(&w, 0, 12, 5);
+    add(&w, 1, 12, 5);
+    EXPECT_ROWS(&w, 10);
+    EXPECT_ROWS(&w, 2, 8);
+    return_step(&w);
+    EXPECT_ROWS(&w, 4);
+    return_step(&w);
+    EXPECT_ROWS(&w, 1);
+    return_step(&w);
+    EXPECT_ROWS(&w, 1);
+    run_until_quiet(&w);
+    check_tokens(&w, 0, 0);
+    check_tokens(&w, 1, 0);
+    close_world(&w);
+}
+
+Test(sched, vllm_test_schedule_concurrent_partial_requests)
+{
+    for (uint32_t caching = 0; caching < 2; caching++) {
+        struct world w;
+        struct plan plan = plan_of_vllm(1024, 16, 1);
+        plan.long_prefill_token_threshold = 400;
+        plan.enable_prefix_caching = caching;
+        open_world(&w, &plan);
+        for (uint32_t slot = 0; slot < 3; slot++)
+            add(&w, slot, 800, 8);
+        EXPECT_ROWS(&w, 400, 400, 224);
+        return_step(&w);
+        EXPECT_ROWS(&w, 400, 400, 224);
+        return_step(&w);
+        EXPECT_ROWS(&w, 1, 1, 352);
+        run_until_quiet(&w);
+        close_world(&w);
+    }
+}
+
+Test(sched, vllm_test_schedule_order)
+{
+    for (uint32_t chunks = 0; chunks < 2; chunks++) {
+        struct world w;
+        struct plan plan = plan_of_vllm(1024, 3, 1);
+        plan.enable_chunked_prefill = chunks;
+        open_world(&w, &plan);
+        const uint32_t prompts[] = {800, 800, 10, 10};
+        for (uint32_t slot = 0; slot < 4; slot++)
+            add(&w, slot, prompts[slot], 2);
+        if (chunks)
+            EXPECT_ROWS(&w, 800, 224);
+        else
+            EXPECT_ROWS(&w, 800); /* the short ones do not overtake */
+        run_until_quiet(&w);
+        close_world(&w);
+    }
+}
+
+Test(sched, vllm_test_preempt_during_execution)
+{
+    struct world w;
+    struct plan plan = plan_of_vllm(100, 16, 2);
+    plan.num_blocks = 10;
+    plan.max_model_len = 160;
+    open_world(&w, &plan);
+    add(&w, 0, 80, 8);
+    EXPECT_ROWS(&w, 80);
+    add(&w, 1, 80, 8);
+    EXPECT_ROWS(&w, 80);
+    return_step(&w);
+    EXPECT_ROWS(&w, 1); /* a sixth block: the second gives its five back */
+    cr_assert_eq(journal_sequence_state(sequence_at(&w, 1, 0)), SEQUENCE_WAITING);
+    return_step(&w);
+    cr_assert_eq(journal_log_committed(sequence_at(&w, 1, 0)), 1); /* its late token counts */
+    run_until_quiet(&w);
+    check_tokens(&w, 1, 0);
+    close_world(&w);
+}
+
+Test(sched, vllm_test_priority_scheduling_preemption)
+{
+    struct world w;
+    struct plan plan = plan_of_vllm(200, 10, 1);
+    plan.uses_priority = 1;
+    plan.num_blocks = 5;
+    plan.max_model_len = 80;
+    open_world(&w, &plan);
+    prepare(&w, 0, 32, 20)->priority = 5;
+    accept(&w, 0);
+    EXPECT_ROWS(&w, 32);
+    return_step(&w);
+    prepare(&w, 1, 32, 20)->priority = 0;
+    accept(&w, 1);
+    EXPECT_ROWS(&w, 1, 32);
+    return_step(&w);
+    const struct step_shm *record = plan_step(&w); /* the second needs a third block */
+    cr_assert_eq(record->row_count, 1);
+    cr_assert_eq(arena_sequence(&w.arena, arena_step_rows(&w.arena, record)[0].sequence)->request, 1);
+    cr_assert_eq(journal_sequence_state(sequence_at(&w, 0, 0)), SEQUENCE_WAITING);
+    run_until_quiet(&w);
+    check_tokens(&w, 0, 0);
+    close_world(&w);
+}
+
+Test(sched, vllm_test_decode)
+{
+    struct world w;
+    struct plan plan = plan_of_vllm(1024, 4, 1);
+    plan.enable_prefix_caching = 1;
+    open_world(&w, &plan);
+    add(&w, 0, 55, 40);
+    const struct sequence_shm *shm;
+    uint32_t sequence = 0;
+    do {
+        plan_step(&w);
+        sequence = arena_answer(&w.arena, 0)->sequences[0];
+        shm = sequence_at(&w, 0, 0);
+        cr_assert_eq(shm->block_count, (shm->computed + 15) / 16);
+        cr_assert_eq(w.sched.table.seqs[sequence].published, shm->computed / 16);
+        return_step(&w);
+    } while (shm->computed < 78);
+    run_until_quiet(&w);
+    close_world(&w);
+}
+
+Test(sched, vllm_test_kv_pressure_preemption_with_inflight_output)
+{
+    struct world w;
+    struct plan plan = plan_of_vllm(64, 8, 4);
+    plan.num_blocks = 5;
+    plan.max_model_len = 32;
+    open_world(&w, &plan);
+    for (uint32_t slot = 0; slot < 8; slot++)
+        add(&w, slot, 8, 24);
+    run_until_quiet(&w);
+    cr_assert_gt(w.sched.preemptions, 0);
+    for (uint32_t slot = 0; slot < 8; slot++) {
+        cr_assert_eq(journal_log_committed(sequence_at(&w, slot, 0)), 24);
+        check_tokens(&w, slot, 0);
+    }
+    close_world(&w);
+}
+
 /* ---- everything at once ---- */
 
 static uint64_t random_state;

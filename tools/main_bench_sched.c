@@ -1,0 +1,108 @@
+/* main_bench_sched.c - what one plan costs: make bench-sched.
+ *
+ * 512 sequences decode while many wait; the time of sched_plan() and of sched_return(), median over many steps. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/policy.h"
+#include "engine/sched.h"
+#include "ipc/clock.h"
+#include "ipc/journal.h"
+
+#define RUNNING 512u
+#define PROMPT  200u
+#define STEPS   400u
+
+static int compare(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static double median_us(uint64_t *values)
+{
+    qsort(values, STEPS, sizeof(values[0]), compare);
+    return (double)values[STEPS / 2] / 1000;
+}
+
+static void measure(uint32_t waiting)
+{
+    uint32_t requests = RUNNING + waiting;
+    struct plan plan = {.magic = PLAN_MAGIC,
+                        .layout_hash = LAYOUT_HASH,
+                        .layers = 1,
+                        .width = 1,
+                        .heads = 1,
+                        .kv_heads = 1,
+                        .head_dim = 1,
+                        .vocab_size = 50000,
+                        .stage_count = 1,
+                        .window = 1,
+                        .slices = {{.layer_count = 1}},
+                        .max_model_len = 1024,
+                        .max_num_seqs = RUNNING,
+                        .max_num_batched_tokens = RUNNING * PROMPT,
+                        .enable_chunked_prefill = 1,
+                        .enable_prefix_caching = 1,
+                        .reserve_full_isl = 1,
+                        .block_size = 16,
+                        .num_blocks = RUNNING * 64,
+                        .requests_max = requests,
+                        .sequences_max = requests,
+                        .prompt_pages = requests,
+                        .log_pages = requests * 16,
+                        .connections_max = 1,
+                        .body_bytes_max = 1024};
+    strcpy(plan.policy, "default");
+    struct arena arena;
+    struct sched sched;
+    arena_in_memory(&arena, &plan);
+    sched_init(&sched, &arena, &policy_default);
+    for (uint32_t slot = 0; slot < requests; slot++) {
+        struct request_shm *request = arena_request(&arena, slot);
+        *request = (struct request_shm){.generation = 1,
+                                        .order = slot + 1,
+                                        .prompt_tokens = PROMPT,
+                                        .max_tokens = 800,
+                                        .choices = 1,
+                                        .top_p = 1,
+                                        .flags = REQUEST_IGNORE_EOS};
+        arena_prompt_list(&arena, slot)[0] = slot;
+        for (uint32_t i = 0; i < PROMPT; i++)
+            journal_prompt_write(&arena, slot, i, 1, &(uint32_t){(slot * 31 + i) % 50000});
+        journal_request_set_state(request, REQUEST_ACCEPTED);
+        sched_accept(&sched, slot);
+    }
+    static uint64_t plan_ns[STEPS], return_ns[STEPS];
+    struct token_shm *results = base_alloc(arena.layout.step_results_max * sizeof(*results));
+    for (uint32_t i = 0; i <= STEPS; i++) { /* the first step holds the prompts and is not counted */
+        uint64_t start_ns = clock_ns();
+        struct step_shm *record = sched_plan(&sched);
+        uint64_t planned_ns = clock_ns();
+        step_publish(record);
+        check(record->row_count == RUNNING);
+        uint64_t begin_ns = clock_ns();
+        check(sched_return(&sched, record->step, results, record->result_count));
+        if (i > 0) {
+            plan_ns[i - 1] = planned_ns - start_ns;
+            return_ns[i - 1] = clock_ns() - begin_ns;
+        }
+        uint32_t slot;
+        while (sched_next_news(&sched, &slot)) {
+        }
+    }
+    printf("%7u %8u %16.1f %18.1f\n", RUNNING, waiting, median_us(plan_ns), median_us(return_ns));
+    free(results);
+    sched_fini(&sched);
+    arena_in_memory_free(&arena);
+}
+
+int main(void)
+{
+    printf("running  waiting  plan, median us  return, median us\n");
+    measure(0);
+    measure(1000);
+    measure(10000);
+    return 0;
+}
