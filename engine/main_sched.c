@@ -124,6 +124,7 @@ static void update_counters(struct sched_process *p)
     counter_set(p->shm, COUNTER_SCHED_RUNNING, core->table.running.count);
     counter_set(p->shm, COUNTER_SCHED_WAITING, core->table.waiting.count);
     counter_set(p->shm, COUNTER_SCHED_CACHED_TOKENS, core->cached_tokens);
+    counter_set(p->shm, COUNTER_SCHED_HIT_PERMILLE, hitrate_permille(&core->hitrate));
     counter_set(p->shm, COUNTER_SCHED_BLOCKS_FREE, core->kv.free_count);
     counter_set(p->shm, COUNTER_SCHED_LOG_PAGES_FREE, core->free_log_page_count);
     counter_set(p->shm, COUNTER_SCHED_SEQUENCE_SLOTS_FREE, core->table.free.count);

@@ -24,6 +24,7 @@ void sched_init(struct sched *sched, const struct arena *arena, const struct pol
                             .block_tokens = base_alloc(plan->block_size * sizeof(uint32_t)),
                             .news = base_alloc(plan->requests_max * sizeof(uint32_t))};
     kv_init(&sched->kv, plan->num_blocks);
+    hitrate_init(&sched->hitrate, HITRATE_WINDOW_MAX);
     seq_init(&sched->table, arena);
     for (uint32_t i = 0; i < plan->window; i++)
         sched->flights[i].rows = base_alloc(plan->max_num_seqs * sizeof(struct flight_row));
@@ -446,6 +447,7 @@ bool policy_admit(struct sched *sched, uint32_t sequence, const struct policy_hi
     if (shm->preemptions == 0) {
         shm->cached_tokens = (uint32_t)min_u64(hit->tokens, shm->prompt_tokens);
         sched->cached_tokens += shm->cached_tokens;
+        hitrate_observe(&sched->hitrate, 1, shm->prompt_tokens, shm->cached_tokens);
     }
     check(policy_add_row(sched, sequence, tokens));
     seq_list_remove(&sched->table, sequence);

@@ -20,6 +20,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "engine/hitrate.h"
 #include "engine/kv.h"
 #include "engine/seq.h"
 #include "ipc/arena.h"
@@ -76,6 +77,7 @@ struct sched {
     uint32_t news_count;
 
     /* counters */
+    struct hitrate hitrate;
     uint64_t steps, prompt_tokens, generated_tokens, preemptions, cached_tokens;
 };
 

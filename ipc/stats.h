@@ -29,6 +29,8 @@ enum counter_kind { COUNTER, GAUGE };
     X(SCHED_STEPS_IN_FLIGHT, GAUGE, ROLE_SCHED, "steps_in_flight", "Steps planned and not yet returned")               \
     X(SCHED_PROMPT_TOKENS, COUNTER, ROLE_SCHED, "prompt_tokens_total", "Prompt tokens computed")                       \
     X(SCHED_CACHED_TOKENS, COUNTER, ROLE_SCHED, "cached_tokens_total", "Prompt tokens found in the prefix cache")      \
+    X(SCHED_HIT_PERMILLE, GAUGE, ROLE_SCHED, "prefix_cache_hit_permille",                                              \
+      "Of a thousand prompt tokens of the last 1000 sequences, those found in the prefix cache")                       \
     X(SCHED_GENERATED_TOKENS, COUNTER, ROLE_SCHED, "generation_tokens_total", "Tokens generated")                      \
     X(SCHED_PREEMPTIONS, COUNTER, ROLE_SCHED, "preemptions_total", "Sequences that gave their blocks back")            \
     X(SCHED_RUNNING, GAUGE, ROLE_SCHED, "sequences_running", "Sequences that hold KV blocks")                          \

@@ -808,6 +808,30 @@ Test(sched, vllm_test_priority_scheduling_preemption)
     close_world(&w);
 }
 
+Test(sched, vllm_test_prefix_caching_for_multi_turn)
+{
+    struct world w;
+    struct plan plan = plan_of_vllm(1024, 4, 1);
+    plan.enable_prefix_caching = 1;
+    open_world(&w, &plan);
+    add(&w, 0, 50, 30);
+    run_until_quiet(&w);
+    /* the second turn is all of the first: prompt, then answer */
+    struct request_shm *second = prepare(&w, 1, 80, 4);
+    uint32_t sequence = arena_answer(&w.arena, 0)->sequences[0];
+    for (uint32_t i = 0; i < 80; i++) {
+        uint32_t token = i < 50 ? token_at(1, 99, i) : journal_log_entry(&w.arena, sequence, i - 50)->token;
+        journal_prompt_write(&w.arena, 1, i, 1, &token);
+    }
+    journal_request_set_state(second, REQUEST_ACCEPTED);
+    sched_accept(&w.sched, 1);
+    const struct step_shm *record = sched_plan(&w.sched);
+    /* 79 tokens of the first turn have KV, so four blocks are known: 80 mod 16 would be none, and the last block is redone */
+    cr_assert_eq(arena_step_rows(&w.arena, record)[0].first_pos, 64);
+    cr_assert_eq(arena_step_rows(&w.arena, record)[0].token_count, 16);
+    close_world(&w);
+}
+
 Test(sched, vllm_test_decode)
 {
     struct world w;

@@ -166,11 +166,13 @@ Test(sim, a_broken_scenario_is_refused_with_field_and_value)
         {"{\"requests\":[{\"prompt\":[[0,4]]}]}", "requests[0]: id"},
         {"{\"requests\":[{\"id\":\"a\",\"prompt\":[[0,-4]]}]}", "requests[0]: prompt: segment 0"},
         {"{\"requests\":[{\"id\":\"a\",\"prompt\":[]}]}", "requests[0]: prompt: has 0 tokens"},
-        {"{\"requests\":[{\"id\":\"a\",\"prompt\":[[0,4]],\"max_tokens\":0}]}", "requests[0]: max_tokens"},
+        {"{\"requests\":[{\"id\":\"a\",\"prompt\":[[0,4]],\"max_tokens\":0}]}",
+         "requests[0]: max_tokens: 0 must be a whole number from 1"},
         {"{\"config\":{\"num_blocks\":1},\"requests\":[{\"id\":\"a\",\"prompt\":[[0,40]],\"max_tokens\":4}]}",
          "requests[0]: 40 + 4 tokens can never run"},
         {"{\"config\":{\"colour\":1},\"requests\":[{\"id\":\"a\",\"prompt\":[[0,4]]}]}", "config: colour"},
-        {"{\"config\":{\"policy\":\"best\"},\"requests\":[{\"id\":\"a\",\"prompt\":[[0,4]]}]}", "policy: must be"},
+        {"{\"config\":{\"policy\":\"best\"},\"requests\":[{\"id\":\"a\",\"prompt\":[[0,4]]}]}",
+         "policy: \"best\" must be"},
     };
     char output[4096];
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {

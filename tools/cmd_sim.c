@@ -74,6 +74,14 @@ struct sim {
 
 /* ---- the scenario ---- */
 
+/* "key: 7.5 must be ..." */
+static void refuse_value(struct err *err, const char *key, json_t *value, const char *wanted)
+{
+    char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+    err_set(err, -EINVAL, "%s: %.80s must be %s", key, text != NULL ? text : "?", wanted);
+    free(text);
+}
+
 static uint64_t number_of(json_t *object, const char *key, uint64_t standard, uint64_t min, uint64_t max,
                           struct err *err)
 {
@@ -81,9 +89,12 @@ static uint64_t number_of(json_t *object, const char *key, uint64_t standard, ui
     if (value == NULL)
         return standard;
     if (!json_is_integer(value) || json_integer_value(value) < (json_int_t)min ||
-        json_integer_value(value) > (json_int_t)max)
-        err_set(err, -EINVAL, "%s: must be a whole number from %llu to %llu", key, (unsigned long long)min,
-                (unsigned long long)max);
+        json_integer_value(value) > (json_int_t)max) {
+        char wanted[96];
+        snprintf(wanted, sizeof(wanted), "a whole number from %llu to %llu", (unsigned long long)min,
+                 (unsigned long long)max);
+        refuse_value(err, key, value, wanted);
+    }
     return (uint64_t)json_integer_value(value);
 }
 
@@ -93,7 +104,7 @@ static bool flag_of(json_t *object, const char *key, bool standard, struct err *
     if (value == NULL)
         return standard;
     if (!json_is_boolean(value))
-        err_set(err, -EINVAL, "%s: must be true or false", key);
+        refuse_value(err, key, value, "true or false");
     return json_is_true(value);
 }
 
@@ -137,7 +148,7 @@ static int read_request(struct sim_request *request, json_t *object, struct err 
     json_t *phase = json_object_get(object, "abort_phase");
     const char *name = phase != NULL ? json_string_value(phase) : "input";
     if (name == NULL || (strcmp(name, "input") != 0 && strcmp(name, "output") != 0))
-        return err_set(err, -EINVAL, "abort_phase: must be input or output");
+        return err_set(err, -EINVAL, "abort_phase: \"%.80s\" must be input or output", name != NULL ? name : "?");
     request->aborts_before_update = strcmp(name, "output") == 0;
     return err->text[0] != '\0' ? -EINVAL : read_prompt(request, json_object_get(object, "prompt"), err);
 }
@@ -231,7 +242,7 @@ static int make_plan(struct sim *sim, json_t *config, struct err *err)
     const char *order = json_string_value(json_object_get(config, "policy"));
     plan->uses_priority = order != NULL && strcmp(order, "priority") == 0;
     if (order != NULL && !plan->uses_priority && strcmp(order, "fcfs") != 0)
-        err_set(err, -EINVAL, "policy: must be fcfs or priority");
+        err_set(err, -EINVAL, "policy: \"%.80s\" must be fcfs or priority", order);
     sim->depth = (uint32_t)number_of(config, "pipeline_depth", 1, 1, 4 * STAGES_MAX, err);
     plan->window = sim->depth;
     uint64_t standard = max_u64(longest + 1, 64);
