@@ -88,13 +88,16 @@ static uint32_t take_results(struct sched_process *p)
 
 static uint32_t plan_steps(struct sched_process *p)
 {
-    for (uint32_t count = 0;; count++) {
+    for (uint32_t count = 0;;) {
         struct step_shm *record = sched_plan(&p->core);
         record_step(&p->record, record);
-        if (record == NULL)
+        if (record != NULL) {
+            step_publish(record);
+            bell_ring(&p->stage);
+            count++;
+        } else if (!p->core.wants_another_plan) {
             return count;
-        step_publish(record);
-        bell_ring(&p->stage);
+        }
     }
 }
 

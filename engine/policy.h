@@ -12,9 +12,10 @@
  *   policy_preempt()       a running sequence gives its blocks back and waits at the front; its row in this step, if
  *                          there is one, is undone
  *
- * Whatever it does, what sched promises holds: rows are of different sequences, a block that several hold has the same prefix
- * for all of them, a token is never
- * computed before those in front of it, and a step with no rows is not published.
+ * It preempts before it admits: a row cannot be undone once another sequence was admitted upon its blocks. A sequence whose
+ * token is in flight is not admitted. Whatever else it does, what sched promises holds: rows are of different sequences, a
+ * block that several hold has the same prefix for all of them, a token is never computed before those in front of it, and
+ * a step with no rows is not published.
  */
 #ifndef EVENFLOW_POLICY_H
 #define EVENFLOW_POLICY_H
@@ -54,7 +55,8 @@ bool policy_has_row(const struct sched *sched, uint32_t sequence);
 /* ---- doing ---- */
 
 bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens);
-/* hit: what policy_find_prefix() just said. False, and nothing is changed: no blocks, or as many run as may. */
+/* hit: what policy_find_prefix() just said. False, and nothing is changed: no blocks, as many run as may, or a token of it
+ * is in flight. */
 bool policy_admit(struct sched *sched, uint32_t sequence, const struct policy_hit *hit, uint32_t tokens);
 void policy_preempt(struct sched *sched, uint32_t sequence);
 

@@ -64,11 +64,28 @@ static void put_entry(struct record *record, enum record_kind kind, uint32_t slo
     put(record, &entry, sizeof(entry));
 }
 
+/* Front's word, before the core has looked at it. */
+static bool is_readable(const struct arena *arena, uint32_t slot)
+{
+    uint32_t tokens = arena_request(arena, slot)->prompt_tokens;
+    if (tokens > arena->plan->max_model_len)
+        return false;
+    for (uint32_t page = 0; page < div_up_u64(tokens, PAGE_TOKENS); page++)
+        if (arena_prompt_list(arena, slot)[page] >= arena->plan->prompt_pages)
+            return false;
+    return true;
+}
+
 void record_accept(struct record *record, uint32_t slot)
 {
     if (record->fd < 0)
         return;
     const struct request_shm *request = arena_request(record->arena, slot);
+    if (!is_readable(record->arena, slot)) { /* the core refuses it without its prompt, then and now */
+        put_entry(record, RECORD_ACCEPT, slot, 0, sizeof(*request));
+        put(record, request, sizeof(*request));
+        return;
+    }
     uint32_t pages = (uint32_t)div_up_u64(request->prompt_tokens, PAGE_TOKENS);
     put_entry(record, RECORD_ACCEPT, slot, 0,
               sizeof(*request) + ((uint64_t)pages + request->prompt_tokens) * sizeof(uint32_t));

@@ -92,9 +92,33 @@ static bool is_sound(const struct sched *sched, const struct request_shm *reques
            request->stop_token_count <= STOP_TOKENS_MAX;
 }
 
+/* Its pages exist and hold tokens of the vocabulary: a stage ends the engine over any other. */
+static bool is_prompt_sound(const struct sched *sched, uint32_t slot)
+{
+    uint32_t count = arena_request(sched->arena, slot)->prompt_tokens;
+    for (uint32_t page = 0; page < div_up_u64(count, PAGE_TOKENS); page++)
+        if (arena_prompt_list(sched->arena, slot)[page] >= sched->plan->prompt_pages)
+            return false;
+    for (uint32_t first = 0, run; first < count; first += run) {
+        run = (uint32_t)min_u64(count - first, sched->plan->block_size);
+        journal_prompt_read(sched->arena, slot, first, run, sched->block_tokens);
+        for (uint32_t i = 0; i < run; i++)
+            if (sched->block_tokens[i] >= sched->plan->vocab_size)
+                return false;
+    }
+    return true;
+}
+
 static uint32_t log_pages_for(const struct request_shm *request)
 {
     return (uint32_t)div_up_u64(log_entries(request), LOG_PAGE_TOKENS);
+}
+
+/* Some day there will be logs and slots for it: one that waits for more than there are would hold up all behind it. */
+static bool can_be_taken_in(const struct sched *sched, const struct request_shm *request)
+{
+    return request->choices <= sched->plan->sequences_max &&
+           (uint64_t)request->choices * log_pages_for(request) <= sched->plan->log_pages;
 }
 
 /* Tokens known at positions first.. of a sequence: prompt, then the committed ones. */
@@ -227,7 +251,7 @@ void sched_accept(struct sched *sched, uint32_t slot)
         return; /* a repeated hint, or one that came late */
     check(sched->requests[slot].generation == 0);
     sched->requests[slot].generation = request->generation;
-    if (!is_sound(sched, request)) {
+    if (!is_sound(sched, request) || !can_be_taken_in(sched, request) || !is_prompt_sound(sched, slot)) {
         answer_with_nothing(sched, slot);
         return;
     }
@@ -434,6 +458,8 @@ bool policy_admit(struct sched *sched, uint32_t sequence, const struct policy_hi
     check(journal_sequence_state(shm) == SEQUENCE_WAITING);
     check(shm->block_count == 0);
     uint32_t needed = (uint32_t)div_up_u64(hit->tokens + tokens, sched->plan->block_size) - hit->blocks;
+    if (seq_of(sched, sequence)->in_flight > 0) /* the token that is on its way would be computed a second time */
+        return false;
     if (sched->table.running.count == sched->plan->max_num_seqs || needed + hit->free_blocks > sched->kv.free_count)
         return false;
     for (uint32_t i = 0; i < hit->blocks; i++) {
@@ -478,6 +504,7 @@ static void undo_row(struct sched *sched, uint32_t sequence)
     /* what this row was to compute will not be: nobody may find it */
     for (uint32_t first = gone.first_pos / sched->plan->block_size; seq_of(sched, sequence)->published > first;) {
         uint32_t block = arena_block_table(arena, sequence)[--seq_of(sched, sequence)->published];
+        check(sched->kv.blocks[block].references == 1); /* nobody was admitted upon it in this step */
         kv_unpublish(&sched->kv, block);
     }
     record->row_count--;
@@ -496,6 +523,7 @@ void policy_preempt(struct sched *sched, uint32_t sequence)
     release_blocks(sched, sequence);
     shm->preemptions++;
     sched->preemptions++;
+    check(sched->preempted_count < sched->plan->max_num_seqs);
     sched->preempted[sched->preempted_count++] = sequence;
     seq_list_remove(&sched->table, sequence);
     start_waiting(sched, sequence, true);
@@ -530,15 +558,19 @@ static void note_flight(struct sched *sched)
 
 struct step_shm *sched_plan(struct sched *sched)
 {
-    if (sched->in_flight == sched->plan->window || sched->table.running.count + sched->table.waiting.count == 0)
-        return NULL;
+    uint32_t running = sched->table.running.count;
     sched->preempted_count = 0;
+    sched->wants_another_plan = false;
+    if (sched->in_flight == sched->plan->window || running + sched->table.waiting.count == 0)
+        return NULL;
     sched->record = step_begin(sched->arena, sched->next_step);
     sched->record->row_count = sched->record->token_count = 0;
     sched->record->block_count = sched->record->result_count = 0;
     sched->policy->plan(sched);
-    if (sched->record->row_count == 0)
+    if (sched->record->row_count == 0) {
+        sched->wants_another_plan = sched->table.running.count < running; /* so it comes to an end */
         return NULL;
+    }
     note_flight(sched);
     sched->next_step++;
     sched->in_flight++;

@@ -71,7 +71,8 @@ struct sched {
     uint32_t *row_of;    /* (sequences_max): its row + 1 in the step being planned, 0: none */
     uint32_t *preempted; /* (max_num_seqs): in the order of their preemption */
     uint32_t preempted_count;
-    uint32_t *block_tokens; /* (block_size): scratch for a hash */
+    bool wants_another_plan; /* the last plan gave no step, but preempted: the blocks may serve others at once */
+    uint32_t *block_tokens;  /* (block_size): scratch for a hash */
 
     uint32_t *news; /* (requests_max): slots, oldest first */
     uint32_t news_count;
@@ -92,7 +93,8 @@ void sched_cancel(struct sched *sched, uint32_t slot);
 void sched_drained(struct sched *sched, uint32_t slot);
 
 /* Plans the next step if fewer than the window are in flight and there is anything to compute: its filled record, which
- * the caller publishes; else NULL. */
+ * the caller publishes; else NULL. After NULL with wants_another_plan the caller asks once more: with nothing in flight,
+ * nothing else would make it ask again. */
 struct step_shm *sched_plan(struct sched *sched);
 
 /* Results of the oldest step in flight. False when they are not what that step returns: count or a token out of bounds. */

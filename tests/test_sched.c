@@ -165,7 +165,10 @@ static void check_record(struct world *w, const struct step_shm *record)
 
 static const struct step_shm *plan_step(struct world *w)
 {
-    const struct step_shm *record = sched_plan(&w->sched);
+    const struct step_shm *record;
+    do
+        record = sched_plan(&w->sched);
+    while (record == NULL && w->sched.wants_another_plan);
     if (record != NULL) {
         check_record(w, record);
         step_publish((struct step_shm *)(uintptr_t)record);
@@ -201,9 +204,11 @@ static void run_until_quiet(struct world *w)
         while (plan_step(w) != NULL) {
         }
         if (w->sched.in_flight == 0)
-            return;
+            break;
         return_step(w);
     }
+    /* Nobody would call again: the scheduler sleeps now. */
+    cr_assert_eq(w->sched.table.running.count + w->sched.table.waiting.count, 0);
 }
 
 static void check_tokens(struct world *w, uint32_t slot, uint32_t choice)
@@ -871,6 +876,124 @@ Test(sched, vllm_test_kv_pressure_preemption_with_inflight_output)
     close_world(&w);
 }
 
+/* ---- liveness and other words of front's ---- */
+
+/* The least important one is first in the list, needs a block and is its own victim; the other one had no turn. */
+Test(sched, a_plan_that_only_preempted_is_followed_by_one_with_rows)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.uses_priority = 1;
+    plan.num_blocks = 5;
+    plan.max_model_len = 80;
+    plan.window = 1;
+    open_world(&w, &plan);
+    prepare(&w, 0, 40, 20)->priority = 5; /* three of five blocks, the fourth after nine tokens */
+    accept(&w, 0);
+    cr_assert_not_null(plan_step(&w));
+    prepare(&w, 1, 20, 20)->priority = 1;
+    accept(&w, 1);
+    return_step(&w);
+    run_until_quiet(&w);
+    cr_assert(is_done(&w, 0) && is_done(&w, 1));
+    close_world(&w);
+}
+
+Test(sched, a_prompt_with_tokens_outside_the_vocabulary_has_no_choices)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    open_world(&w, &plan);
+    prepare(&w, 0, 10, 5);
+    uint32_t token = w.plan.vocab_size;
+    journal_prompt_write(&w.arena, 0, 9, 1, &token);
+    accept(&w, 0);
+    cr_assert(is_done(&w, 0));
+    cr_assert_eq(arena_answer(&w.arena, 0)->sequence_count, 0);
+    close_world(&w);
+}
+
+Test(sched, a_prompt_on_pages_that_do_not_exist_has_no_choices)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    open_world(&w, &plan);
+    prepare(&w, 0, 300, 5);
+    w.pages_used[arena_prompt_list(&w.arena, 0)[1]] = 0;
+    arena_prompt_list(&w.arena, 0)[1] = w.plan.prompt_pages;
+    accept(&w, 0);
+    cr_assert(is_done(&w, 0));
+    cr_assert_eq(arena_answer(&w.arena, 0)->sequence_count, 0);
+    close_world(&w);
+}
+
+Test(sched, a_request_whose_logs_can_never_be_reserved_stops_nobody)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.log_pages = 5;
+    plan.sequences_max = 4;
+    open_world(&w, &plan);
+    prepare(&w, 0, 8, 100)->choices = 3; /* six pages */
+    accept(&w, 0);
+    prepare(&w, 1, 8, 5)->choices = 5;
+    accept(&w, 1);
+    add(&w, 2, 8, 5);
+    run_until_quiet(&w);
+    cr_assert(is_done(&w, 0) && is_done(&w, 1) && is_done(&w, 2));
+    cr_assert_eq(journal_log_committed(sequence_at(&w, 2, 0)), 5);
+    close_world(&w);
+}
+
+/* ---- policies that ask for too much ---- */
+
+static void plan_hasty(struct sched *sched)
+{
+    const struct seq_table *table = &sched->table;
+    if (table->running.count > 0 && policy_schedulable(sched, table->running.first) == 0)
+        policy_preempt(sched, table->running.first); /* its token is in flight */
+    uint32_t s = table->waiting.first;
+    struct policy_hit hit = policy_find_prefix(sched, s);
+    policy_admit(sched, s, &hit, table->seqs[s].known - hit.tokens);
+}
+
+Test(sched, a_sequence_with_a_token_in_flight_is_not_admitted)
+{
+    static const struct policy hasty = {.name = "hasty", .source = "this file", .plan = plan_hasty};
+    struct world w;
+    struct plan plan = plan_for_tests();
+    open_world(&w, &plan);
+    w.sched.policy = &hasty;
+    add(&w, 0, 10, 3);
+    cr_assert_not_null(plan_step(&w));
+    cr_assert_null(plan_step(&w));
+    return_step(&w);
+    cr_assert_eq(journal_log_committed(sequence_at(&w, 0, 0)), 1); /* a victim gets it all the same */
+    cr_assert_not_null(plan_step(&w));
+    cr_assert_null(plan_step(&w));
+    return_step(&w);
+    cr_assert_not_null(plan_step(&w));
+    cr_assert_null(plan_step(&w));
+    return_step(&w); /* its last one, while it waits */
+    cr_assert(is_done(&w, 0));
+    cr_assert_eq(sequence_at(&w, 0, 0)->finish_reason, FINISH_LENGTH);
+    cr_assert_eq(sequence_at(&w, 0, 0)->preemptions, 3);
+    check_tokens(&w, 0, 0);
+    drain(&w, 0);
+    check_nothing_is_held(&w);
+
+    add(&w, 1, 10, 3);
+    cr_assert_not_null(plan_step(&w));
+    cr_assert_null(plan_step(&w)); /* preempted, its token in flight */
+    sched_cancel(&w.sched, 1);
+    cr_assert(is_done(&w, 1));
+    return_step(&w);
+    cr_assert_eq(journal_log_committed(sequence_at(&w, 1, 0)), 0);
+    drain(&w, 1);
+    check_nothing_is_held(&w);
+    close_world(&w);
+}
+
 /* ---- everything at once ---- */
 
 static uint64_t random_state;
@@ -963,6 +1086,8 @@ static uint64_t random_run(uint64_t seed, uint32_t turns, struct totals *totals)
         if (w.sched.in_flight > 0 && random_below(3) != 0)
             return_step(&w);
         check_conservation(&w);
+        if (turn % 500 == 499) /* nobody comes any more: all that was taken in ends by itself */
+            run_until_quiet(&w);
     }
     run_until_quiet(&w); /* everything accepted ends */
     for (uint32_t round = 0; round < w.plan.requests_max; round++) {

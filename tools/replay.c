@@ -43,6 +43,12 @@ static int load_request(struct replay *r, const struct record_entry *entry, stru
 {
     struct request_shm request;
     memcpy(&request, r->payload, min_u64(sizeof(request), entry->bytes));
+    if (entry->slot < r->plan.requests_max && entry->bytes == sizeof(request) && request.prompt_tokens > 0) {
+        request.prompt_tokens = UINT32_MAX; /* it was refused for its prompt: as now */
+        *arena_request(&r->arena, entry->slot) = request;
+        journal_request_set_state(arena_request(&r->arena, entry->slot), REQUEST_ACCEPTED);
+        return 0;
+    }
     uint64_t pages = div_up_u64(request.prompt_tokens, PAGE_TOKENS);
     if (entry->slot >= r->plan.requests_max || entry->bytes < sizeof(request) ||
         request.prompt_tokens > r->plan.max_model_len ||
