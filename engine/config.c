@@ -66,6 +66,11 @@ static const struct option_spec specs[] = {
 };
 
 static const char *const refused[] = {
+    "enable-lora",
+    "lora-modules",
+    "kv-transfer-config",
+    "limit-mm-per-prompt",
+    "async-scheduling",
     "use-batch-scheduler",
     "itl-slo",
     "ttft-slo",

@@ -81,9 +81,9 @@ struct block_hash_shm prefix_hash(const uint64_t key[2], const struct block_hash
     sip_begin(&s, key);
     sip_word(&s, parent != NULL ? parent->low : 0);
     sip_word(&s, parent != NULL ? parent->high : 0);
-    for (uint32_t i = 0; i + 1 < count; i += 2) { /* blocks hold an even number of tokens */
+    for (uint32_t i = 0; i + 1 < count; i += 2) {
         memcpy(&word, tokens + i, 8);
         sip_word(&s, word);
     }
-    return sip_end(&s, 0, 16 + (uint64_t)count * sizeof(*tokens) + (parent != NULL));
+    return sip_end(&s, count % 2 ? tokens[count - 1] : 0, 16 + (uint64_t)count * sizeof(*tokens) + (parent != NULL));
 }

@@ -38,7 +38,7 @@ int plan_validate(const struct plan *plan, struct err *err)
         {"max_model_len", plan->max_model_len, 1, 1u << 22},
         {"max_num_seqs", plan->max_num_seqs, 1, 4096},
         {"max_num_batched_tokens", plan->max_num_batched_tokens, 1, 1u << 18},
-        {"block_size", plan->block_size, 8, 1024},
+        {"block_size", plan->block_size, 1, 1024},
         {"num_blocks", plan->num_blocks, 1, 1u << 28},
         {"requests_max", plan->requests_max, 1, 1u << 17},
         {"sequences_max", plan->sequences_max, 1, 1u << 18},
@@ -63,9 +63,6 @@ int plan_validate(const struct plan *plan, struct err *err)
     }
     if (layer != plan->layers)
         return err_set(err, -EINVAL, "plan: the slices hold %u of %u layers", layer, plan->layers);
-    if ((plan->block_size & (plan->block_size - 1)) != 0)
-        return err_set(err, -EINVAL, "plan: block size %u is not a power of two", plan->block_size);
-
     int ret = check_text("isa", plan->isa, sizeof(plan->isa), err);
     ret = ret ? ret : check_text("policy", plan->policy, sizeof(plan->policy), err);
     ret = ret ? ret : check_text("version", plan->version, sizeof(plan->version), err);

@@ -21,6 +21,13 @@ Test(prefix, a_hash_depends_on_key_parent_and_every_token)
     struct block_hash_shm keyed = prefix_hash(other_key, NULL, tokens, 16);
     cr_assert(base.low != child.low && base.high != child.high);
     cr_assert(base.low != keyed.low && base.high != keyed.high);
+    for (uint32_t count = 1; count <= 16; count++) { /* the last token counts, whether their number is odd or even */
+        struct block_hash_shm before = prefix_hash(key, NULL, tokens, count);
+        tokens[count - 1] = 9;
+        struct block_hash_shm after = prefix_hash(key, NULL, tokens, count);
+        cr_assert(before.low != after.low && before.high != after.high, "%u tokens", count);
+        tokens[count - 1] = 0;
+    }
     for (int i = 0; i < 16; i++) {
         tokens[i] = 1;
         struct block_hash_shm changed = prefix_hash(key, NULL, tokens, 16);

@@ -155,6 +155,20 @@ static int run_text(const char *scenario, char *output, size_t size)
     return status;
 }
 
+Test(sim, small_and_odd_blocks_and_limits_beyond_the_cache_are_simulated_the_same_every_time)
+{
+    static const char scenario[] =
+        "{\"config\":{\"block_size\":3,\"num_blocks\":20,\"pipeline_depth\":2},\"requests\":["
+        "{\"id\":\"a\",\"prompt\":[[0,20]],\"max_tokens\":90,\"eos_after\":4},"
+        "{\"id\":\"b\",\"arrival_step\":1,\"prompt\":[[0,20],[7,3]],\"max_tokens\":5}]}";
+    char first[4096], second[4096];
+    cr_assert_eq(run_text(scenario, first, sizeof(first)), 0, "%s", first);
+    cr_assert_eq(run_text(scenario, second, sizeof(second)), 0);
+    cr_assert_str_eq(first, second);
+    cr_assert(strstr(first, "\"generated_tokens\":9") != NULL, "%s", first);
+    cr_assert(strstr(first, "\"cached_tokens\":18") != NULL, "%s", first);
+}
+
 Test(sim, a_broken_scenario_is_refused_with_field_and_value)
 {
     static const struct {

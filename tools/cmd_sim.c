@@ -229,7 +229,7 @@ static int make_plan(struct sim *sim, json_t *config, struct err *err)
                           .body_bytes_max = 1024};
     plan->max_num_batched_tokens = (uint32_t)number_of(config, "max_num_batched_tokens", 2048, 1, 1 << 18, err);
     plan->max_num_seqs = (uint32_t)number_of(config, "max_num_seqs", 256, 1, 4096, err);
-    plan->block_size = (uint32_t)number_of(config, "block_size", 16, 8, 1024, err);
+    plan->block_size = (uint32_t)number_of(config, "block_size", 16, 1, 1024, err);
     plan->num_blocks = (uint32_t)number_of(config, "num_blocks", 1000, 1, 1 << 28, err);
     plan->enable_chunked_prefill = flag_of(config, "enable_chunked_prefill", true, err);
     plan->long_prefill_token_threshold =
@@ -252,10 +252,16 @@ static int make_plan(struct sim *sim, json_t *config, struct err *err)
     if (err->text[0] != '\0')
         return err_prefix(err, -EINVAL, "config");
     uint64_t capacity = min_u64(plan->max_model_len, (uint64_t)plan->num_blocks * plan->block_size);
-    for (uint32_t i = 0; i < sim->request_count; i++)
-        if (sim->requests[i].prompt_tokens + sim->requests[i].max_tokens > capacity)
+    for (uint32_t i = 0; i < sim->request_count; i++) {
+        struct sim_request *request = &sim->requests[i];
+        uint32_t output =
+            request->eos_after ? (uint32_t)min_u64(request->eos_after, request->max_tokens) : request->max_tokens;
+        if ((uint64_t)request->prompt_tokens + output > capacity)
             return err_set(err, -EINVAL, "requests[%u]: %u + %u tokens can never run: at most %llu fit", i,
-                           sim->requests[i].prompt_tokens, sim->requests[i].max_tokens, (unsigned long long)capacity);
+                           request->prompt_tokens, output, (unsigned long long)capacity);
+        /* a limit beyond what can be, which the end token comes before */
+        request->max_tokens = (uint32_t)min_u64(request->max_tokens, capacity - request->prompt_tokens);
+    }
     plan->requests_max = plan->sequences_max = sim->request_count;
     plan->prompt_pages = (uint32_t)(prompt_tokens / PAGE_TOKENS);
     plan->log_pages = (uint32_t)(log_tokens / LOG_PAGE_TOKENS);
