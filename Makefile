@@ -2,6 +2,8 @@
 #
 # One build folder per configuration (BUILD=). Sources: one library per folder; a program per main_*.c.
 
+.DEFAULT_GOAL := all
+
 CC       ?= gcc
 BUILD    ?= build
 V        ?= 0
