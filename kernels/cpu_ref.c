@@ -1,6 +1,7 @@
 /* cpu_ref.c - the truth: every kernel as plain loops, sums in double. Slow on purpose; the fast paths are tested against it. */
 #include "kernels/internal.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -26,11 +27,12 @@ static void quantize(struct activations *a)
             max = x[i] > max ? x[i] : max;
         }
         float offset = 0.5f * max + 0.5f * min, scale = (0.5f * max - 0.5f * min) * (1.0f / 127);
+        scale = scale < FLT_MIN ? 0 : scale; /* a denormal has no inverse */
         float inverse = scale > 0 ? 1 / scale : 0;
         int32_t sum = 0;
         for (uint32_t i = 0; i < KERNEL_GROUP; i++) {
             float q = rintf((x[i] - offset) * inverse);
-            a->q[g * KERNEL_GROUP + i] = (int8_t)(q > 127 ? 127 : q < -127 ? -127 : q);
+            a->q[g * KERNEL_GROUP + i] = (int8_t)(q < 127 ? q > -127 ? q : -127 : 127);
             sum += a->q[g * KERNEL_GROUP + i];
         }
         a->scale[g] = scale;

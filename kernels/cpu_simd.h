@@ -1,5 +1,6 @@
 /* cpu_simd.h - the fast paths' kernels, written once over simd.h. cpu_avx512.c and cpu_avx2.c include it, each with its
- * PATH_NAME, PATH_TABLE and PATH_ROWS_MAX (rows of the largest tile: as many as its registers hold).
+ * PATH_NAME and PATH_TABLE, and with what its registers hold: PATH_ROWS_MAX (rows of the largest tile of a product),
+ * PATH_QUERIES_MAX (queries that attention takes together; 6 or 12) and PATH_CHAINS (sums that fewer queries fill up to).
  *
  * Used by: cpu_avx512.c, cpu_avx2.c.   Owns: nothing.   Never blocks, never allocates.
  *
@@ -9,11 +10,12 @@
 #include "kernels/internal.h"
 #include "kernels/simd.h"
 
+#include <float.h>
 #include <math.h>
 
 /* ---- products ---- */
 
-#define GROUPS_MAX 2048u /* k up to 65536 */
+#define GROUPS_MAX 1024u /* k up to 32768; where k is larger, every tile takes the sums anew */
 
 /* Sums of a panel's integers, per group and lane, as floats: exact, and the same for every row. */
 struct panel_sums {
@@ -44,7 +46,7 @@ INLINE void q4_group(const struct product *p, struct panel_sums *sums, uint32_t 
     for (uint32_t v = 0; v < 4; v++) {
         vi bytes = vi_load(record + 64 * v), low = vi_low_nibbles(bytes), high = vi_high_nibbles(bytes);
         if (is_first)
-            sum = vi_sum_u8(vi_sum_u8(sum, low), high);
+            sum = vi_add_u8(sum, vi_add_u8(low, high)); /* bytes of at most 8 * 15 */
         UNROLL(16)
         for (uint32_t r = 0; r < rows; r++) {
             const int8_t *q = a->q + (size_t)(row + r) * a->k + g * KERNEL_GROUP + 4 * v;
@@ -52,9 +54,9 @@ INLINE void q4_group(const struct product *p, struct panel_sums *sums, uint32_t 
             dot[r] = vi_dot_u4(dot[r], high, q + 16);
         }
     }
-    vf sum_f = is_first ? vf_from_vi(sum) : vf_load(sums->lanes[g]);
+    vf sum_f = is_first ? vf_from_vi(vi_sum_u8(vi_set1(0), sum)) : vf_load(sums->lanes[g % GROUPS_MAX]);
     if (is_first)
-        vf_store(sums->lanes[g], sum_f);
+        vf_store(sums->lanes[g % GROUPS_MAX], sum_f);
     vf d = vf_from_f16((const uint16_t *)(const void *)(record + 256));
     vf m = vf_from_f16((const uint16_t *)(const void *)(record + 288));
     UNROLL(16)
@@ -74,7 +76,7 @@ INLINE void q8_group(const struct product *p, struct panel_sums *sums, uint32_t 
     vi dot[PATH_ROWS_MAX], sum = vi_set1(-128 * (int32_t)KERNEL_GROUP);
     UNROLL(16)
     for (uint32_t r = 0; r < rows; r++)
-        dot[r] = vi_set1(a->start[(size_t)(row + r) * p->groups + g]);
+        dot[r] = vi_set1(centred_start(a->start[(size_t)(row + r) * p->groups + g]));
     UNROLL(8)
     for (uint32_t v = 0; v < 8; v++) {
         vi bytes = vi_load(record + 64 * v);
@@ -82,11 +84,11 @@ INLINE void q8_group(const struct product *p, struct panel_sums *sums, uint32_t 
             sum = vi_sum_u8(sum, bytes);
         UNROLL(16)
         for (uint32_t r = 0; r < rows; r++)
-            dot[r] = vi_dot_u8(dot[r], bytes, a->q + (size_t)(row + r) * a->k + g * KERNEL_GROUP + 4 * v);
+            dot[r] = vi_dot_centred(dot[r], bytes, a->q + (size_t)(row + r) * a->k + g * KERNEL_GROUP + 4 * v);
     }
-    vf sum_f = is_first ? vf_from_vi(sum) : vf_load(sums->lanes[g]);
+    vf sum_f = is_first ? vf_from_vi(sum) : vf_load(sums->lanes[g % GROUPS_MAX]);
     if (is_first)
-        vf_store(sums->lanes[g], sum_f);
+        vf_store(sums->lanes[g % GROUPS_MAX], sum_f);
     vf d = vf_from_f16((const uint16_t *)(const void *)(record + 512));
     UNROLL(16)
     for (uint32_t r = 0; r < rows; r++) {
@@ -108,7 +110,9 @@ INLINE void float_step(const struct product *p, enum matrix_form form, uint32_t 
         acc[r] = vf_fma(w, vf_set1(p->a->f32[(size_t)(row + r) * p->a->k + i]), acc[r]);
 }
 
-#define PREFETCH_BYTES 1280
+/* How far ahead a full tile asks for weights: past the end of a page, where the processor's own prefetch stops. Tiles
+ * of fewer rows wait for memory rather than compute, and asking there made a row alone a third slower. */
+#define PREFETCH_BYTES 4096
 
 INLINE void tile(const struct product *p, enum matrix_form form, struct panel_sums *sums, uint32_t row,
                  const uint32_t rows, const bool is_first)
@@ -120,7 +124,7 @@ INLINE void tile(const struct product *p, enum matrix_form form, struct panel_su
     if (form == MATRIX_Q4 || form == MATRIX_Q8) {
         size_t record_bytes = form == MATRIX_Q4 ? Q4_RECORD_BYTES : Q8_RECORD_BYTES;
         for (uint32_t g = 0; g < p->groups; g++) {
-            if (is_first)
+            if (is_first && rows == PATH_ROWS_MAX)
                 UNROLL(9)
             for (size_t line = 0; line < record_bytes; line += 64)
                 _mm_prefetch((const char *)p->panel + g * record_bytes + PREFETCH_BYTES + line, _MM_HINT_T0);
@@ -146,7 +150,7 @@ INLINE void tile(const struct product *p, enum matrix_form form, struct panel_su
 INLINE void tile_of(const struct product *p, enum matrix_form form, struct panel_sums *sums, uint32_t row,
                     const uint32_t rows)
 {
-    if (row == 0)
+    if (row == 0 || p->groups > GROUPS_MAX)
         tile(p, form, sums, row, rows, true);
     else
         tile(p, form, sums, row, rows, false);
@@ -275,6 +279,7 @@ static void quantize(struct activations *a)
         float max = vf_greatest(vf_max(x, y));
         float min = -vf_greatest(vf_max(vf_sub(vf_zero(), x), vf_sub(vf_zero(), y)));
         float offset = 0.5f * max + 0.5f * min, scale = (0.5f * max - 0.5f * min) * (1.0f / 127);
+        scale = scale < FLT_MIN ? 0 : scale; /* a denormal has no inverse */
         vf inverse = vf_set1(scale > 0 ? 1 / scale : 0), middle = vf_set1(offset);
         vf top = vf_set1(127), bottom = vf_set1(-127);
         x = vf_max(vf_min(vf_mul(vf_sub(x, middle), inverse), top), bottom);
@@ -328,6 +333,8 @@ static void rope(float *x, size_t stride, const float *cos_sin, uint32_t rows, u
 
 /* ---- attention ---- */
 
+#define VECTORS_MAX 4u /* vectors of positions, or of head_dim, under way at once for each query */
+
 /* K of a KV head in the block that holds a position; its V stands head_dim * block_size behind. */
 INLINE uint16_t *keys_of(const struct attention *a, uint32_t head, uint32_t position)
 {
@@ -353,124 +360,170 @@ static void kv_store(const struct attention *a, const float *k, const float *v, 
     }
 }
 
-#define ATTENTION_QUERIES ATTENTION_QUERIES_MAX /* (row, head of the group) pairs whose scores are under way at once */
-
 /* A query: one head of one row. */
 struct query {
     const float *q;     /* (head_dim) */
     float *out;         /* (head_dim) */
-    float *scores;      /* (positions, rounded up to 16) */
     uint32_t positions; /* it attends to */
-    float max, sum;
+    float sum;
 };
 
-/* Scores of 16 positions for `count` queries: one chain over head_dim for each. */
-INLINE void scores_16(const struct attention *a, uint32_t head, struct query *queries, const uint32_t count,
-                      uint32_t position)
+/* Queries are taken a few at a time, `count` of them, all of one KV head and in order of their rows. Their scores, later
+ * their weights, stand side by side: of query i and position p at scratch[(p / 16 * count + i) * 16 + p % 16]. */
+INLINE float *score_at(const struct attention *a, const uint32_t count, uint32_t i, uint32_t position)
 {
-    vf acc[ATTENTION_QUERIES];
-    const uint16_t *keys, *more = NULL; /* more: positions 8.. where a block holds only 8 */
-    if (a->block_size >= LANES)
-        keys = keys_of(a, head, position) + position % a->block_size;
-    else {
-        keys = keys_of(a, head, position);
-        uint32_t last = queries[count - 1].positions - 1;
-        more = position + 8 <= last ? keys_of(a, head, position + 8) : keys;
-    }
-    UNROLL(12)
-    for (uint32_t i = 0; i < count; i++)
-        acc[i] = vf_zero();
-    for (uint32_t d = 0; d < a->head_dim; d++) {
-        size_t at = (size_t)d * a->block_size;
-        vf k = more == NULL ? vf_from_f16(keys + at) : vf_from_f16_halves(keys + at, more + at);
+    return a->scratch + ((size_t)(position / LANES) * count + i) * LANES + position % LANES;
+}
+
+/* How many vectors go with `count` queries. */
+INLINE uint32_t vectors_for(const uint32_t count)
+{
+    return PATH_CHAINS / count < 1 ? 1 : PATH_CHAINS / count > VECTORS_MAX ? VECTORS_MAX : PATH_CHAINS / count;
+}
+
+#define QUERY_PART 128u /* floats of head_dim gathered at a time */
+
+/* Adds `dims` products of head_dim, from dim on, to the scores of `vectors` times 16 positions. part holds the queries'
+ * floats: (count, QUERY_PART). One chain for each score, whatever the tile. */
+INLINE void scores_of(const struct attention *a, uint32_t head, const uint32_t count, const uint32_t vectors,
+                      uint32_t position, uint32_t last, const bool is_split, const float *part, uint32_t dim,
+                      uint32_t dims)
+{
+    vf acc[ATTENTION_QUERIES_MAX];
+    const uint16_t *keys[VECTORS_MAX], *more[VECTORS_MAX];
+    const size_t row = a->block_size;
+    UNROLL(4)
+    for (uint32_t v = 0; v < vectors; v++) {
+        uint32_t at = position + v * LANES;
+        keys[v] = keys_of(a, head, at) + at % a->block_size + dim * row;
+        if (is_split) /* blocks of eight: the other eight positions are in the next block, or nobody's */
+            more[v] = at + 8 <= last ? keys_of(a, head, at + 8) + dim * row : keys[v];
+        else
+            more[v] = NULL;
         UNROLL(12)
         for (uint32_t i = 0; i < count; i++)
-            acc[i] = vf_fma(vf_set1(queries[i].q[d]), k, acc[i]);
+            acc[v * count + i] = dim == 0 ? vf_zero() : vf_load(score_at(a, count, i, at));
     }
-    UNROLL(12)
+    for (uint32_t d = 0; d < dims; d++) {
+        vf k[VECTORS_MAX];
+        UNROLL(4)
+        for (uint32_t v = 0; v < vectors; v++)
+            k[v] = is_split ? vf_from_f16_halves(keys[v] + d * row, more[v] + d * row) : vf_from_f16(keys[v] + d * row);
+        UNROLL(12)
+        for (uint32_t i = 0; i < count; i++) {
+            vf q = vf_set1(part[i * QUERY_PART + d]);
+            UNROLL(4)
+            for (uint32_t v = 0; v < vectors; v++)
+                acc[v * count + i] = vf_fma(q, k[v], acc[v * count + i]);
+        }
+    }
+    vf scale = vf_set1(dim + dims == a->head_dim ? a->scale : 1);
+    UNROLL(4)
+    for (uint32_t v = 0; v < vectors; v++)
+        UNROLL(12)
     for (uint32_t i = 0; i < count; i++)
-        vf_store(queries[i].scores + position, vf_mul(acc[i], vf_set1(a->scale)));
+        vf_store(score_at(a, count, i, position + v * LANES), vf_mul(acc[v * count + i], scale));
+}
+
+INLINE void all_scores(const struct attention *a, uint32_t head, const struct query *queries, const uint32_t count,
+                       const uint32_t vectors)
+{
+    float part[QUERY_PART * ATTENTION_QUERIES_MAX];
+    uint32_t last = queries[count - 1].positions - 1;
+    for (uint32_t dim = 0; dim < a->head_dim; dim += QUERY_PART) {
+        uint32_t dims = a->head_dim - dim < QUERY_PART ? a->head_dim - dim : QUERY_PART, p = 0;
+        for (uint32_t i = 0; i < count; i++)
+            memcpy(part + i * QUERY_PART, queries[i].q + dim, dims * sizeof(float));
+        for (; a->block_size < LANES && p <= last; p += LANES)
+            scores_of(a, head, count, 1, p, last, true, part, dim, dims);
+        for (; p + (vectors - 1) * LANES <= last; p += vectors * LANES)
+            scores_of(a, head, count, vectors, p, last, false, part, dim, dims);
+        if (vectors > 1)
+            for (; p <= last; p += LANES)
+                scores_of(a, head, count, 1, p, last, false, part, dim, dims);
+    }
 }
 
 /* Scores to weights exp(score - max), 0 behind the last position, and their sum in 16 lanes by position. */
-INLINE void weights_of(struct query *query)
+INLINE void weights_of(const struct attention *a, struct query *query, const uint32_t count, uint32_t i)
 {
-    uint32_t whole = query->positions / LANES * LANES, rest = query->positions - whole;
-    for (uint32_t p = query->positions; p < whole + (rest ? LANES : 0); p++)
-        query->scores[p] = -INFINITY; /* what stood there belongs to nobody */
-    uint32_t end = whole + (rest ? LANES : 0);
+    uint32_t end = (query->positions + LANES - 1) / LANES * LANES;
+    for (uint32_t p = query->positions; p < end; p++)
+        *score_at(a, count, i, p) = -INFINITY; /* what stood there belongs to nobody */
     vf max = vf_set1(-INFINITY), sum = vf_zero();
     for (uint32_t p = 0; p < end; p += LANES)
-        max = vf_max(max, vf_load(query->scores + p));
-    query->max = vf_greatest(max);
+        max = vf_max(max, vf_load(score_at(a, count, i, p)));
+    vf greatest = vf_set1(vf_greatest(max));
     for (uint32_t p = 0; p < end; p += LANES) {
-        vf weight = vf_exp(vf_sub(vf_load(query->scores + p), vf_set1(query->max)));
-        vf_store(query->scores + p, weight);
+        vf weight = vf_exp(vf_sub(vf_load(score_at(a, count, i, p)), greatest));
+        vf_store(score_at(a, count, i, p), weight);
         sum = vf_add(sum, weight);
     }
     query->sum = vf_sum(sum);
 }
 
-#define VALUE_VECTORS 2u /* vectors of head_dim whose sums are under way at once, for each query */
-
-/* out(head_dim) += weight * V for positions from..to - 1 in order, for `count` queries and `vectors` vectors at `dim`. */
-INLINE void values_run(const struct attention *a, uint32_t head, const struct query *queries, const uint32_t count,
-                       const uint32_t vectors, uint32_t dim, uint32_t from, uint32_t to, vf acc[][VALUE_VECTORS])
+/* Adds weight * V of positions from..to - 1, in order, to `vectors` vectors of head_dim at dim, for `queries` queries
+ * from the i-th of count on. */
+INLINE void values_run(const struct attention *a, uint32_t head, const uint32_t count, uint32_t i,
+                       const uint32_t queries, const uint32_t vectors, uint32_t dim, uint32_t from, uint32_t to,
+                       vf acc[])
 {
-    for (uint32_t p = from; p < to;) {
-        uint32_t in_block = p % a->block_size;
-        uint32_t run = a->block_size - in_block < to - p ? a->block_size - in_block : to - p;
+    while (from < to) {
+        uint32_t in_block = from % a->block_size, left = a->block_size - in_block, in_scores = LANES - from % LANES;
+        uint32_t run = left < in_scores ? left : in_scores;
+        run = run < to - from ? run : to - from;
         const uint16_t *values =
-            keys_of(a, head, p) + (size_t)a->head_dim * a->block_size + (size_t)in_block * a->head_dim + dim;
-        for (uint32_t end = p + run; p < end; p++, values += a->head_dim) {
-            vf v[VALUE_VECTORS];
-            UNROLL(2)
+            keys_of(a, head, from) + (size_t)a->head_dim * a->block_size + (size_t)in_block * a->head_dim + dim;
+        const float *weights = score_at(a, count, i, from);
+        for (uint32_t p = 0; p < run; p++, values += a->head_dim, weights++) {
+            vf v[VECTORS_MAX];
+            UNROLL(4)
             for (uint32_t j = 0; j < vectors; j++)
                 v[j] = vf_from_f16(values + j * LANES);
             UNROLL(12)
-            for (uint32_t i = 0; i < count; i++) {
-                vf weight = vf_set1(queries[i].scores[p]);
-                UNROLL(2)
+            for (uint32_t r = 0; r < queries; r++) {
+                vf weight = vf_set1(weights[r * LANES]);
+                UNROLL(4)
                 for (uint32_t j = 0; j < vectors; j++)
-                    acc[i][j] = vf_fma(weight, v[j], acc[i][j]);
+                    acc[r * vectors + j] = vf_fma(weight, v[j], acc[r * vectors + j]);
             }
         }
+        from += run;
     }
 }
 
-/* Queries stand in order of their rows: the positions that all of them see first, then what each sees alone. */
+/* The positions that all queries see first, then what each sees alone. */
 INLINE void values_of(const struct attention *a, uint32_t head, const struct query *queries, const uint32_t count,
                       const uint32_t vectors, uint32_t dim)
 {
-    vf acc[ATTENTION_QUERIES][VALUE_VECTORS];
+    vf acc[ATTENTION_QUERIES_MAX];
     uint32_t common = queries[0].positions;
     UNROLL(12)
-    for (uint32_t i = 0; i < count; i++)
-        UNROLL(2)
-    for (uint32_t j = 0; j < vectors; j++)
-        acc[i][j] = vf_zero();
-    values_run(a, head, queries, count, vectors, dim, 0, common, acc);
+    for (uint32_t i = 0; i < count * vectors; i++)
+        acc[i] = vf_zero();
+    values_run(a, head, count, 0, count, vectors, dim, 0, common, acc);
     UNROLL(12)
     for (uint32_t i = 0; i < count; i++) {
-        values_run(a, head, &queries[i], 1, vectors, dim, common, queries[i].positions, &acc[i]);
+        values_run(a, head, count, i, 1, vectors, dim, common, queries[i].positions, acc + i * vectors);
         vf inverse = vf_set1(1.0f / queries[i].sum);
-        UNROLL(2)
+        UNROLL(4)
         for (uint32_t j = 0; j < vectors; j++)
-            vf_store(queries[i].out + dim + j * LANES, vf_mul(acc[i][j], inverse));
+            vf_store(queries[i].out + dim + j * LANES, vf_mul(acc[i * vectors + j], inverse));
     }
 }
 
 INLINE void attend(const struct attention *a, uint32_t head, struct query *queries, const uint32_t count)
 {
-    for (uint32_t p = 0; p < queries[count - 1].positions; p += LANES)
-        scores_16(a, head, queries, count, p);
+    const uint32_t vectors = vectors_for(count);
+    all_scores(a, head, queries, count, vectors);
     for (uint32_t i = 0; i < count; i++)
-        weights_of(&queries[i]);
+        weights_of(a, &queries[i], count, i);
     uint32_t dim = 0;
-    for (; dim + VALUE_VECTORS * LANES <= a->head_dim; dim += VALUE_VECTORS * LANES)
-        values_of(a, head, queries, count, VALUE_VECTORS, dim);
-    for (; dim < a->head_dim; dim += LANES)
-        values_of(a, head, queries, count, 1, dim);
+    for (; dim + vectors * LANES <= a->head_dim; dim += vectors * LANES)
+        values_of(a, head, queries, count, vectors, dim);
+    if (vectors > 1)
+        for (; dim < a->head_dim; dim += LANES)
+            values_of(a, head, queries, count, 1, dim);
 }
 
 static void attend_1(const struct attention *a, uint32_t head, struct query *queries)
@@ -488,35 +541,39 @@ static void attend_6(const struct attention *a, uint32_t head, struct query *que
     attend(a, head, queries, 6);
 }
 
+#if PATH_QUERIES_MAX >= 12
 static void attend_12(const struct attention *a, uint32_t head, struct query *queries)
 {
-    attend(a, head, queries, ATTENTION_QUERIES);
+    attend(a, head, queries, 12);
 }
+#endif
 
 static void attention(const struct attention *a)
 {
     uint32_t group = a->heads / a->kv_heads, total = a->rows * group;
-    size_t scores = ((size_t)a->first_pos + a->rows + LANES - 1) / LANES * LANES;
     for (uint32_t head = 0; head < a->kv_heads; head++) {
         for (uint32_t first = 0; first < total;) {
-            struct query queries[ATTENTION_QUERIES];
-            uint32_t left = total - first;
-            uint32_t count = left >= ATTENTION_QUERIES ? ATTENTION_QUERIES : left >= 6 ? 6 : left >= 3 ? 3 : 1;
+            struct query queries[ATTENTION_QUERIES_MAX];
+            uint32_t left = total - first, count = left >= 6 ? 6 : left >= 3 ? 3 : 1;
+#if PATH_QUERIES_MAX >= 12
+            count = left >= 12 ? 12 : count;
+#endif
             for (uint32_t i = 0; i < count; i++) {
                 uint32_t row = (first + i) / group, h = head * group + (first + i) % group;
                 queries[i] = (struct query){.q = a->q + row * a->q_stride + (size_t)h * a->head_dim,
                                             .out = a->out + ((size_t)row * a->heads + h) * a->head_dim,
-                                            .scores = a->scratch + i * scores,
                                             .positions = a->first_pos + row + 1};
             }
-            if (count == ATTENTION_QUERIES)
-                attend_12(a, head, queries);
-            else if (count == 6)
-                attend_6(a, head, queries);
+            if (count == 1)
+                attend_1(a, head, queries);
             else if (count == 3)
                 attend_3(a, head, queries);
+            else if (count == 6)
+                attend_6(a, head, queries);
+#if PATH_QUERIES_MAX >= 12
             else
-                attend_1(a, head, queries);
+                attend_12(a, head, queries);
+#endif
             first += count;
         }
     }

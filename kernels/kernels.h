@@ -94,7 +94,7 @@ struct kernels {
     void (*rms_norm)(float *out, const float *x, const float *gain, uint32_t rows, uint32_t width, float eps);
 
     /* Fills q, scale, offset, total and start from f32: offset = (max + min) / 2, scale = (max - min) / 254 per group,
-     * q = round-to-even((x - offset) / scale), 0 where scale is 0. */
+     * q = round-to-even((x - offset) / scale). A scale below the smallest normal float is 0, and so is q then. */
     void (*quantize)(struct activations *a);
 
     /* out[r * out_stride + i] = sum over k of x(r, k) * w(i, k), for i in 0..n-1.

@@ -169,9 +169,18 @@ INLINE vi vi_dot_u4(vi acc, vi u, const int8_t *q)
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*(const unaligned_int *)(const void *)q));
     return acc;
 }
-INLINE vi vi_dot_u8(vi acc, vi u, const int8_t *q)
+/* Lane o: acc + sum over j of (u(o, j) - 128) * q(j), when the first acc is centred_start(-128 * sum of all q). */
+INLINE vi vi_dot_centred(vi acc, vi u, const int8_t *q)
 {
     return vi_dot_u4(acc, u, q);
+}
+INLINE int32_t centred_start(int32_t start)
+{
+    return start;
+}
+INLINE vi vi_add_u8(vi a, vi b)
+{
+    return _mm512_add_epi8(a, b);
 }
 /* Lane o: acc + u(o, 0) + .. + u(o, 3). */
 INLINE vi vi_sum_u8(vi acc, vi u)
@@ -211,12 +220,18 @@ INLINE void vf_store(float *p, vf v)
 }
 INLINE vf vf_load_n(const float *p, uint32_t n)
 {
+    if (n == LANES)
+        return vf_load(p);
     float lanes[LANES] = {0};
     memcpy(lanes, p, n * sizeof(float));
     return vf_load(lanes);
 }
 INLINE void vf_store_n(float *p, vf v, uint32_t n)
 {
+    if (n == LANES) {
+        vf_store(p, v);
+        return;
+    }
     float lanes[LANES];
     vf_store(lanes, v);
     memcpy(p, lanes, n * sizeof(float));
@@ -351,23 +366,34 @@ INLINE vi vi_dot_u4(vi acc, vi u, const int8_t *q)
     __m256i four = broadcast4(q);
     return EACH_I(dot_u4_half(acc.a, u.a, four), dot_u4_half(acc.b, u.b, four));
 }
-/* Any u: even and odd bytes apart, in 16 bits. */
-INLINE __m256i dot_u8_half(__m256i acc, __m256i u, __m256i q)
+/* Lane o: acc + sum over j of (u(o, j) - 128) * q(j). As |u - 128| times q with the sign of u - 128: two products of at
+ * most 128 * 127 fit 16 bits. */
+INLINE __m256i dot_centred_half(__m256i acc, __m256i u, __m256i q)
 {
-    __m256i even =
-        _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8));
-    __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(q, 8));
-    return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+    __m256i w = _mm256_xor_si256(u, _mm256_set1_epi8(-128));
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-INLINE vi vi_dot_u8(vi acc, vi u, const int8_t *q)
+INLINE vi vi_dot_centred(vi acc, vi u, const int8_t *q)
 {
     __m256i four = broadcast4(q);
-    return EACH_I(dot_u8_half(acc.a, u.a, four), dot_u8_half(acc.b, u.b, four));
+    return EACH_I(dot_centred_half(acc.a, u.a, four), dot_centred_half(acc.b, u.b, four));
+}
+INLINE int32_t centred_start(int32_t start)
+{
+    (void)start; /* the products above are centred already */
+    return 0;
+}
+INLINE vi vi_add_u8(vi x, vi y)
+{
+    return EACH_I(_mm256_add_epi8(x.a, y.a), _mm256_add_epi8(x.b, y.b));
 }
 INLINE vi vi_sum_u8(vi acc, vi u)
 {
-    const int8_t ones[4] = {1, 1, 1, 1};
-    return vi_dot_u8(acc, u, ones);
+    __m256i ones = _mm256_set1_epi8(1);
+    __m256i a = _mm256_madd_epi16(_mm256_maddubs_epi16(u.a, ones), _mm256_set1_epi16(1));
+    __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(u.b, ones), _mm256_set1_epi16(1));
+    return EACH_I(_mm256_add_epi32(acc.a, a), _mm256_add_epi32(acc.b, b));
 }
 
 #endif

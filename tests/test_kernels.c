@@ -52,6 +52,15 @@ static struct activations make_activations(const float *x, uint32_t rows, uint32
                                 .start = base_alloc(groups * sizeof(int32_t))};
 }
 
+static void free_activations(struct activations *a)
+{
+    free(a->q);
+    free(a->scale);
+    free(a->offset);
+    free(a->total);
+    free(a->start);
+}
+
 /* A random matrix as a GGUF file holds it; source gets its rows. */
 static struct matrix make_matrix(enum gguf_type type, uint32_t n, uint32_t k, uint8_t **source)
 {
@@ -206,53 +215,164 @@ Test(kernels, products_agree_with_the_plain_path)
             }
 }
 
-/* The promise itself: a row alone and the same row among any number of others, at any place. */
+/* The promise itself: a row alone and the same row among any number of others, at any place. Nothing is written between
+ * rows. */
 Test(kernels, a_rows_product_has_the_same_bits_whatever_is_beside_it)
 {
-    const uint32_t rows_max = 21, n = 53, k = 160;
+    const uint32_t rows_max = 40, n = 53, k = 160, stride = 59;
     for (const char *const *name = kernels_names(); *name != NULL; name++)
         for (size_t t = 0; t < ARRAY_COUNT(types); t++) {
             const struct kernels *path = kernels_pick(*name);
             uint8_t *source;
             struct matrix w = make_matrix(types[t], n, k, &source);
-            float *x = floats(rows_max * k), *alone = floats(rows_max * n), *out = floats(rows_max * n);
+            float *x = floats(rows_max * k), *alone = floats(rows_max * stride), *out = floats(rows_max * stride);
             fill(x, rows_max * k, 1);
+            memset(alone, 0xff, rows_max * stride * sizeof(float));
             for (uint32_t r = 0; r < rows_max; r++) {
                 struct activations a = make_activations(x + r * k, 1, k);
                 path->quantize(&a);
-                path->matmul(alone + r * n, n, &w, &a);
+                path->matmul(alone + r * stride, stride, &w, &a);
+                free_activations(&a);
             }
             for (uint32_t rows = 2; rows <= rows_max; rows++)
-                for (uint32_t first = 0; first + rows <= rows_max; first += 3) {
+                for (uint32_t first = 0; first + rows <= rows_max; first += 7) {
                     struct activations a = make_activations(x + first * k, rows, k);
                     path->quantize(&a);
-                    memset(out, 0xff, rows_max * n * sizeof(float));
-                    path->matmul(out, n, &w, &a);
-                    cr_assert_eq(memcmp(out, alone + first * n, rows * n * sizeof(float)), 0,
+                    memset(out, 0xff, rows_max * stride * sizeof(float));
+                    path->matmul(out, stride, &w, &a);
+                    cr_assert_eq(memcmp(out, alone + first * stride, rows * stride * sizeof(float)), 0,
                                  "%s type %d: %u rows at %u", *name, types[t], rows, first);
+                    free_activations(&a);
                 }
         }
 }
 
+/* The largest products of integers there are: where a path added in 16 bits, it would saturate here. The plain path adds
+ * in 32, so the paths agree as closely as anywhere. */
+Test(kernels, the_largest_integers_do_not_saturate)
+{
+    const uint32_t rows = 9, n = 16, k = 64;
+    const enum gguf_type quantised[] = {GGUF_TYPE_Q4_1, GGUF_TYPE_Q8_0};
+    const uint8_t fills[] = {0xff, 0x80, 0x7f, 0x00};
+    for (const char *const *name = kernels_names(); *name != NULL; name++)
+        for (size_t t = 0; t < ARRAY_COUNT(quantised); t++)
+            for (size_t f = 0; f < ARRAY_COUNT(fills); f++) {
+                uint8_t *source;
+                struct matrix w = make_matrix(quantised[t], n, k, &source);
+                size_t row_bytes = gguf_row_bytes(quantised[t], k), block = row_bytes / (k / KERNEL_GROUP);
+                size_t head = quantised[t] == GGUF_TYPE_Q8_0 ? 2 : 4;
+                for (uint32_t row = 0; row < n; row++) {
+                    for (uint32_t g = 0; g < k / KERNEL_GROUP; g++)
+                        memset(source + row * row_bytes + g * block + head, fills[f], block - head);
+                    matrix_pack_row(&w, row, quantised[t], source + row * row_bytes);
+                }
+                float *x = floats(rows * k), *out = floats(rows * n), *expected = floats(rows * n);
+                for (uint32_t i = 0; i < rows * k; i++) /* one of a sign in each group, or half of each */
+                    x[i] = i / k % 3 == 0   ? (i % KERNEL_GROUP ? 127 : -127)
+                           : i / k % 3 == 1 ? (i % KERNEL_GROUP ? -127 : 127)
+                                            : (i & 1 ? 127 : -127);
+                struct activations a = make_activations(x, rows, k);
+                kernels_pick(*name)->quantize(&a);
+                cr_assert_eq(a.q[0], -127);
+                cr_assert_eq(a.q[1], 127);
+                kernels_pick(*name)->matmul(out, n, &w, &a);
+                kernels_pick("ref")->matmul(expected, n, &w, &a);
+                for (uint32_t i = 0; i < rows * n; i++)
+                    cr_assert_float_eq(out[i], expected[i], 1e-5 * 64 * 128 * 127 * 0.02,
+                                       "%s type %d fill %02x: %g, not %g", *name, quantised[t], fills[f], out[i],
+                                       expected[i]);
+            }
+}
+
+/* k beyond what a path keeps of a panel from one tile of rows to the next. */
+Test(kernels, very_long_rows_are_products_like_others)
+{
+    const uint32_t rows = 11, n = 16, k = 33024;
+    const enum gguf_type quantised[] = {GGUF_TYPE_Q4_1, GGUF_TYPE_Q8_0};
+    for (const char *const *name = kernels_names(); *name != NULL; name++)
+        for (size_t t = 0; t < ARRAY_COUNT(quantised); t++) {
+            const struct kernels *path = kernels_pick(*name);
+            uint8_t *source;
+            struct matrix w = make_matrix(quantised[t], n, k, &source);
+            float *x = floats(rows * k), *out = floats(rows * n), alone[16];
+            fill(x, rows * k, 1);
+            struct activations all = make_activations(x, rows, k);
+            path->quantize(&all);
+            path->matmul(out, n, &w, &all);
+            for (uint32_t r = 0; r < rows; r++) {
+                struct activations one = make_activations(x + (size_t)r * k, 1, k);
+                path->quantize(&one);
+                path->matmul(alone, n, &w, &one);
+                cr_assert_eq(memcmp(alone, out + r * n, sizeof(alone)), 0, "%s type %d row %u", *name, quantised[t], r);
+            }
+        }
+}
+
+/* A scale whose inverse is no number would make q anything; with and without denormals flushed. */
+Test(kernels, groups_next_to_zero_become_zero)
+{
+    const uint32_t rows = 3, k = 64;
+    for (int is_flushing = 0; is_flushing < 2; is_flushing++) {
+        if (is_flushing)
+            kernels_thread_init();
+        for (const char *const *name = kernels_names(); *name != NULL; name++) {
+            float *x = floats(rows * k), out[3 * 16];
+            for (uint32_t i = 0; i < rows * k; i++)
+                x[i] = (i & 1 ? 1 : -1) * (i / k == 0 ? 0x1p-149f : i / k == 1 ? 0x1p-130f : 0x1p-125f);
+            struct activations a = make_activations(x, rows, k);
+            uint8_t *source;
+            struct matrix w = make_matrix(GGUF_TYPE_Q4_1, 16, k, &source);
+            kernels_pick(*name)->quantize(&a);
+            for (uint32_t i = 0; i < rows * k; i++)
+                cr_assert_eq(a.q[i], 0, "%s: %d for %g", *name, a.q[i], x[i]);
+            kernels_pick(*name)->matmul(out, 16, &w, &a);
+            for (uint32_t i = 0; i < ARRAY_COUNT(out); i++)
+                cr_assert_leq(fabsf(out[i]), 1e-30f);
+        }
+    }
+}
+
+/* As the engine runs them, with denormals flushed: every kernel of the two paths, bit for bit. */
 Test(kernels, the_fast_paths_give_equal_bits)
 {
     const struct kernels *one = kernels_pick("avx512"), *other = kernels_pick("avx2");
     if (one == NULL || other == NULL)
         cr_skip_test("this processor has only one fast path");
+    kernels_thread_init();
     const uint32_t rows = 9, n = 40, k = 160;
+    float *x = floats(2 * rows * k), *a_out = floats(rows * k), *b_out = floats(rows * k);
     for (size_t t = 0; t < ARRAY_COUNT(types); t++) {
         uint8_t *source;
         struct matrix w = make_matrix(types[t], n, k, &source);
-        float *x = floats(rows * k), *a_out = floats(rows * n), *b_out = floats(rows * n);
         fill(x, rows * k, 1);
         struct activations a = make_activations(x, rows, k), b = make_activations(x, rows, k);
         one->quantize(&a);
         other->quantize(&b);
         cr_assert_eq(memcmp(a.q, b.q, rows * k), 0);
+        cr_assert_eq(memcmp(a.total, b.total, rows * k / KERNEL_GROUP * sizeof(float)), 0);
         one->matmul(a_out, n, &w, &a);
         other->matmul(b_out, n, &w, &b);
         cr_assert_eq(memcmp(a_out, b_out, rows * n * sizeof(float)), 0, "type %d", types[t]);
     }
+    fill(x, 2 * rows * k, 8);
+    one->rms_norm(a_out, x, x + k, rows, k - 3, 1e-5f);
+    other->rms_norm(b_out, x, x + k, rows, k - 3, 1e-5f);
+    cr_assert_eq(memcmp(a_out, b_out, rows * (k - 3) * sizeof(float)), 0, "rms_norm");
+    one->swiglu(a_out, x, rows, k - 3);
+    other->swiglu(b_out, x, rows, k - 3);
+    cr_assert_eq(memcmp(a_out, b_out, rows * (k - 3) * sizeof(float)), 0, "swiglu");
+    memcpy(a_out, x, rows * k * sizeof(float));
+    memcpy(b_out, x, rows * k * sizeof(float));
+    one->rope(a_out, k, x + 7, rows, 2, 48);
+    other->rope(b_out, k, x + 7, rows, 2, 48);
+    one->add(a_out, x + 5, rows * k - 1);
+    other->add(b_out, x + 5, rows * k - 1);
+    cr_assert_eq(memcmp(a_out, b_out, rows * k * sizeof(float)), 0, "rope, add");
+    float sum = one->sum_exp(a_out, x, rows * k - 1, 30, 0.7f),
+          other_sum = other->sum_exp(b_out, x, rows * k - 1, 30, 0.7f);
+    cr_assert_eq(sum, other_sum);
+    cr_assert_eq(memcmp(a_out, b_out, (rows * k - 1) * sizeof(float)), 0, "sum_exp");
+    cr_assert_eq(one->argmax(x, rows * k - 1), other->argmax(x, rows * k - 1));
 }
 
 /* ---- attention ---- */
@@ -287,7 +407,9 @@ static struct cache make_cache(uint32_t block_size)
 static void attend_in_chunks(const struct kernels *path, const struct cache *cache, const float *q, const float *k,
                              const float *v, uint32_t chunk, float *out)
 {
-    float *scratch = floats(attention_scratch_floats(CONTEXT, HEADS));
+    size_t scratch_count = attention_scratch_floats(CONTEXT, HEADS);
+    float *scratch = floats(scratch_count + 16);
+    memset(scratch, 0xff, (scratch_count + 16) * sizeof(float));
     for (uint32_t first = 0; first < CONTEXT; first += chunk) {
         uint32_t rows = CONTEXT - first < chunk ? CONTEXT - first : chunk;
         struct attention a = {.out = out + first * HEADS * DIM,
@@ -307,6 +429,8 @@ static void attend_in_chunks(const struct kernels *path, const struct cache *cac
         path->kv_store(&a, k + first * KV * DIM, v + first * KV * DIM, KV * DIM);
         path->attention(&a);
     }
+    for (size_t i = 0; i < 16; i++)
+        cr_assert(isnan(scratch[scratch_count + i]), "%s: more scratch than was asked for", path->name);
     free(scratch);
 }
 
@@ -344,6 +468,73 @@ Test(kernels, attention_agrees_with_the_plain_path)
         attend_in_chunks(kernels_pick(*name), &cache, q, k, v, 50, out);
         for (uint32_t i = 0; i < CONTEXT * HEADS * DIM; i++)
             cr_assert_float_eq(out[i], expected[i], 2e-5, "%s: %g, not %g", *name, out[i], expected[i]);
+    }
+}
+
+/* Other models' shapes: one head for all queries or one each, groups that fill no tile, heads shorter than a vector pair
+ * and longer than what is gathered at a time. For each: right, and the same bits whatever the blocks, the chunks, the
+ * fast path. */
+Test(kernels, attention_of_any_shape_is_right_and_does_not_depend_on_blocks_or_chunks)
+{
+    const struct {
+        uint32_t heads, kv_heads, dim;
+    } shapes[] = {{1, 1, 16}, {5, 1, 64}, {8, 2, 48}, {7, 7, 80}, {14, 2, 128}, {32, 2, 16}, {3, 1, 144}, {2, 1, 256}};
+    const uint32_t positions = 83, blocks[] = {8, 16, 64}, chunks[] = {83, 1, 5, 34};
+    kernels_thread_init();
+    for (size_t s = 0; s < ARRAY_COUNT(shapes); s++) {
+        uint32_t heads = shapes[s].heads, kv_heads = shapes[s].kv_heads, dim = shapes[s].dim;
+        uint32_t q_width = heads * dim, kv_width = kv_heads * dim;
+        size_t outs = (size_t)positions * q_width;
+        float *q = floats(outs), *k = floats(positions * kv_width), *v = floats(positions * kv_width);
+        float *plain = floats(outs), *fast = floats(outs), *out = floats(outs);
+        float *scratch = floats(attention_scratch_floats(positions, heads));
+        bool have_fast = false;
+        fill(q, outs, 2);
+        fill(k, positions * kv_width, 2);
+        fill(v, positions * kv_width, 1);
+        const char *const order[] = {"ref", "avx512", "avx2"};
+        for (size_t o = 0; o < ARRAY_COUNT(order); o++) {
+            const struct kernels *path = kernels_pick(order[o]);
+            for (size_t i = 0; path != NULL && i < ARRAY_COUNT(blocks) * ARRAY_COUNT(chunks); i++) {
+                uint32_t block_size = blocks[i / ARRAY_COUNT(chunks)], chunk = chunks[i % ARRAY_COUNT(chunks)];
+                uint32_t count = (positions + block_size - 1) / block_size, table[16];
+                size_t stride = kv_block_bytes(kv_heads, dim, block_size);
+                uint8_t *kv = base_alloc(count * stride);
+                memset(kv, 0xff, count * stride);
+                for (uint32_t b = 0; b < count; b++)
+                    table[b] = count - 1 - b;
+                for (uint32_t first = 0; first < positions; first += chunk) {
+                    struct attention a = {.out = out + (size_t)first * q_width,
+                                          .q = q + (size_t)first * q_width,
+                                          .q_stride = q_width,
+                                          .rows = positions - first < chunk ? positions - first : chunk,
+                                          .heads = heads,
+                                          .kv_heads = kv_heads,
+                                          .head_dim = dim,
+                                          .first_pos = first,
+                                          .scale = 0.125f,
+                                          .blocks = table,
+                                          .block_size = block_size,
+                                          .kv = kv,
+                                          .block_stride = stride,
+                                          .scratch = scratch};
+                    path->kv_store(&a, k + (size_t)first * kv_width, v + (size_t)first * kv_width, kv_width);
+                    path->attention(&a);
+                }
+                free(kv);
+                bool is_plain = o == 0, is_first = is_plain ? i == 0 : !have_fast;
+                float *expected = is_plain ? plain : fast;
+                have_fast = have_fast || !is_plain;
+                if (is_first)
+                    memcpy(expected, out, outs * sizeof(float));
+                cr_assert_eq(memcmp(out, expected, outs * sizeof(float)), 0,
+                             "%s: %u heads on %u of %u, blocks of %u, chunks of %u", order[o], heads, kv_heads, dim,
+                             block_size, chunk);
+                for (size_t j = 0; is_first && j < outs; j++) /* as above: some hundred roundings of f32 */
+                    cr_assert_float_eq(out[j], plain[j], 2e-5, "%s: %u heads on %u of %u: %g, not %g", order[o], heads,
+                                       kv_heads, dim, out[j], plain[j]);
+            }
+        }
     }
 }
 
@@ -409,6 +600,25 @@ Test(kernels, the_greatest_logit_is_found_and_ties_go_to_the_first)
         float probs[1000];
         cr_assert_float_eq(path->sum_exp(probs, x, 1000, max, 0.7f), expected, 1e-5f * expected, "%s", *name);
         cr_assert_eq(path->sum_exp(NULL, x, 1000, max, 0.7f), path->sum_exp(probs, x, 1000, max, 0.7f));
+    }
+}
+
+/* Degree 6 is off by 1.2e-7 at most in -ln2/2..ln2/2; some roundings of f32 come on top. */
+Test(kernels, exponentials_are_right_to_four_ulps_and_vanish_below_minus_87)
+{
+    float x[4001], probs[4001];
+    for (uint32_t i = 0; i <= 4000; i++)
+        x[i] = -86.9f * (float)i / 4000;
+    for (const char *const *name = kernels_names(); *name != NULL; name++) {
+        kernels_pick(*name)->sum_exp(probs, x, 4001, 0, 1);
+        for (uint32_t i = 0; i <= 4000; i++)
+            cr_assert_leq(fabs(probs[i] - exp(x[i])), 4.8e-7 * exp(x[i]), "%s: exp(%g) is not %g", *name, x[i],
+                          probs[i]);
+        float far[3] = {0, -1e4f, -INFINITY};
+        cr_assert_eq(kernels_pick(*name)->sum_exp(probs, far, 3, 0, 1), 1, "%s", *name);
+        cr_assert_eq(probs[0], 1);
+        cr_assert_eq(probs[1], 0);
+        cr_assert_eq(probs[2], 0);
     }
 }
 
