@@ -88,6 +88,9 @@ static uint32_t take_results(struct sched_process *p)
 
 static uint32_t plan_steps(struct sched_process *p)
 {
+    uint64_t now_us = clock_ns() / 1000;
+    sched_set_time(&p->core, now_us);
+    record_time(&p->record, now_us);
     for (uint32_t count = 0;;) {
         struct step_shm *record = sched_plan(&p->core);
         record_step(&p->record, record);

@@ -26,9 +26,18 @@ struct policy {
     const char *name;
     const char *source; /* where it is described */
     void (*plan)(struct sched *sched);
+    size_t (*state_bytes)(const struct plan *plan);        /* NULL: it has no state; else zeroed memory for it */
+    void (*open)(struct sched *sched);                     /* NULL, or fills the state at start */
+    void (*ended)(struct sched *sched, uint32_t sequence); /* NULL, or told of a sequence that had its last token */
+    bool chooses_window; /* how many steps are in flight, up to the plan's window, is up to it */
+    bool only_simulated; /* for comparison: the engine does not offer it */
 };
 
-extern const struct policy policy_default;
+extern const struct policy policy_default, policy_even;
+
+/* What there is, for texts: --policy of the engine, and of the simulator. */
+#define POLICY_NAMES           "even, default"
+#define POLICY_NAMES_SIMULATED POLICY_NAMES
 
 /* By name, as --policy has it; NULL when there is none. */
 const struct policy *policy_find(const char *name);
@@ -50,6 +59,12 @@ struct policy_hit {
     uint32_t free_blocks; /* of the blocks, those that nobody holds: they count as free until they are taken */
 };
 struct policy_hit policy_find_prefix(const struct sched *sched, uint32_t sequence);
+/* How long things take; stage_count 0: nothing is known. */
+const struct timing *policy_timing(const struct sched *sched);
+/* The rows so far, as their time is computed from. */
+const struct shape *policy_shape(const struct sched *sched);
+/* Of the step so many before the one being planned, among those in flight: 1 is the last one planned. */
+const struct flight *policy_flight(const struct sched *sched, uint32_t back);
 bool policy_has_row(const struct sched *sched, uint32_t sequence);
 
 /* ---- doing ---- */
@@ -58,6 +73,10 @@ bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens);
 /* hit: what policy_find_prefix() just said. False, and nothing is changed: no blocks, as many run as may, or a token of it
  * is in flight. */
 bool policy_admit(struct sched *sched, uint32_t sequence, const struct policy_hit *hit, uint32_t tokens);
+/* As policy_admit() and policy_add_row(), but for blocks only: the row may follow in this step or in a later one. The
+ * sequence runs from now on. */
+bool policy_admit_blocks(struct sched *sched, uint32_t sequence, const struct policy_hit *hit, uint32_t tokens);
+bool policy_take_blocks(struct sched *sched, uint32_t sequence, uint32_t tokens);
 void policy_preempt(struct sched *sched, uint32_t sequence);
 
 #endif

@@ -94,12 +94,3 @@ static void plan(struct sched *sched)
 }
 
 const struct policy policy_default = {.name = "default", .source = "vLLM V1", .plan = plan};
-
-const struct policy *policy_find(const char *name)
-{
-    static const struct policy *const policies[] = {&policy_default};
-    for (size_t i = 0; i < ARRAY_COUNT(policies); i++)
-        if (strcmp(policies[i]->name, name) == 0)
-            return policies[i];
-    return NULL;
-}

@@ -60,7 +60,8 @@ void record_open(struct record *record, int fd, const struct arena *arena)
 
 static void put_entry(struct record *record, enum record_kind kind, uint32_t slot, uint64_t step, uint64_t bytes)
 {
-    const struct record_entry entry = {.kind = kind, .slot = slot, .step = step, .bytes = bytes};
+    const struct record_entry entry = {
+        .kind = kind, .slot = slot, .step = step, .now_us = record->now_us, .bytes = bytes};
     put(record, &entry, sizeof(entry));
 }
 
@@ -74,6 +75,11 @@ static bool is_readable(const struct arena *arena, uint32_t slot)
         if (arena_prompt_list(arena, slot)[page] >= arena->plan->prompt_pages)
             return false;
     return true;
+}
+
+void record_time(struct record *record, uint64_t now_us)
+{
+    record->now_us = now_us;
 }
 
 void record_accept(struct record *record, uint32_t slot)

@@ -30,9 +30,10 @@ struct record_head {
 };
 
 struct record_entry {
-    uint32_t kind; /* enum record_kind */
-    uint32_t slot; /* of the request; ACCEPT, CANCEL, DRAINED */
-    uint64_t step; /* STEP (0: none was planned), RETURN */
+    uint32_t kind;   /* enum record_kind */
+    uint32_t slot;   /* of the request; ACCEPT, CANCEL, DRAINED */
+    uint64_t step;   /* STEP (0: none was planned), RETURN */
+    uint64_t now_us; /* STEP: what the scheduler was told */
     uint64_t bytes;
 };
 
@@ -45,12 +46,14 @@ struct record {
     const struct arena *arena;
     uint8_t *buffer;
     size_t used;
+    uint64_t now_us; /* what the scheduler was last told: record_time() */
     bool has_failed; /* the disk is full, say: recording has stopped, and a line said so */
 };
 
 /* fd: open for writing, or -1. Writes head and plan. */
 void record_open(struct record *record, int fd, const struct arena *arena);
 
+void record_time(struct record *record, uint64_t now_us);
 void record_accept(struct record *record, uint32_t slot);
 void record_cancel(struct record *record, uint32_t slot);
 void record_drained(struct record *record, uint32_t slot);

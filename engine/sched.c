@@ -22,7 +22,8 @@ void sched_init(struct sched *sched, const struct arena *arena, const struct pol
                             .row_of = base_alloc(plan->sequences_max * sizeof(uint32_t)),
                             .preempted = base_alloc(plan->max_num_seqs * sizeof(uint32_t)),
                             .block_tokens = base_alloc(plan->block_size * sizeof(uint32_t)),
-                            .news = base_alloc(plan->requests_max * sizeof(uint32_t))};
+                            .news = base_alloc(plan->requests_max * sizeof(uint32_t)),
+                            .policy_state = policy->state_bytes != NULL ? base_alloc(policy->state_bytes(plan)) : NULL};
     kv_init(&sched->kv, plan->num_blocks);
     hitrate_init(&sched->hitrate, HITRATE_WINDOW_MAX);
     seq_init(&sched->table, arena);
@@ -30,6 +31,15 @@ void sched_init(struct sched *sched, const struct arena *arena, const struct pol
         sched->flights[i].rows = base_alloc(plan->max_num_seqs * sizeof(struct flight_row));
     for (uint32_t page = plan->log_pages; page-- > 0;)
         sched->free_log_pages[sched->free_log_page_count++] = page;
+    if (arena_timing(arena)->stage_count == 0)
+        *arena_timing(arena) = plan->timing;
+    if (policy->open != NULL)
+        policy->open(sched);
+}
+
+void sched_set_time(struct sched *sched, uint64_t now_us)
+{
+    sched->now_us = max_u64(sched->now_us, now_us);
 }
 
 void sched_fini(struct sched *sched)
@@ -43,6 +53,7 @@ void sched_fini(struct sched *sched)
     free(sched->preempted);
     free(sched->block_tokens);
     free(sched->news);
+    free(sched->policy_state);
     kv_fini(&sched->kv);
     seq_fini(&sched->table);
     *sched = (struct sched){0};
@@ -277,6 +288,8 @@ static void finish(struct sched *sched, uint32_t sequence, enum finish_reason re
     release_blocks(sched, sequence);
     shm->finish_reason = reason;
     seq_set_state(&sched->table, sequence, SEQUENCE_DONE);
+    if (sched->policy->ended != NULL && reason != FINISH_ABORT)
+        sched->policy->ended(sched, sequence);
     add_news(sched, shm->request);
 }
 
@@ -378,6 +391,22 @@ struct policy_hit policy_find_prefix(const struct sched *sched, uint32_t sequenc
     return hit;
 }
 
+const struct timing *policy_timing(const struct sched *sched)
+{
+    return arena_timing(sched->arena);
+}
+
+const struct shape *policy_shape(const struct sched *sched)
+{
+    return &sched->shape;
+}
+
+const struct flight *policy_flight(const struct sched *sched, uint32_t back)
+{
+    check(back >= 1 && back <= sched->in_flight);
+    return &sched->flights[(sched->next_step - back) % sched->plan->window];
+}
+
 bool policy_has_row(const struct sched *sched, uint32_t sequence)
 {
     return sched->row_of[sequence] != 0;
@@ -420,6 +449,7 @@ static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence
     record->token_count += tokens;
     record->block_count += row->block_count;
     record->result_count += row->result_count;
+    shape_add(&sched->shape, row->first_pos, tokens);
 }
 
 /* Blocks that are full once the step is computed can be found from now on: whoever is given one runs behind this row, in
@@ -433,6 +463,17 @@ static void publish_blocks(struct sched *sched, uint32_t sequence)
                    &arena_block_hashes(sched->arena, sequence)[seq->published]);
 }
 
+bool policy_take_blocks(struct sched *sched, uint32_t sequence, uint32_t tokens)
+{
+    struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    uint32_t more = policy_blocks_for(sched, sequence, shm->computed + tokens);
+    check(shm->block_count + more <= sched->arena->layout.blocks_per_sequence);
+    if (!kv_take(&sched->kv, arena_block_table(sched->arena, sequence) + shm->block_count, more))
+        return false;
+    shm->block_count += more;
+    return true;
+}
+
 bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens)
 {
     struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
@@ -440,11 +481,8 @@ bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens)
     check(tokens <= policy_budget(sched));
     check(tokens <= policy_schedulable(sched, sequence));
     check(sched->row_of[sequence] == 0);
-    uint32_t more = policy_blocks_for(sched, sequence, shm->computed + tokens);
-    check(shm->block_count + more <= sched->arena->layout.blocks_per_sequence);
-    if (!kv_take(&sched->kv, arena_block_table(sched->arena, sequence) + shm->block_count, more))
+    if (!policy_take_blocks(sched, sequence, tokens))
         return false;
-    shm->block_count += more;
     fill_row(sched, arena_step_rows(sched->arena, sched->record) + sched->record->row_count, sequence, tokens);
     sched->row_of[sequence] = ++sched->record->row_count;
     shm->computed += tokens;
@@ -452,7 +490,7 @@ bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens)
     return true;
 }
 
-bool policy_admit(struct sched *sched, uint32_t sequence, const struct policy_hit *hit, uint32_t tokens)
+bool policy_admit_blocks(struct sched *sched, uint32_t sequence, const struct policy_hit *hit, uint32_t tokens)
 {
     struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
     check(journal_sequence_state(shm) == SEQUENCE_WAITING);
@@ -475,10 +513,18 @@ bool policy_admit(struct sched *sched, uint32_t sequence, const struct policy_hi
         sched->cached_tokens += shm->cached_tokens;
         hitrate_observe(&sched->hitrate, 1, shm->prompt_tokens, shm->cached_tokens);
     }
-    check(policy_add_row(sched, sequence, tokens));
+    check(policy_take_blocks(sched, sequence, tokens));
     seq_list_remove(&sched->table, sequence);
     seq_list_append(&sched->table, &sched->table.running, sequence);
     seq_set_state(&sched->table, sequence, SEQUENCE_RUNNING);
+    return true;
+}
+
+bool policy_admit(struct sched *sched, uint32_t sequence, const struct policy_hit *hit, uint32_t tokens)
+{
+    if (!policy_admit_blocks(sched, sequence, hit, tokens))
+        return false;
+    check(policy_add_row(sched, sequence, tokens));
     return true;
 }
 
@@ -507,6 +553,7 @@ static void undo_row(struct sched *sched, uint32_t sequence)
         check(sched->kv.blocks[block].references == 1); /* nobody was admitted upon it in this step */
         kv_unpublish(&sched->kv, block);
     }
+    shape_remove(&sched->shape, gone.first_pos, gone.token_count);
     record->row_count--;
     record->token_count -= gone.token_count;
     record->block_count -= gone.block_count;
@@ -539,6 +586,7 @@ static void note_flight(struct sched *sched)
     flight->step = record->step;
     flight->row_count = record->row_count;
     flight->result_count = record->result_count;
+    flight->shape = sched->shape;
     for (uint32_t i = 0; i < record->row_count; i++) {
         const struct row_shm *row = &rows[i];
         const struct sequence_shm *shm = arena_sequence(sched->arena, row->sequence);
@@ -566,6 +614,7 @@ struct step_shm *sched_plan(struct sched *sched)
     sched->record = step_begin(sched->arena, sched->next_step);
     sched->record->row_count = sched->record->token_count = 0;
     sched->record->block_count = sched->record->result_count = 0;
+    sched->shape = (struct shape){0};
     sched->policy->plan(sched);
     if (sched->record->row_count == 0) {
         sched->wants_another_plan = sched->table.running.count < running; /* so it comes to an end */

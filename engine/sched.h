@@ -1,8 +1,8 @@
 /* sched.h - the scheduler's core: requests in, steps out, results in, tokens committed.
  *
  * Used by: main_sched.c, tests, the simulator.   Owns: lists and free lists; records lie in the arena.
- * Never blocks, never allocates after sched_init(). Deterministic: no clock, no socket, no text; the same calls in the same
- * order give the same steps.
+ * Never blocks, never allocates after sched_init(). Deterministic: no socket, no text, no clock but the one it is told; the
+ * same calls in the same order give the same steps.
  *
  *   sched_accept()  ->  intake -> waiting -> running        sched_plan()    a step record, published by the caller
  *   sched_cancel()      (engine/seq.h has the states)       sched_return()  its results, strictly in the order of steps
@@ -25,6 +25,7 @@
 #include "engine/seq.h"
 #include "ipc/arena.h"
 #include "ipc/steps.h"
+#include "ipc/timing.h"
 
 struct policy;
 
@@ -40,6 +41,7 @@ struct flight_row {
 struct flight {
     uint64_t step;
     uint32_t row_count, result_count;
+    struct shape shape;
     struct flight_row *rows; /* (max_num_seqs) */
 };
 
@@ -55,6 +57,8 @@ struct sched {
     const struct arena *arena;
     const struct plan *plan;
     const struct policy *policy;
+    void *policy_state; /* (policy->state_bytes()) */
+    uint64_t now_us;    /* as the caller last said: sched_set_time() */
     struct kv kv;
     struct seq_table table;
     struct sched_request *requests; /* (requests_max) */
@@ -68,6 +72,7 @@ struct sched {
 
     /* the step that is being planned */
     struct step_shm *record;
+    struct shape shape;  /* of the rows so far */
     uint32_t *row_of;    /* (sequences_max): its row + 1 in the step being planned, 0: none */
     uint32_t *preempted; /* (max_num_seqs): in the order of their preemption */
     uint32_t preempted_count;
@@ -91,6 +96,9 @@ void sched_accept(struct sched *sched, uint32_t slot);
 void sched_cancel(struct sched *sched, uint32_t slot);
 /* Its answer is delivered: its sequences and their logs are forgotten. */
 void sched_drained(struct sched *sched, uint32_t slot);
+
+/* The time that passes is an input like any other: microseconds since a moment of the caller's choice, never back. */
+void sched_set_time(struct sched *sched, uint64_t now_us);
 
 /* Plans the next step if fewer than the window are in flight and there is anything to compute: its filled record, which
  * the caller publishes; else NULL. After NULL with wants_another_plan the caller asks once more: with nothing in flight,

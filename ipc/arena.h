@@ -90,6 +90,12 @@ static inline uint32_t *arena_prompt_page(const struct arena *arena, uint32_t pa
     return pages + (size_t)page * PAGE_TOKENS;
 }
 
+/* The stage-time model that the scheduler goes by. W: sched   R: front, for people */
+static inline struct timing *arena_timing(const struct arena *arena)
+{
+    return (struct timing *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_timing);
+}
+
 static inline struct answer_shm *arena_answer(const struct arena *arena, uint32_t request_slot)
 {
     return (struct answer_shm *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_answers) + request_slot;

@@ -56,6 +56,7 @@ static void layout_sched(struct layout *l, const struct plan *plan)
 
     size_t offset = sizeof(struct region_head);
     l->sched_process = take(&offset, sizeof(struct process_shm));
+    l->sched_timing = take(&offset, sizeof(struct timing));
     l->sched_ring = take(&offset, (size_t)l->sched_ring_slots * sizeof(struct ring_slot_shm));
     l->sched_answers = take(&offset, (size_t)plan->requests_max * sizeof(struct answer_shm));
     l->sched_sequences = take(&offset, (size_t)plan->sequences_max * sizeof(struct sequence_shm));

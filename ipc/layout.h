@@ -10,7 +10,7 @@
  *   sup        supervisor  all                  struct sup_shm: commands, the table of processes
  *   front      front       sched                process block, requests, prompt pages, ring front -> sched
  *   conns      front       front's successor    connection buffers: the only shared memory that holds text
- *   sched      sched       front, stages        process block, answers, sequences, block tables, token logs,
+ *   sched      sched       front, stages        process block, stage-time model, answers, sequences, block tables, token logs,
  *                                               step table, ring sched -> front
  *   stage i    stage i     neighbours, sched    process block, ring to the next, activations out, results (last stage)
  *   kv i       stage i     -                    KV blocks of the slice
@@ -34,7 +34,7 @@
 #include "ipc/stats.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x0000000000000002ull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x0000000000000003ull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -286,8 +286,8 @@ struct layout {
     uint32_t front_ring_slots;
 
     /* sched */
-    size_t sched_process, sched_ring, sched_answers, sched_sequences, sched_block_tables, sched_block_hashes,
-        sched_log_lists, sched_log_pages;
+    size_t sched_process, sched_timing, sched_ring, sched_answers, sched_sequences, sched_block_tables,
+        sched_block_hashes, sched_log_lists, sched_log_pages;
     size_t sched_steps, step_stride, step_rows, step_tokens, step_blocks; /* the last three from the start of a step */
     uint32_t blocks_per_sequence, log_pages_per_sequence;
     uint32_t sched_ring_slots;

@@ -75,6 +75,7 @@ static void differ(struct replay *r, uint64_t step, const char *what)
 /* Plans as the recorded call did, and compares every byte of the record. */
 static void replay_step(struct replay *r, const struct record_entry *entry)
 {
+    sched_set_time(&r->sched, entry->now_us);
     struct step_shm *step = sched_plan(&r->sched);
     if ((step != NULL ? step->step : 0) != entry->step) {
         differ(r, entry->step ? entry->step : step->step,

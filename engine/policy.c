@@ -1,0 +1,12 @@
+#include "engine/policy.h"
+
+#include <string.h>
+
+const struct policy *policy_find(const char *name)
+{
+    static const struct policy *const policies[] = {&policy_even, &policy_default};
+    for (size_t i = 0; i < ARRAY_COUNT(policies); i++)
+        if (strcmp(policies[i]->name, name) == 0)
+            return policies[i];
+    return NULL;
+}
