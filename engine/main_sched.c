@@ -88,9 +88,6 @@ static uint32_t take_results(struct sched_process *p)
 
 static uint32_t plan_steps(struct sched_process *p)
 {
-    uint64_t now_us = clock_ns() / 1000;
-    sched_set_time(&p->core, now_us);
-    record_time(&p->record, now_us);
     for (uint32_t count = 0;;) {
         struct step_shm *record = sched_plan(&p->core);
         record_step(&p->record, record);
@@ -136,9 +133,17 @@ static void update_counters(struct sched_process *p)
     counter_set(p->shm, COUNTER_SCHED_SEQUENCE_SLOTS_FREE, core->table.free.count);
 }
 
+static void tell_time(struct sched_process *p)
+{
+    uint64_t now_us = clock_ns() / 1000;
+    sched_set_time(&p->core, now_us);
+    record_time(&p->record, now_us);
+}
+
 /* One turn; the number of things done. */
 static uint32_t sched_do_work(struct sched_process *p)
 {
+    tell_time(p);
     uint32_t count = take_requests(p) + take_results(p);
     uint32_t planned = count > 0 ? plan_steps(p) : 0; /* without news there is nothing else to plan than before */
     tell_front(p);
@@ -185,6 +190,7 @@ static int sched_open(struct sched_process *p, int birth_socket, struct err *err
     arena_ring_stage_consumer(&p->arena, p->arena.plan->stage_count - 1, &p->results);
     record_open(&p->record, p->arena.record, &p->arena);
     p->tokens = base_alloc(p->arena.layout.step_results_max * sizeof(*p->tokens));
+    tell_time(p);
     /* Rings are hints: requests that were accepted before we looked are found in their slots. */
     for (uint32_t slot = 0; slot < p->arena.plan->requests_max; slot++)
         if (journal_request_state(arena_request(&p->arena, slot)) == REQUEST_ACCEPTED)

@@ -33,13 +33,16 @@ struct policy {
     bool only_simulated; /* for comparison: the engine does not offer it */
 };
 
-extern const struct policy policy_default, policy_even;
+extern const struct policy policy_even, policy_batch, policy_default, policy_decode_cap, policy_throttle,
+    policy_chunked;
+/* For comparison, in the simulator alone: */
+extern const struct policy policy_batch_as_published, policy_fastpp;
 
 /* What there is, for texts: --policy of the engine, and of the simulator. */
-#define POLICY_NAMES           "even, default"
-#define POLICY_NAMES_SIMULATED POLICY_NAMES
+#define POLICY_NAMES           "even, batch, default, decode-cap, throttle or chunked"
+#define POLICY_NAMES_SIMULATED "even, batch, default, decode-cap, throttle, chunked, batch-as-published or fastpp"
 
-/* By name, as --policy has it; NULL when there is none. */
+/* By name, as --policy has it; NULL when there is none. All of them, those for the simulator included: see only_simulated. */
 const struct policy *policy_find(const char *name);
 
 /* ---- looking ---- */

@@ -22,7 +22,8 @@
 #define DEPTH_MAX      64u
 #define HORIZON_POINTS 32u /* moments at which the KV cache is forecast */
 #define AGES           64u
-#define LOOK_AGAIN     8 /* steps */
+#define CRUMB          64u /* tokens: fewer of a prompt are not worth a row */
+#define LOOK_AGAIN     8   /* steps */
 #define ADMITTED_MAX   32
 #define TOGETHER       16
 
@@ -243,7 +244,7 @@ static void look_who_fits(struct sched *sched)
     const struct seq_table *table = &sched->table;
     uint32_t together = 1 + table->running.count / TOGETHER, eligible = 0;
     bool is_time = even->ended != even->looked_at_ended || sched->next_step >= even->looked_at_step + LOOK_AGAIN ||
-                   table->running.count == 0 || even->has_more;
+                   table->running.count == 0 || even->has_more || sched->in_flight == 0;
     if (even->admissible > 0 || table->waiting.count == 0 || !is_time)
         return;
     even->looked_at_step = sched->next_step;
@@ -263,7 +264,7 @@ static void look_who_fits(struct sched *sched)
         even->admissible++;
         even->admissible_tokens += table->seqs[s].known - hit.tokens;
     }
-    if (even->admissible < together && even->admissible < eligible && table->running.count > 0)
+    if (even->admissible < together && even->admissible < eligible && sched->in_flight > 0)
         even->admissible = 0;
     even->has_more = even->has_more && even->admissible == ADMITTED_MAX;
 }
@@ -492,7 +493,7 @@ static struct pattern choose_pattern(const struct sched *sched, const struct loa
     double ridge = ridge_tokens(&even->timing);
     for (size_t i = 0; i < ARRAY_COUNT(chunk_sizes); i++) {
         uint32_t tokens = (uint32_t)min_u64(chunk_sizes[i], sched->plan->max_num_batched_tokens);
-        if (tokens < load->backlog && tokens < ridge / 2)
+        if (tokens < load->backlog && tokens < ridge / 2 && tokens < sched->plan->max_num_batched_tokens)
             continue; /* crumbs: the rest would need a slot as well */
         for (uint32_t slots = first; slots <= last; slots++)
             try_slots(sched, load, &worth, slots, depth, tokens, &candidates);
@@ -536,19 +537,22 @@ static void take_decodes(struct sched *sched, const struct pattern *pattern, boo
 
 /* ---- 4: prompts ---- */
 
-/* How much of so many tokens goes into a slot with so much room: equal parts, no crumbs. 0: none. */
+/* How much of so many tokens goes into a slot that has room for so many of `full`: equal parts, and no crumbs at the end
+ * of a slot. 0: none. */
 static uint32_t cut(const struct sched *sched, uint32_t tokens, uint32_t room, uint32_t full)
 {
     uint32_t limit = sched->plan->long_prefill_token_threshold;
-    room = (uint32_t)min_u64(room, policy_budget(sched));
+    bool is_first = room == full;
     if (!sched->plan->enable_chunked_prefill)
         return tokens <= policy_budget(sched) ? tokens : 0;
-    if (limit > 0 && tokens > limit && sched->table.running.count + sched->table.waiting.count > 1)
+    if (is_first && tokens > full)
+        room = (uint32_t)div_up_u64(tokens, div_up_u64(tokens, full));
+    room = (uint32_t)min_u64(room, policy_budget(sched));
+    if (limit > 0 && sched->table.running.count + sched->table.waiting.count > 1)
         room = (uint32_t)min_u64(room, limit);
     if (tokens <= room)
         return tokens;
-    uint32_t part = room == full ? (uint32_t)div_up_u64(tokens, div_up_u64(tokens, full)) : room;
-    return part * 8 >= full || part >= 64 ? part : 0;
+    return is_first || room >= CRUMB || room * 8 >= full ? room : 0;
 }
 
 static bool admit_one(struct sched *sched, uint32_t sequence, uint32_t room, uint32_t full, uint32_t *taken)
@@ -675,6 +679,12 @@ static void plan(struct sched *sched)
             even->held_at[even->ready[i]] = sched->next_step;
     even->is_decode_slot[sched->next_step % depth] = has_decode;
     even->is_prompt_slot[sched->next_step % depth] = taken > 0;
+    if (sched->record->row_count == 0 &&
+        sched->in_flight == 0) { /* nothing will come back: whatever can be computed is */
+        pattern = (struct pattern){.decode_slots = 1, .prompt_tokens = sched->plan->max_num_batched_tokens};
+        take_decodes(sched, &pattern, true, &stalled);
+        take_prompts(sched, pattern.prompt_tokens, &stalled);
+    }
     bool is_stuck = sched->record->row_count == 0 && sched->in_flight == 0;
     if (stalled > 0 && (is_stuck || stalled > even->decoding / 16 + 1))
         preempt_one(sched);

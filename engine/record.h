@@ -33,7 +33,7 @@ struct record_entry {
     uint32_t kind;   /* enum record_kind */
     uint32_t slot;   /* of the request; ACCEPT, CANCEL, DRAINED */
     uint64_t step;   /* STEP (0: none was planned), RETURN */
-    uint64_t now_us; /* STEP: what the scheduler was told */
+    uint64_t now_us; /* what the scheduler was last told */
     uint64_t bytes;
 };
 

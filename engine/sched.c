@@ -193,7 +193,8 @@ static void create_sequence(struct sched *sched, uint32_t slot, uint32_t choice)
     *seq_of(sched, sequence) = (struct seq){.known = request->prompt_tokens - is_score,
                                             .log_capacity = log_entries(request),
                                             .priority = request->priority,
-                                            .order = request->order};
+                                            .order = request->order,
+                                            .arrived_us = sched->now_us};
     extend_hashes(sched, sequence);
     arena_answer(arena, slot)->sequences[choice] = sequence;
     start_waiting(sched, sequence, false);

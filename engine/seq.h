@@ -26,6 +26,7 @@ struct seq {
     uint32_t next, previous; /* there; SEQ_NONE at the ends */
     int32_t priority;        /* smaller runs first, where priorities count */
     uint64_t order;          /* of its request: earlier runs first */
+    uint64_t arrived_us;     /* when it was made, on the scheduler's clock */
     uint32_t known;          /* tokens whose KV can be computed: prompt and committed ones (scored: all but the last) */
     uint32_t in_flight;      /* steps in flight that hold a row of it */
     uint32_t log_capacity;   /* entries reserved in the token log */

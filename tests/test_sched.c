@@ -9,6 +9,8 @@
 #include "ipc/journal.h"
 #include "tests/plans.h"
 
+static const struct policy *tested_policy = &policy_default;
+
 /* The engine as the core sees it: front is this file, the stages are token_at(). */
 struct world {
     struct plan plan;
@@ -35,7 +37,7 @@ static void open_world(struct world *w, const struct plan *plan)
     w->plan.end_token_count = 1;
     w->plan.end_tokens[0] = 7;
     arena_in_memory(&w->arena, &w->plan);
-    sched_init(&w->sched, &w->arena, &policy_default);
+    sched_init(&w->sched, &w->arena, tested_policy);
     w->pages_used = base_alloc(w->plan.prompt_pages);
 }
 
@@ -1105,22 +1107,35 @@ static uint64_t random_run(uint64_t seed, uint32_t turns, struct totals *totals)
     return digest;
 }
 
+static const char *const policy_names[] = {"default",    "even",     "batch",   "batch-as-published",
+                                           "decode-cap", "throttle", "chunked", "fastpp"};
+
 Test(sched, under_anything_at_random_nothing_is_lost_or_held, .timeout = 300)
 {
-    struct totals totals = {0};
-    for (uint64_t seed = 1; seed <= 600; seed++)
-        random_run(seed, 4000, &totals);
-    fprintf(stderr, "sched: %llu steps, %llu preemptions, %llu cached tokens\n", (unsigned long long)totals.steps,
-            (unsigned long long)totals.preemptions, (unsigned long long)totals.cached_tokens);
-    cr_assert_gt(totals.steps, 1000000);
-    cr_assert_gt(totals.preemptions, 1000);
-    cr_assert_gt(totals.cached_tokens, 1000);
+    for (size_t i = 0; i < ARRAY_COUNT(policy_names); i++) {
+        struct totals totals = {0};
+        tested_policy = policy_find(policy_names[i]);
+        cr_assert_not_null(tested_policy);
+        uint64_t seeds = tested_policy == &policy_default ? 600 : 100;
+        for (uint64_t seed = 1; seed <= seeds; seed++)
+            random_run(seed, 4000, &totals);
+        fprintf(stderr, "sched: %s: %llu steps, %llu preemptions, %llu cached tokens\n", tested_policy->name,
+                (unsigned long long)totals.steps, (unsigned long long)totals.preemptions,
+                (unsigned long long)totals.cached_tokens);
+        cr_assert_gt(totals.steps, seeds * 1500);
+        cr_assert_gt(totals.cached_tokens, 1000);
+        if (tested_policy != &policy_even) /* which forecasts */
+            cr_assert_gt(totals.preemptions, 1000);
+    }
 }
 
 Test(sched, the_same_events_give_the_same_steps, .timeout = 60)
 {
     struct totals totals = {0};
-    for (uint64_t seed = 100; seed < 105; seed++)
-        cr_assert_eq(random_run(seed, 3000, &totals), random_run(seed, 3000, &totals));
-    cr_assert_neq(random_run(100, 3000, &totals), random_run(101, 3000, &totals));
+    for (size_t i = 0; i < ARRAY_COUNT(policy_names); i++) {
+        tested_policy = policy_find(policy_names[i]);
+        for (uint64_t seed = 100; seed < 103; seed++)
+            cr_assert_eq(random_run(seed, 3000, &totals), random_run(seed, 3000, &totals));
+        cr_assert_neq(random_run(100, 3000, &totals), random_run(101, 3000, &totals));
+    }
 }

@@ -75,7 +75,6 @@ static void differ(struct replay *r, uint64_t step, const char *what)
 /* Plans as the recorded call did, and compares every byte of the record. */
 static void replay_step(struct replay *r, const struct record_entry *entry)
 {
-    sched_set_time(&r->sched, entry->now_us);
     struct step_shm *step = sched_plan(&r->sched);
     if ((step != NULL ? step->step : 0) != entry->step) {
         differ(r, entry->step ? entry->step : step->step,
@@ -110,6 +109,7 @@ static int replay_entry(struct replay *r, const struct record_entry *entry, stru
     int ret = 0;
     if (names_slot && entry->slot >= r->plan.requests_max)
         return err_set(err, -EPROTO, "a request slot is out of bounds");
+    sched_set_time(&r->sched, entry->now_us);
     switch (entry->kind) {
     case RECORD_ACCEPT:
         ret = load_request(r, entry, err);

@@ -146,6 +146,7 @@ static void take_arrivals(struct sim *sim, struct arrivals *arrivals)
         uint32_t index = arrivals->order[arrivals->next];
         if (sim->scenario.requests[index].arrival_us > sim->now_us)
             return;
+        sched_set_time(&sim->sched, (uint64_t)sim->scenario.requests[index].arrival_us);
         sim_accept(sim, index);
     }
 }
