@@ -130,7 +130,7 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
-.PHONY: bench-kernels bench-sched bench-serve
+.PHONY: bench-kernels bench-sched bench-serve bench-timed
 bench-kernels: $(BUILD)/bin/bench-kernels ## Speed of every kernel on every instruction path that this processor has
 	$(Q)$<
 
@@ -139,6 +139,9 @@ bench-sched: $(BUILD)/bin/bench-sched ## What one plan costs with 512 sequences 
 
 bench-serve: all model ## What 1, 16 and 32 clients of an engine with two stages see
 	$(Q)tools/bench-serve.sh $(MODEL) -p 2
+
+bench-timed: all model ## A 13B model's pipeline over Ethernet for real, on timed stages, beside the simulator (minutes)
+	$(Q)tools/bench-timed.sh $(MODEL)
 
 # ---- installing ----
 .PHONY: man install help clean

@@ -35,6 +35,9 @@ struct config {
     char served_model_name[OPTION_TEXT_MAX];
     char isa[OPTION_TEXT_MAX];
     char io[OPTION_TEXT_MAX];
+    char backend[OPTION_TEXT_MAX];
+    char cost[OPTION_TEXT_MAX];
+    bool freeze_model;
     char record[OPTION_TEXT_MAX];
     char log_level[OPTION_TEXT_MAX];
     uint64_t ready_fd;

@@ -613,6 +613,7 @@ struct step_shm *sched_plan(struct sched *sched)
     if (sched->in_flight == sched->plan->window || running + sched->table.waiting.count == 0)
         return NULL;
     sched->record = step_begin(sched->arena, sched->next_step);
+    sched->record->planned_us = sched->now_us;
     sched->record->row_count = sched->record->token_count = 0;
     sched->record->block_count = sched->record->result_count = 0;
     sched->shape = (struct shape){0};

@@ -71,6 +71,8 @@ static int create_region(struct supervisor *s, uint32_t id, const char *name, st
 {
     struct region *region = &s->regions[id];
     size_t bytes = s->layout.region_bytes[id];
+    if (bytes == 0)
+        return 0;
     region->fd = shm_create(name, bytes, err);
     if (region->fd < 0)
         return region->fd;
@@ -233,6 +235,8 @@ static int create_signals(struct supervisor *s, struct err *err)
 
 static void add_region(const struct supervisor *s, struct birth *birth, int *fds, enum birth_kind kind, uint32_t id)
 {
+    if (s->layout.region_bytes[id] == 0)
+        return;
     birth_add(birth, fds, kind, id, kind == BIRTH_REGION_WRITE ? s->regions[id].fd : s->regions[id].read_only);
 }
 

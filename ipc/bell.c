@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "ipc/base.h"
+#include "ipc/clock.h"
 
 void bell_announce(struct bell *bell)
 {
@@ -29,6 +30,22 @@ void bell_wait(struct bell *bell)
     } while (got < 0 && errno == EINTR);
     check(got == sizeof(rings));
     bell_retract(bell);
+}
+
+bool bell_wait_until(struct bell *bell, uint64_t moment_ns)
+{
+    struct pollfd poll_fd = {.fd = bell->fd, .events = POLLIN};
+    for (uint64_t now_ns; (now_ns = clock_ns()) < moment_ns;) {
+        uint64_t left_ns = moment_ns - now_ns;
+        const struct timespec left = {(time_t)(left_ns / 1000000000u), (long)(left_ns % 1000000000u)};
+        int rung = ppoll(&poll_fd, 1, &left, NULL);
+        check(rung >= 0 || errno == EINTR);
+        if (rung == 1) {
+            bell_drain(bell);
+            return true;
+        }
+    }
+    return false;
 }
 
 void bell_drain(struct bell *bell)

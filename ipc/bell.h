@@ -36,6 +36,10 @@ void bell_retract(struct bell *bell);
 /* Sleeps until the bell has been rung since the last wait; then retracts. */
 void bell_wait(struct bell *bell);
 
+/* Sleeps until the moment (clock_ns()) has come or the bell is rung, which then counts as heard: true. Without
+ * bell_announce() only bell_ring_always() rings it. */
+bool bell_wait_until(struct bell *bell, uint64_t moment_ns);
+
 /* Takes what has been rung so far without sleeping; for a loop that polls bell.fd by other means. */
 void bell_drain(struct bell *bell);
 

@@ -34,7 +34,7 @@
 #include "ipc/stats.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x0000000000000003ull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x0000000000000004ull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -244,6 +244,7 @@ struct step_shm {
     uint32_t token_count;
     uint32_t block_count;
     uint32_t result_count;
+    uint64_t planned_us;                     /* sched's time when it was planned */
     alignas(128) _Atomic uint32_t cancelled; /* W: sched: 1 = its results will not be used   R: stages */
     uint32_t attempts[STAGES_MAX];           /* W: sched: how often each stage has been given it again */
     uint8_t pad[124];
@@ -255,7 +256,8 @@ struct msg_step {
     uint32_t count;   /* tokens, or result entries */
     uint32_t epoch;   /* of the sender */
     uint64_t busy_ns; /* time the stage worked on it */
-    uint64_t pad[4];
+    uint64_t sent_ns; /* monotonic clock: when it was there for the receiver */
+    uint64_t pad[3];
 };
 static_assert(sizeof(struct msg_step) == RING_PAYLOAD_BYTES, "shared");
 
@@ -278,7 +280,7 @@ static_assert(sizeof(struct msg_request) == RING_PAYLOAD_BYTES, "shared");
 
 /* Offsets and counts that follow from the plan. */
 struct layout {
-    size_t region_bytes[REGION_COUNT]; /* 0: no such region (stages beyond stage_count) */
+    size_t region_bytes[REGION_COUNT]; /* 0: no such region (stages beyond stage_count; KV and weights of timed ones) */
 
     /* front */
     size_t front_process, front_ring, front_requests, front_prompt_lists, front_prompt_pages;

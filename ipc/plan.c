@@ -33,6 +33,7 @@ int plan_validate(const struct plan *plan, struct err *err)
         {"head_dim", plan->head_dim, 1, 1024},
         {"vocab_size", plan->vocab_size, 1, 1u << 24},
         {"end_token_count", plan->end_token_count, 0, END_TOKENS_MAX},
+        {"backend", plan->backend, BACKEND_MODEL, BACKEND_TIMED},
         {"stage_count", plan->stage_count, 1, min_u64(STAGES_MAX, plan->layers)},
         {"window", plan->window, 1, 4 * STAGES_MAX},
         {"max_model_len", plan->max_model_len, 1, 1u << 22},
@@ -63,6 +64,11 @@ int plan_validate(const struct plan *plan, struct err *err)
     }
     if (layer != plan->layers)
         return err_set(err, -EINVAL, "plan: the slices hold %u of %u layers", layer, plan->layers);
+    uint64_t timed = plan->timing.stage_count;
+    if (timed != plan->stage_count && (timed != 0 || plan->backend == BACKEND_TIMED))
+        return err_set(err, -EINVAL, "plan: times of %llu stages for %u", (unsigned long long)timed, plan->stage_count);
+    if (timed != 0 && timing_validate(&plan->timing, err) != 0)
+        return err_prefix(err, -EINVAL, "plan");
     int ret = check_text("isa", plan->isa, sizeof(plan->isa), err);
     ret = ret ? ret : check_text("policy", plan->policy, sizeof(plan->policy), err);
     ret = ret ? ret : check_text("version", plan->version, sizeof(plan->version), err);

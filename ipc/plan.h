@@ -25,6 +25,11 @@
 #define PAGE_TOKENS     256u /* token ids in one page of the prompt pool */
 #define LOG_PAGE_TOKENS 64u  /* entries in one page of the token log pool */
 
+enum backend {
+    BACKEND_MODEL, /* stages compute the model */
+    BACKEND_TIMED, /* stages take the described times and make tokens by a formula (stages/timed.h) */
+};
+
 struct plan_slice {
     uint32_t first_layer;
     uint32_t layer_count;
@@ -47,6 +52,7 @@ struct plan {
     uint32_t end_tokens[END_TOKENS_MAX];
 
     /* pipeline */
+    uint32_t backend; /* enum backend */
     uint32_t stage_count;
     uint32_t window;  /* steps in flight at most */
     uint32_t spin_ns; /* how long a process looks again before it sleeps; 0 when processes outnumber cores */
@@ -75,7 +81,7 @@ struct plan {
     uint32_t body_bytes_max; /* of one HTTP request */
 
     /* scheduling by time; see timing.h */
-    struct timing timing;     /* what is known at start; stage_count 0: nothing */
+    struct timing timing;     /* what is known at start; stage_count 0: nothing. Timed stages take these times */
     uint32_t freeze_timing;   /* 1: it stays as it is, whatever the stages measure */
     uint32_t itl_slo_ms;      /* time between two tokens of an answer that is aimed at; 0: none */
     uint32_t ttft_slo_ms;     /* time to the first token that is aimed at; 0: none */

@@ -1,8 +1,10 @@
 /* evenflow-stage: one stage of the pipeline. Started by the supervisor, with one socket to be born from. */
+#include <errno.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "ipc/arena.h"
@@ -33,6 +35,29 @@ static int fail(const struct err *err)
     return 1;
 }
 
+static int open_model(struct stage *stage, struct arena *arena, struct err *err)
+{
+    const struct kernels *kernels = kernels_pick(arena->plan->isa);
+    if (kernels == NULL)
+        return err_set(err, -ENOTSUP, "instruction path \"%s\" is not one of this processor", arena->plan->isa);
+    kernels_thread_init();
+    struct gguf *gguf;
+    int ret = gguf_open_fd(&gguf, arena->model, arena->plan->model_path, err);
+    if (ret < 0)
+        return ret;
+    ret = stage_init(stage, arena, kernels, gguf, err);
+    gguf_close(gguf);
+    close(arena->model);
+    return ret;
+}
+
+static int open_timed(struct stage *stage, struct arena *arena, struct err *err)
+{
+    prctl(PR_SET_TIMERSLACK, 1); /* nanosecond: sleep until the moment, not until it suits others too */
+    close(arena->model);
+    return stage_init(stage, arena, NULL, NULL, err);
+}
+
 int main(int argc, char **argv)
 {
     static struct arena arena;
@@ -51,19 +76,10 @@ int main(int argc, char **argv)
 
     if (arena.plan->pin)
         pin(arena.index);
-    const struct kernels *kernels = kernels_pick(arena.plan->isa);
-    if (kernels == NULL) {
-        log_error("instruction path \"%s\" is not one of this processor", arena.plan->isa);
-        return 1;
-    }
-    kernels_thread_init();
-
-    struct gguf *gguf;
-    if (gguf_open_fd(&gguf, arena.model, arena.plan->model_path, &err) < 0 ||
-        stage_init(&stage, &arena, kernels, gguf, &err) < 0)
+    int ret =
+        arena.plan->backend == BACKEND_TIMED ? open_timed(&stage, &arena, &err) : open_model(&stage, &arena, &err);
+    if (ret < 0)
         return fail(&err);
-    gguf_close(gguf);
-    close(arena.model);
     base_seal();
     arena_set_state(&arena, PROCESS_READY);
 

@@ -57,12 +57,11 @@ static int load_weights(struct stage *stage, struct arena *arena, const struct g
     return 0;
 }
 
-int stage_init(struct stage *stage, struct arena *arena, const struct kernels *kernels, const struct gguf *gguf,
-               struct err *err)
+/* What computes: the slice of the model that the plan gives to this stage. */
+static int open_model(struct stage *stage, struct arena *arena, const struct kernels *kernels, const struct gguf *gguf,
+                      struct err *err)
 {
     const struct plan *plan = arena->plan;
-    const struct layout *layout = &arena->layout;
-    *stage = (struct stage){.arena = arena, .index = arena->index};
     int ret = model_describe(&stage->desc, gguf, err);
     if (ret == 0)
         ret = check_plan(stage, err);
@@ -76,7 +75,22 @@ int stage_init(struct stage *stage, struct arena *arena, const struct kernels *k
     const struct forward_limits limits = {.positions_max = plan->max_model_len, .block_size = plan->block_size};
     forward_init(&stage->forward, kernels, &stage->desc, &stage->slice, &limits,
                  arena->regions[REGION_KV + stage->index]);
+    return 0;
+}
 
+int stage_init(struct stage *stage, struct arena *arena, const struct kernels *kernels, const struct gguf *gguf,
+               struct err *err)
+{
+    const struct plan *plan = arena->plan;
+    const struct layout *layout = &arena->layout;
+    *stage = (struct stage){.arena = arena,
+                            .index = arena->index,
+                            .is_timed = plan->backend == BACKEND_TIMED,
+                            .is_last = arena->index + 1 == plan->stage_count};
+    int ret = stage->is_timed ? 0 : open_model(stage, arena, kernels, gguf, err);
+    if (ret < 0)
+        return ret;
+    timed_init(&stage->timed, plan, stage->index);
     stage->rows = base_alloc(layout->step_rows_max * sizeof(*stage->rows));
     stage->tokens = base_alloc(layout->step_tokens_max * sizeof(*stage->tokens));
     stage->blocks = base_alloc(layout->step_blocks_max * sizeof(*stage->blocks));
@@ -85,15 +99,16 @@ int stage_init(struct stage *stage, struct arena *arena, const struct kernels *k
     if (stage->index > 0)
         arena_ring_stage_consumer(arena, stage->index - 1, &stage->in);
     arena_ring_stage_producer(arena, stage->index, &stage->out);
-    stage->next =
-        stage->slice.is_last ? arena_pull(arena, ROLE_SCHED, 0) : arena_pull(arena, ROLE_STAGE, stage->index + 1);
+    stage->next = stage->is_last ? arena_pull(arena, ROLE_SCHED, 0) : arena_pull(arena, ROLE_STAGE, stage->index + 1);
     return 0;
 }
 
 void stage_free(struct stage *stage)
 {
-    forward_free(&stage->forward);
-    model_unbind(&stage->slice);
+    if (!stage->is_timed) {
+        forward_free(&stage->forward);
+        model_unbind(&stage->slice);
+    }
     free(stage->rows);
     free(stage->tokens);
     free(stage->blocks);
@@ -203,6 +218,33 @@ static int find_input(struct stage *stage, uint64_t number, struct msg_step *mes
     return 0;
 }
 
+/* Computes the step at hand. */
+static void compute(struct stage *stage, uint64_t number, struct msg_step *message)
+{
+    const struct arena *arena = stage->arena;
+    uint64_t begin_ns = clock_ns();
+    forward_run(&stage->forward, &stage->step,
+                stage->index == 0 ? NULL : arena_activations(arena, stage->index - 1, number),
+                stage->is_last ? NULL : arena_activations(arena, stage->index, number),
+                stage->is_last ? arena_results(arena, number) : NULL);
+    message->sent_ns = clock_ns();
+    message->busy_ns = message->sent_ns - begin_ns;
+}
+
+/* Lets the described time pass instead. False: the engine ends meanwhile. */
+static bool let_pass(struct stage *stage, uint64_t number, uint64_t input_ns, struct msg_step *message)
+{
+    struct timed_span span = timed_step(&stage->timed, &stage->step, input_ns);
+    while (bell_wait_until(&stage->bell, span.sent_ns))
+        if (arena_command(stage->arena) == COMMAND_STOP)
+            return false;
+    if (stage->is_last)
+        timed_results(stage->arena->plan, &stage->step, arena_results(stage->arena, number));
+    message->sent_ns = span.sent_ns;
+    message->busy_ns = span.end_ns - span.begin_ns;
+    return true;
+}
+
 int stage_do_work(struct stage *stage)
 {
     const struct arena *arena = stage->arena;
@@ -228,17 +270,14 @@ int stage_do_work(struct stage *stage)
     if (ret < 0)
         return ret;
 
-    uint64_t begin_ns = clock_ns();
-    forward_run(&stage->forward, &stage->step,
-                stage->index == 0 ? NULL : arena_activations(arena, stage->index - 1, number),
-                stage->slice.is_last ? NULL : arena_activations(arena, stage->index, number),
-                stage->slice.is_last ? arena_results(arena, number) : NULL);
-    uint64_t busy_ns = clock_ns() - begin_ns;
-
-    message = (struct msg_step){.step = number,
-                                .count = stage->slice.is_last ? stage->result_count : stage->step.token_count,
-                                .epoch = arena->epoch,
-                                .busy_ns = busy_ns};
+    uint64_t input_ns = stage->index == 0 ? arena_step(arena, number)->planned_us * 1000 : message.sent_ns;
+    input_ns = min_u64(input_ns, clock_ns()); /* another process's word */
+    message = (struct msg_step){
+        .step = number, .count = stage->is_last ? stage->result_count : stage->step.token_count, .epoch = arena->epoch};
+    if (!stage->is_timed)
+        compute(stage, number, &message);
+    else if (!let_pass(stage, number, input_ns, &message))
+        return 0;
     if (ring_push(&stage->out, &message) != RING_OK) {
         log_error("step %" PRIu64 ": the ring is full: more steps in flight than the window", number);
         return -EPROTO;
@@ -248,7 +287,7 @@ int stage_do_work(struct stage *stage)
     bell_ring(&stage->next);
     counter_add(stage->process, COUNTER_STAGE_STEPS, 1);
     counter_add(stage->process, COUNTER_STAGE_TOKENS, stage->step.token_count);
-    counter_add(stage->process, COUNTER_STAGE_BUSY_NS, busy_ns);
+    counter_add(stage->process, COUNTER_STAGE_BUSY_NS, message.busy_ns);
     progress_add(stage->process, 1);
     stage->idle_since_ns = 0;
     return 1;

@@ -24,13 +24,16 @@
 #include "stages/forward.h"
 #include "stages/gguf.h"
 #include "stages/model.h"
+#include "stages/timed.h"
 
 struct stage {
     const struct arena *arena;
     uint32_t index;
+    bool is_timed, is_last;
     struct model_desc desc;
     struct model_slice slice;
     struct forward forward;
+    struct timed timed;      /* in place of the three above, when the plan says so */
     struct ring_consumer in; /* not in stage 0, which looks at the step table */
     struct ring_producer out;
     struct bell bell;
@@ -47,9 +50,9 @@ struct stage {
     uint32_t *blocks;     /* (step_blocks_max) */
 };
 
-/* Checks the model against the plan and takes all memory. Weights: when arena->weights is a descriptor, they are packed
- * into the weights region, which is then sealed against writing and mapped read-only; else they are there already.
- * The file may be closed afterwards. 0, or -errno with err. */
+/* Takes all memory. A stage that computes checks the model against the plan; when arena->weights is a descriptor, the
+ * weights are packed into their region, which is then sealed against writing and mapped read-only; else they are there
+ * already. The file may be closed afterwards. A timed stage looks at neither kernels nor file. 0, or -errno with err. */
 int stage_init(struct stage *stage, struct arena *arena, const struct kernels *kernels, const struct gguf *gguf,
                struct err *err);
 

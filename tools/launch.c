@@ -25,6 +25,7 @@
 #include "stages/cost.h"
 #include "stages/gguf.h"
 #include "stages/model.h"
+#include "tools/pipeline.h"
 #include "tools/vocab.h"
 
 #define PAGE_BYTES           4096u
@@ -97,6 +98,23 @@ static int plan_slices(struct plan *plan, const struct config *config, const str
     return ret;
 }
 
+/* A described pipeline in place of the model's: its stages, no weights, no KV cache, nothing in activations. The model file
+ * gives vocabulary and chat template, and the size of the cache where --num-blocks does not. */
+static int plan_timed(struct plan *plan, const struct config *config, struct err *err)
+{
+    if (config->cost[0] == '\0')
+        return err_set(err, -EINVAL, "--backend timed: needs --cost FILE, the times of its stages");
+    int ret = pipeline_read(&plan->timing, config->cost, err);
+    if (ret != 0)
+        return err_prefix(err, ret, "--cost");
+    plan->stage_count = plan->layers = (uint32_t)plan->timing.stage_count;
+    for (uint32_t stage = 0; stage < plan->stage_count; stage++)
+        plan->slices[stage] = (struct plan_slice){.first_layer = stage, .layer_count = 1};
+    plan->width = plan->heads = plan->kv_heads = plan->head_dim = 1;
+    plan->kv_block_bytes = 0;
+    return 0;
+}
+
 static int plan_window(struct plan *plan, const struct config *config, struct err *err)
 {
     plan->window = plan->stage_count;
@@ -109,8 +127,9 @@ static int plan_window(struct plan *plan, const struct config *config, struct er
         plan->window = (uint32_t)window;
     }
     uint32_t cores = core_count();
-    plan->spin_ns = ROLE_STAGE + plan->stage_count > cores ? 0 : 5000;
-    plan->pin = cores >= plan->stage_count;
+    bool is_timed = plan->backend == BACKEND_TIMED; /* stages that sleep */
+    plan->spin_ns = is_timed || ROLE_STAGE + plan->stage_count > cores ? 0 : 5000;
+    plan->pin = !is_timed && cores >= plan->stage_count;
     return 0;
 }
 
@@ -172,6 +191,20 @@ static int plan_limits(struct plan *plan, const struct config *config, struct er
                        : min_u64(BODY_BYTES_BASE + (uint64_t)plan->max_model_len * BODY_BYTES_PER_TOKEN, 1u << 28));
     plan->request_timeout_ms = (uint32_t)(config->request_timeout_s * 1000);
     plan->drain_timeout_ms = (uint32_t)(config->drain_timeout_s * 1000);
+    return 0;
+}
+
+static int plan_backend(struct plan *plan, const struct config *config, struct err *err)
+{
+    bool is_timed = strcmp(config->backend, "timed") == 0;
+    if (!is_timed && strcmp(config->backend, "model") != 0)
+        return err_set(err, -EINVAL, "--backend %s: must be model or timed", config->backend);
+    if (!is_timed && config->cost[0] != '\0')
+        return err_set(err, -EINVAL, "--cost: is for --backend timed");
+    plan->backend = is_timed ? BACKEND_TIMED : BACKEND_MODEL;
+    plan->freeze_timing = config->freeze_model;
+    if (is_timed)
+        plan->context_length = 1u << 22; /* no tensor limits it */
     return 0;
 }
 
@@ -317,9 +350,12 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
     ret = ret ? ret : model_describe(desc, gguf, err);
     if (ret == 0)
         plan_model(plan, desc);
+    ret = ret ? ret : plan_backend(plan, config, err);
     ret = ret ? ret : plan_names(plan, config, model_path, err);
     ret = ret ? ret : plan_limits(plan, config, err);
-    ret = ret ? ret : plan_slices(plan, config, gguf, desc, kernels, err);
+    if (ret == 0)
+        ret = plan->backend == BACKEND_TIMED ? plan_timed(plan, config, err)
+                                             : plan_slices(plan, config, gguf, desc, kernels, err);
     ret = ret ? ret : plan_window(plan, config, err);
     void *vocab = NULL;
     size_t vocab_bytes = 0;
@@ -328,8 +364,10 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
         plan->vocab_bytes = vocab_bytes;
         plan->end_token_count = vocab_end_tokens(vocab, vocab_bytes, plan->end_tokens, END_TOKENS_MAX);
         snprintf(plan->isa, sizeof(plan->isa), "%s", kernels->name);
-        snprintf(plan->fingerprint, sizeof(plan->fingerprint), "evenflow-%s+%s isa=%s backend=cpu kv=f16",
-                 EVENFLOW_VERSION, version_numerics, kernels->name);
+        bool is_timed = plan->backend == BACKEND_TIMED;
+        snprintf(plan->fingerprint, sizeof(plan->fingerprint), "evenflow-%s+%s isa=%s backend=%s kv=%s",
+                 EVENFLOW_VERSION, version_numerics, is_timed ? "none" : kernels->name, is_timed ? "timed" : "cpu",
+                 is_timed ? "none" : "f16");
     }
     ret = ret ? ret : plan_validate(plan, err);
     ret = ret ? ret : check_budget(plan, err);
