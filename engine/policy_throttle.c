@@ -4,7 +4,8 @@
  *   prompt tokens = max(min(waiting / 8, 2048 * (free - 0.05) / 0.95), 32), none while less than 0.05 of the cache is free
  *   decoding      = decoding sequences / stages
  *
- * The second only while something decodes and so gives blocks back. Numbers of the paper's evaluation. Rounding goes round by the step, so that no sequence waits for ever. */
+ * The second only while something decodes and so gives blocks back. Numbers of the paper's evaluation. Rounding goes round
+ * by the step, so that no sequence waits for ever. */
 #include "engine/policy_rules.h"
 
 #define STEPS_AHEAD 8
