@@ -20,7 +20,7 @@ for clients in 1 16 32; do
         --input-len "${INPUT_LEN:-128}" --output-len "${OUTPUT_LEN:-128}" --json |
         python3 -c 'import json, sys
 clients, r = int(sys.argv[1]), json.load(sys.stdin)
-tpot, ttft = r["p50_tpot_ms"], r["p50_ttft_ms"]
+tpot, ttft = r["median_tpot_ms"], r["median_ttft_ms"]
 rate, out = 1000 * clients / tpot, r["output_throughput"]
 print(f"{clients:7d} {rate:13.1f} {out:13.1f} {tpot:12.2f} {ttft:12.1f}")' $clients
 done

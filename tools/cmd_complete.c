@@ -1,17 +1,17 @@
 /* cmd_complete.c - evenflow complete: request bodies in, one line per answer out, in the order of the input.
  *
  * Every request is sent as a stream, so that the time of the first token can be told, and put together again here.
- * A body that scores its prompt (echo, max_tokens 0) has no stream and goes as it is.
  */
-#include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/config.h"
+#include "tools/bodies.h"
 #include "tools/client.h"
 #include "tools/commands.h"
+#include "tools/progress.h"
 
 struct values {
     char socket[OPTION_TEXT_MAX];
@@ -34,226 +34,235 @@ static const struct option_spec specs[] = {
 };
 static const struct option_table table = {.specs = specs, .count = ARRAY_COUNT(specs)};
 
-/* One line of the input, and its answer as it comes together. */
+/* One choice of an answer as it comes together. */
+struct choice {
+    char *text;
+    size_t size, room;
+    json_t *fields; /* finish_reason, logprobs, token_ids, ... */
+};
+
+/* One line of the input, and its answer. */
 struct job {
-    char *body;
-    const char *path;
-    json_t *choices; /* array by index of {finish_reason, text, token_ids, logits_hash, logprobs} */
-    json_t *usage;
-    json_t *error;
-    char *line;                 /* the output, once complete */
-    char failure[ERR_TEXT_MAX]; /* "": none */
+    struct client_call call;
+    struct jobs *jobs;
+    size_t index;
+    struct choice *choices;
+    size_t choice_count;
+    json_t *usage, *error;
+    char failure[ERR_TEXT_MAX]; /* why there is no answer; "": there is one */
+    char *line;                 /* of the output, once the answer is complete */
 };
 
 struct jobs {
-    struct job *jobs;
-    size_t count, printed;
+    struct job *list;
+    size_t count, done, printed;
+    uint64_t events;
     bool has_failed;
 };
 
-static void extend_array(json_t *target, const char *key, json_t *more)
+/* ---- putting an answer together ---- */
+
+static struct choice *choice_of(struct job *job, json_t *from)
 {
-    if (!json_is_array(more))
-        return;
-    json_t *array = json_object_get(target, key);
-    if (array == NULL)
-        json_object_set_new(target, key, json_deep_copy(more));
-    else
-        json_array_extend(array, more);
+    json_int_t index = json_integer_value(json_object_get(from, "index"));
+    size_t wanted = index > 0 && index < 65536 ? (size_t)index : 0;
+    if (wanted >= job->choice_count) {
+        job->choices = realloc(job->choices, (wanted + 1) * sizeof(*job->choices));
+        check(job->choices != NULL);
+        for (; job->choice_count <= wanted; job->choice_count++)
+            job->choices[job->choice_count] = (struct choice){.fields = json_pack("{s:n}", "finish_reason")};
+    }
+    return &job->choices[wanted];
 }
 
-/* Logprobs of a completion are an object of arrays; of a chat an object with the array "content". */
-static void extend_logprobs(json_t *choice, json_t *more)
+static void append_text(struct choice *choice, json_t *text)
 {
-    if (!json_is_object(more))
+    size_t more = json_string_length(text);
+    if (more == 0)
         return;
-    json_t *logprobs = json_object_get(choice, "logprobs");
-    if (logprobs == NULL) {
-        logprobs = json_object();
-        json_object_set_new(choice, "logprobs", logprobs);
+    if (choice->size + more > choice->room) {
+        choice->room = 2 * (choice->size + more) + 256;
+        choice->text = realloc(choice->text, choice->room);
+        check(choice->text != NULL);
     }
+    memcpy(choice->text + choice->size, json_string_value(text), more);
+    choice->size += more;
+}
+
+/* Arrays of an answer's events follow one another, objects of arrays (logprobs) likewise; other values replace. */
+static void merge(json_t *target, const char *key, json_t *more)
+{
+    json_t *before = json_object_get(target, key);
+    const char *inner_key;
+    json_t *inner;
+    if (json_is_null(more) && before != NULL)
+        return;
+    if (json_is_array(more) && json_is_array(before)) {
+        json_array_extend(before, more);
+    } else if (json_is_object(more) && json_is_object(before)) {
+        json_object_foreach(more, inner_key, inner)
+            merge(before, inner_key, inner);
+    } else {
+        json_object_set_new(target, key, json_deep_copy(more));
+    }
+}
+
+static void take_choice(struct job *job, json_t *from)
+{
+    struct choice *choice = choice_of(job, from);
+    json_t *message = json_object_get(from, "delta");
+    if (message == NULL)
+        message = json_object_get(from, "message");
+    append_text(choice, json_object_get(from, "text"));
+    append_text(choice, json_object_get(message, "content"));
+    static const char *const apart[] = {"index", "text", "delta", "message"};
     const char *key;
     json_t *value;
-    json_object_foreach(more, key, value)
-        extend_array(logprobs, key, value);
+    json_object_foreach(from, key, value) {
+        bool is_apart = json_is_null(value) && strcmp(key, "finish_reason") != 0;
+        for (size_t i = 0; i < ARRAY_COUNT(apart); i++)
+            is_apart = is_apart || strcmp(key, apart[i]) == 0;
+        if (!is_apart)
+            merge(choice->fields, key, value);
+    }
 }
 
-static void append_text(json_t *choice, const char *text)
+static void take_answer(struct job *job, const char *data, size_t size)
 {
-    const char *before = json_string_value(json_object_get(choice, "text"));
-    size_t size = strlen(before ? before : "") + strlen(text) + 1;
-    char *joined = base_alloc(size);
-    snprintf(joined, size, "%s%s", before ? before : "", text);
-    json_object_set_new(choice, "text", json_string(joined));
-    free(joined);
-}
-
-static void take_choice(struct job *job, json_t *choice)
-{
-    size_t index = (size_t)json_integer_value(json_object_get(choice, "index"));
-    while (json_array_size(job->choices) <= index)
-        json_array_append_new(job->choices, json_pack("{s:n, s:s}", "finish_reason", "text", ""));
-    json_t *target = json_array_get(job->choices, index);
-    json_t *message = json_object_get(choice, "delta");
-    if (message == NULL)
-        message = json_object_get(choice, "message");
-    json_t *text = json_object_get(choice, "text");
-    if (text == NULL)
-        text = json_object_get(message, "content");
-    if (json_is_string(text))
-        append_text(target, json_string_value(text));
-    extend_array(target, "token_ids", json_object_get(choice, "token_ids"));
-    extend_array(target, "logits_hash", json_object_get(choice, "logits_hash"));
-    extend_logprobs(target, json_object_get(choice, "logprobs"));
-    json_t *reason = json_object_get(choice, "finish_reason");
-    if (json_is_string(reason))
-        json_object_set(target, "finish_reason", reason);
-}
-
-static void take_answer(struct job *job, json_t *answer)
-{
-    json_t *error = json_object_get(answer, "error");
-    if (error != NULL)
+    json_error_t problem;
+    json_t *answer = json_loadb(data, size, JSON_ALLOW_NUL, &problem);
+    if (answer == NULL)
+        snprintf(job->failure, sizeof(job->failure), "the answer is not JSON: %s: %.200s", problem.text, data);
+    json_t *error = json_object_get(answer, "error"), *usage = json_object_get(answer, "usage");
+    if (error != NULL && job->error == NULL)
         job->error = json_incref(error);
-    json_t *usage = json_object_get(answer, "usage");
-    if (json_is_object(usage))
+    if (json_is_object(usage) && job->usage == NULL)
         job->usage = json_incref(usage);
     size_t i;
     json_t *choice;
     json_array_foreach(json_object_get(answer, "choices"), i, choice)
         take_choice(job, choice);
+    json_decref(answer);
 }
+
+/* The choice's fields with its text. */
+static json_t *finish_choice(const struct choice *choice)
+{
+    json_object_set_new(choice->fields, "text",
+                        json_stringn_nocheck(choice->text != NULL ? choice->text : "", choice->size));
+    return choice->fields;
+}
+
+static char *format_line(struct job *job)
+{
+    const struct client_call *call = &job->call;
+    json_t *line = json_pack("{s:I, s:i}", "index", (json_int_t)job->index, "status", call->status);
+    if (job->error == NULL && (call->status != 200 || job->failure[0] != '\0'))
+        job->error = json_pack("{s:s}", "message", job->failure[0] != '\0' ? job->failure : "no answer");
+    if (job->error != NULL) {
+        json_object_set(line, "error", job->error);
+    } else {
+        json_t *choices = json_array();
+        for (size_t i = 0; i < job->choice_count; i++)
+            json_array_append(choices, finish_choice(&job->choices[i]));
+        json_object_update(line, json_array_get(choices, 0));
+        if (job->choice_count > 1)
+            json_object_set(line, "choices", choices);
+        json_decref(choices);
+        if (job->usage != NULL)
+            json_object_set(line, "usage", job->usage);
+        uint64_t first_ns = call->first_event_ns != 0 ? call->first_event_ns : call->end_ns;
+        json_object_set_new(line, "ttft_ms", json_real((double)(first_ns - call->start_ns) / 1e6));
+        json_object_set_new(line, "latency_ms", json_real((double)(call->end_ns - call->start_ns) / 1e6));
+    }
+    char *text = json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    check(text != NULL);
+    json_decref(line);
+    return text;
+}
+
+static void free_answer(struct job *job)
+{
+    for (size_t i = 0; i < job->choice_count; i++) {
+        free(job->choices[i].text);
+        json_decref(job->choices[i].fields);
+    }
+    free(job->choices);
+    json_decref(job->usage);
+    json_decref(job->error);
+    client_call_free(&job->call);
+}
+
+/* ---- many requests ---- */
 
 static void on_event(struct client_call *call, void *context, const char *data, size_t size)
 {
     (void)call;
     struct job *job = context;
-    if (strcmp(data, "[DONE]") == 0)
-        return;
-    json_error_t json_error;
-    json_t *event = json_loadb(data, size, 0, &json_error);
-    if (event == NULL) {
-        snprintf(job->failure, sizeof(job->failure), "an event is not JSON: %s", json_error.text);
-        return;
-    }
-    take_answer(job, event);
-    json_decref(event);
+    job->jobs->events++;
+    if (strcmp(data, "[DONE]") != 0)
+        take_answer(job, data, size);
 }
 
-static char *format_line(struct job *job, const struct client_call *call, size_t index)
+static void on_done(struct client_call *call, void *context)
 {
-    json_t *line = json_pack("{s:I, s:i}", "index", (json_int_t)index, "status", call->status);
-    if (job->error != NULL || call->status != 200) {
-        if (job->error == NULL)
-            job->error = json_pack("{s:s}", "message", job->failure[0] ? job->failure : "no answer");
-        json_object_set(line, "error", job->error);
-    } else {
-        json_object_update(line, json_array_get(job->choices, 0));
-        if (json_array_size(job->choices) > 1)
-            json_object_set(line, "choices", job->choices);
-        if (job->usage != NULL)
-            json_object_set(line, "usage", job->usage);
-        uint64_t first_ns = call->first_event_ns ? call->first_event_ns : call->end_ns;
-        json_object_set_new(line, "ttft_ms", json_real((double)(first_ns - call->start_ns) / 1e6));
-        json_object_set_new(line, "latency_ms", json_real((double)(call->end_ns - call->start_ns) / 1e6));
-    }
-    char *text = json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(9));
-    json_decref(line);
-    return text;
-}
-
-static void on_done(struct client_call *call, size_t index, void *context)
-{
-    struct jobs *jobs = context;
-    struct job *job = &jobs->jobs[index];
-    if (call->status == 0 && job->failure[0] == '\0')
+    struct job *job = context;
+    struct jobs *jobs = job->jobs;
+    if (call->status == 0)
         snprintf(job->failure, sizeof(job->failure), "%s", call->err.text);
-    if (call->answer != NULL) {
-        json_t *answer = json_loadb(call->answer, call->answer_size, 0, NULL);
-        if (answer != NULL)
-            take_answer(job, answer);
-        else
-            snprintf(job->failure, sizeof(job->failure), "the answer is not JSON: %.200s", call->answer);
-        json_decref(answer);
-    }
+    if (call->answer != NULL)
+        take_answer(job, call->answer, call->answer_size);
     if (job->failure[0] != '\0') {
-        fprintf(stderr, "evenflow complete: request %zu: %s\n", index, job->failure);
+        fprintf(stderr, "evenflow complete: request %zu: %s\n", job->index, job->failure);
         jobs->has_failed = true;
     }
-    job->line = format_line(job, call, index);
-    client_call_free(call);
-    while (jobs->printed < jobs->count && jobs->jobs[jobs->printed].line != NULL) {
-        puts(jobs->jobs[jobs->printed].line);
-        free(jobs->jobs[jobs->printed].line);
-        jobs->jobs[jobs->printed++].line = "";
-        if (jobs->jobs[jobs->printed - 1].choices != NULL)
-            json_decref(jobs->jobs[jobs->printed - 1].choices);
+    job->line = format_line(job);
+    free_answer(job);
+    jobs->done++;
+    for (; jobs->printed < jobs->count && jobs->list[jobs->printed].line != NULL; jobs->printed++) {
+        puts(jobs->list[jobs->printed].line);
+        free(jobs->list[jobs->printed].line);
     }
     fflush(stdout);
 }
 
-/* Decides where the body goes and makes a stream of it. */
-static void prepare_job(struct job *job, const char *line)
-{
-    job->choices = json_array();
-    job->path = strstr(line, "\"messages\"") != NULL ? "/v1/chat/completions" : "/v1/completions";
-    json_t *body = json_loads(line, 0, NULL);
-    if (json_is_object(body)) {
-        job->path = json_object_get(body, "messages") != NULL ? "/v1/chat/completions" : "/v1/completions";
-        bool is_scoring = json_is_true(json_object_get(body, "echo"));
-        if (!is_scoring && json_object_get(body, "stream") == NULL) {
-            json_object_set_new(body, "stream", json_true());
-            json_object_set_new(body, "stream_options", json_pack("{s:b}", "include_usage", 1));
-        }
-        job->body = json_dumps(body, JSON_COMPACT);
-    } else {
-        job->body = strdup(line); /* the engine says what is wrong with it */
-    }
-    json_decref(body);
-}
-
-static int read_jobs(const char *path, struct jobs *jobs, struct err *err)
-{
-    FILE *file = strcmp(path, "-") == 0 ? stdin : fopen(path, "re");
-    if (file == NULL)
-        return err_set(err, -errno, "--jsonl %s: cannot open it: %s", path, strerror(errno));
-    char *line = NULL;
-    size_t room = 0, jobs_room = 0;
-    for (ssize_t size; (size = getline(&line, &room, file)) > 0;) {
-        line[strcspn(line, "\r\n")] = '\0';
-        if (line[0] == '\0')
-            continue;
-        if (jobs->count == jobs_room) {
-            jobs_room = 2 * jobs_room + 64;
-            jobs->jobs = realloc(jobs->jobs, jobs_room * sizeof(*jobs->jobs));
-            check(jobs->jobs != NULL);
-        }
-        memset(&jobs->jobs[jobs->count], 0, sizeof(*jobs->jobs));
-        prepare_job(&jobs->jobs[jobs->count++], line);
-    }
-    free(line);
-    if (file != stdin)
-        fclose(file);
-    return 0;
-}
-
 static int complete_jsonl(const struct values *values, const char *socket)
 {
-    struct jobs jobs = {0};
+    struct bodies bodies;
     struct err err;
-    if (read_jobs(values->jsonl, &jobs, &err) != 0)
+    if (bodies_read(&bodies, values->jsonl, &err) != 0)
         return command_fail(1, "complete", err.text);
-    struct client_call *calls = base_alloc(jobs.count * sizeof(*calls));
-    for (size_t i = 0; i < jobs.count; i++)
-        calls[i] = (struct client_call){.method = "POST",
-                                        .path = jobs.jobs[i].path,
-                                        .body = jobs.jobs[i].body,
-                                        .body_size = strlen(jobs.jobs[i].body),
-                                        .on_event = on_event,
-                                        .context = &jobs.jobs[i]};
-    client_run_each(socket, calls, jobs.count, values->concurrency, on_done, &jobs);
+    struct client *client = client_open(socket, true, &err);
+    if (client == NULL)
+        return command_fail(1, "complete", err.text);
+    struct jobs jobs = {.list = base_alloc((bodies.count + 1) * sizeof(struct job)), .count = bodies.count};
+    struct progress progress;
+    progress_begin(&progress, jobs.count);
+    for (size_t next = 0; jobs.done < jobs.count;) {
+        for (; next < jobs.count && client_active(client) < values->concurrency; next++) {
+            const struct body *body = &bodies.list[next];
+            struct job *job = &jobs.list[next];
+            *job = (struct job){.jobs = &jobs, .index = next};
+            job->call = (struct client_call){.method = "POST",
+                                             .path = body->path,
+                                             .body = body->text,
+                                             .body_size = body->size,
+                                             .on_event = on_event,
+                                             .on_done = on_done,
+                                             .context = job};
+            client_start(client, &job->call);
+        }
+        client_turn(client, progress.next_ns);
+        progress_show(&progress, jobs.done, jobs.events);
+    }
+    progress_end(&progress);
+    client_close(client);
+    bodies_free(&bodies);
+    free(jobs.list);
     return jobs.has_failed ? 1 : 0;
 }
+
+/* ---- one prompt ---- */
 
 static void print_event(struct client_call *call, void *context, const char *data, size_t size)
 {
@@ -281,11 +290,11 @@ static int complete_prompt(const struct values *values, const char *socket, cons
     client_run(socket, &call, 1, 1);
     free(text);
     json_decref(body);
-    if (call.status == 200) {
+    int status = 0;
+    if (call.status == 200)
         putchar('\n');
-        return 0;
-    }
-    int status = command_fail(1, "complete", call.status == 0 ? call.err.text : call.answer);
+    else
+        status = command_fail_call("complete", &call);
     client_call_free(&call);
     return status;
 }

@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "engine/config.h"
-#include "tools/client.h"
 #include "tools/commands.h"
 
 struct values {
@@ -67,19 +66,18 @@ static int run(const void *pointer, char **positional, int positional_count)
     const struct values *values = pointer;
     char socket[OPTION_TEXT_MAX];
     config_socket_path(socket, sizeof(socket), values->socket);
-    struct client_call call = {.method = "GET", .path = "/status"};
-    client_run(socket, &call, 1, 1);
-    json_t *status = call.status == 200 ? json_loadb(call.answer, call.answer_size, 0, NULL) : NULL;
-    int ret = 0;
+    struct err err;
+    json_t *status = command_get(socket, "/status", &err);
     if (status == NULL)
-        ret = command_fail(1, "status", call.status == 0 ? call.err.text : "the engine's answer is not a status");
-    else if (values->json)
-        puts(call.answer);
-    else
+        return command_fail(1, "status", err.text);
+    if (values->json) {
+        json_dumpf(status, stdout, JSON_COMPACT);
+        putchar('\n');
+    } else {
         print_status(status);
+    }
     json_decref(status);
-    client_call_free(&call);
-    return ret;
+    return 0;
 }
 
 const struct subcommand command_status = {.name = "status",

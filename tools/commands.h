@@ -5,7 +5,10 @@
 #ifndef EVENFLOW_COMMANDS_H
 #define EVENFLOW_COMMANDS_H
 
+#include <jansson.h>
+
 #include "engine/options.h"
+#include "tools/client.h"
 
 struct subcommand {
     const char *name;
@@ -21,6 +24,11 @@ extern const struct subcommand *const commands[]; /* NULL-terminated */
 
 /* "evenflow complete: text", on standard error. Returns status. */
 int command_fail(int status, const char *command, const char *text);
+/* The same for a call that has not been answered with 200: says why. Returns 1. */
+int command_fail_call(const char *command, const struct client_call *call);
+
+/* What a running engine answers to GET: a new value, or NULL with err. */
+json_t *command_get(const char *socket_path, const char *path, struct err *err);
 
 extern const struct subcommand command_serve, command_run_model, command_chat, command_complete, command_tokenize,
     command_detokenize, command_render, command_perplexity, command_inspect, command_status, command_bench, command_sim,

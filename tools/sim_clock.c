@@ -5,6 +5,7 @@
 
 #include "ipc/journal.h"
 #include "tools/pipeline.h"
+#include "tools/samples.h"
 #include "tools/sim.h"
 
 /* When each server is free again. */
@@ -195,29 +196,12 @@ void sim_run_clock(struct sim *sim)
 
 /* ---- the summary ---- */
 
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-/* Between the two nearest ranks, as numpy's percentile does. */
-static double percentile(const double *sorted, size_t count, double share)
-{
-    if (count == 0)
-        return 0;
-    double rank = share * (double)(count - 1);
-    size_t below = (size_t)rank;
-    double above = below + 1 < count ? sorted[below + 1] : sorted[below];
-    return sorted[below] + (rank - (double)below) * (above - sorted[below]);
-}
-
 static json_t *percentiles_ms(double *values_us, size_t count)
 {
-    if (count > 0)
-        qsort(values_us, count, sizeof(*values_us), compare_doubles);
-    return json_pack("{s:f, s:f, s:f}", "p50", percentile(values_us, count, 0.5) / 1e3, "p90",
-                     percentile(values_us, count, 0.9) / 1e3, "p99", percentile(values_us, count, 0.99) / 1e3);
+    struct samples samples = {.values = values_us, .count = count};
+    samples_sort(&samples);
+    return json_pack("{s:f, s:f, s:f}", "p50", samples_percentile(&samples, 0.5) / 1e3, "p90",
+                     samples_percentile(&samples, 0.9) / 1e3, "p99", samples_percentile(&samples, 0.99) / 1e3);
 }
 
 /* How unequal the microbatches of a window are: standard deviation over mean, averaged over all windows. */
