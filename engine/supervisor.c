@@ -110,6 +110,7 @@ static int create_regions(struct supervisor *s, struct err *err)
     } single[] = {{REGION_SUP, "evenflow-sup", true},
                   {REGION_FRONT, "evenflow-front", true},
                   {REGION_CONNS, "evenflow-conns", false},
+                  {REGION_IO, "evenflow-io", false},
                   {REGION_SCHED, "evenflow-sched", true}};
     int ret = 0;
     for (size_t i = 0; i < ARRAY_COUNT(single) && ret == 0; i++) {
@@ -255,6 +256,7 @@ static void fill_birth(const struct supervisor *s, const struct child *child, st
         add_region(s, birth, fds, BIRTH_REGION_READ, REGION_VOCAB);
         add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_FRONT);
         add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_CONNS);
+        add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_IO);
         add_region(s, birth, fds, BIRTH_REGION_READ, REGION_SCHED);
         for (uint32_t i = 0; i < stages; i++) /* counters */
             add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + i);

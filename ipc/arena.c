@@ -12,7 +12,7 @@
 
 static const char *region_name(uint32_t id)
 {
-    static const char *const names[] = {"plan", "vocab", "sup", "front", "conns", "sched"};
+    static const char *const names[] = {"plan", "vocab", "sup", "front", "conns", "io", "io past", "sched"};
     if (id < ARRAY_COUNT(names))
         return names[id];
     return id >= REGION_WEIGHTS ? "weights" : id >= REGION_KV ? "kv" : "stage";
@@ -64,7 +64,7 @@ static int map_region(struct arena *arena, uint32_t id, int fd, bool is_writable
 
 int arena_inherit(struct arena *arena, int birth_socket, struct err *err)
 {
-    *arena = (struct arena){.listener = -1, .model = -1, .record = -1, .weights = -1};
+    *arena = (struct arena){.listener = -1, .model = -1, .record = -1, .keep = -1, .weights = -1};
     for (uint32_t i = 0; i < PROCESSES_MAX; i++)
         arena->bells[i] = -1;
     struct birth birth;
@@ -101,6 +101,9 @@ int arena_inherit(struct arena *arena, int birth_socket, struct err *err)
         case BIRTH_RECORD:
             arena->record = fds[i];
             break;
+        case BIRTH_KEEP:
+            arena->keep = fds[i];
+            break;
         default:
             ret = err_set(err, -EPROTO, "birth message: item of kind %u; mixed builds?", item->kind);
         }
@@ -115,13 +118,14 @@ void arena_in_memory(struct arena *arena, const struct plan *plan)
         fprintf(stderr, "%s\n", err.text);
         abort();
     }
-    *arena = (struct arena){.plan = plan, .epoch = 1, .listener = -1, .model = -1, .record = -1, .weights = -1};
+    *arena =
+        (struct arena){.plan = plan, .epoch = 1, .listener = -1, .model = -1, .record = -1, .keep = -1, .weights = -1};
     for (uint32_t i = 0; i < PROCESSES_MAX; i++)
         arena->bells[i] = -1;
     layout_compute(&arena->layout, plan);
     for (uint32_t id = REGION_SUP; id < REGION_COUNT; id++) {
         size_t bytes = arena->layout.region_bytes[id];
-        if (bytes == 0)
+        if (bytes == 0 || id == REGION_IO_PAST)
             continue;
         /* mapped, not allocated: large regions cost nothing until they are touched */
         arena->regions[id] = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

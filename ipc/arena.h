@@ -30,6 +30,7 @@ struct arena {
     int listener;             /* front: the listening socket; else -1 */
     int model;                /* stages: the model file, read-only; else -1 */
     int record;               /* sched: where to record to; else -1 */
+    int keep;                 /* front: its end of the keep sockets (keep.h); else -1 */
     int weights;              /* stages: descriptor of their weights region while it is to be loaded; else -1 */
 };
 

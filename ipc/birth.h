@@ -20,6 +20,7 @@ enum birth_kind {
     BIRTH_LISTENER,
     BIRTH_MODEL,
     BIRTH_RECORD,
+    BIRTH_KEEP, /* front's end of its keep sockets, see keep.h */
 };
 
 struct birth_item {

@@ -36,6 +36,24 @@ static void layout_front(struct layout *l, const struct plan *plan)
         align_up_u64((size_t)plan->connections_max * ((size_t)plan->body_bytes_max + 131072) + 4096, PAGE_BYTES);
 }
 
+/* Completions beyond the queue's size would lie in kernel memory and die with their process: it holds all that can be in
+ * flight, which is a receive, a send, a watch and a cancellation of every connection, and the loop's own. */
+static void layout_io(struct layout *l, const struct plan *plan)
+{
+    size_t offset = 0;
+    l->io_submissions_max = IO_SUBMISSIONS_MAX;
+    l->io_completions_max =
+        power_of_two_at_least((uint32_t)max_u64(4ull * plan->connections_max + 1024, 2ull * IO_SUBMISSIONS_MAX));
+    l->io_rings = offset;
+    /* heads and tails, completions of 16 bytes, an index of 4 for every submission */
+    offset += align_up_u64(PAGE_BYTES + l->io_completions_max * 16ull + l->io_submissions_max * 4ull, PAGE_BYTES);
+    l->io_submissions = offset;
+    offset += align_up_u64(l->io_submissions_max * 64ull, PAGE_BYTES);
+    l->io_calls = offset;
+    offset += (size_t)plan->connections_max * IO_CALLS_PER_CONNECTION * IO_CALL_BYTES;
+    l->region_bytes[REGION_IO] = l->region_bytes[REGION_IO_PAST] = align_up_u64(offset, PAGE_BYTES);
+}
+
 static void layout_sched(struct layout *l, const struct plan *plan)
 {
     l->blocks_per_sequence = (uint32_t)div_up_u64(plan->max_model_len, plan->block_size);
@@ -100,6 +118,7 @@ void layout_compute(struct layout *layout, const struct plan *plan)
     layout->region_bytes[REGION_VOCAB] = align_up_u64(plan->vocab_bytes, PAGE_BYTES);
     layout->region_bytes[REGION_SUP] = align_up_u64(sizeof(struct sup_shm), PAGE_BYTES);
     layout_front(layout, plan);
+    layout_io(layout, plan);
     layout_sched(layout, plan);
     layout_stages(layout, plan);
 }

@@ -10,6 +10,8 @@
  *   sup        supervisor  all                  struct sup_shm: commands, the table of processes
  *   front      front       sched                process block, requests, prompt pages, ring front -> sched
  *   conns      front       front's successor    connection buffers: the only shared memory that holds text
+ *   io         front, and   front's successor    what the kernel says of front's operations, see engine/io.h; fresh memory for
+ *              kernel                           every life of front, which also sees (io past) what the life before left
  *   sched      sched       front, stages        process block, stage-time model, answers, sequences, block tables, token logs,
  *                                               step table, ring sched -> front
  *   stage i    stage i     neighbours, sched    process block, ring to the next, activations out, results (last stage)
@@ -44,6 +46,8 @@ enum region_id {
     REGION_SUP,
     REGION_FRONT,
     REGION_CONNS,
+    REGION_IO,
+    REGION_IO_PAST, /* the REGION_IO of the life before; not there in the first one */
     REGION_SCHED,
     REGION_STAGE,                            /* + stage index */
     REGION_KV = REGION_STAGE + STAGES_MAX,   /* + stage index */
@@ -94,6 +98,10 @@ struct process_entry_shm {
 };
 
 #define PROCESSES_MAX (3u + STAGES_MAX)
+
+#define IO_SUBMISSIONS_MAX      1024u
+#define IO_CALLS_PER_CONNECTION 2u /* receiving, sending */
+#define IO_CALL_BYTES           128u
 
 struct sup_shm {
     struct region_head head;
@@ -286,6 +294,10 @@ struct layout {
     size_t front_process, front_ring, front_requests, front_prompt_lists, front_prompt_pages;
     uint32_t prompt_pages_per_request;
     uint32_t front_ring_slots;
+
+    /* io: the rings of an io_uring and its submissions, or a record of every call (io_epoll.c) */
+    size_t io_rings, io_submissions, io_calls;
+    uint32_t io_completions_max, io_submissions_max;
 
     /* sched */
     size_t sched_process, sched_timing, sched_ring, sched_answers, sched_sequences, sched_block_tables,
