@@ -12,6 +12,13 @@ static inline uint64_t clock_ns(void) /* monotonic */
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+static inline uint64_t clock_cpu_ns(void) /* of this thread: time that it ran */
+{
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 static inline uint64_t clock_wall_s(void) /* seconds since 1970 */
 {
     struct timespec now;

@@ -1,21 +1,28 @@
 #include "stages/cost.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "ipc/clock.h"
 #include "stages/forward.h"
 
-#define CONTEXT       128u /* positions that each of the measured sequences attends to */
 #define BLOCK_SIZE    32u
 #define HEAD_ROWS_MAX 4096u /* outputs of the head that are measured */
-#define RUNS_MAX      6u
-#define PART_TIME_NS  50000000u /* no further run of a part after so long */
+#define ROUNDS_MAX    6u
+#define TIME_NS       200000000u /* no further round after so long */
 #define EVICT_BYTES   (64u << 20)
+
+/* What is measured of a layer: a row alone, a usual step, the same behind more context, and chunks of a prompt. */
+#define ROWS       16u
+#define SHORT_PAST 127u
+#define LONG_PAST  511u
+#define CHUNK      FORWARD_TILE
+#define CHUNK_PAST 448u
 
 /* All memory of a measurement, given back together: it is not needed once the engine serves. */
 struct bench {
-    void *taken[32];
+    void *taken[48];
     uint32_t taken_count;
 };
 
@@ -46,22 +53,36 @@ static void evict(const uint8_t *memory)
     __asm__ volatile("" : : "r"(total)); /* the compiler must take the sum for needed */
 }
 
-/* Shortest of the runs that fit the time. */
-static uint64_t shortest_run(void (*run)(void *context), void *context, const uint8_t *evicting)
+/* Something whose time counts. */
+struct part {
+    void (*run)(void *work);
+    void *work;
+    bool waits_for_memory; /* so caches are evicted before */
+    uint64_t shortest_ns;
+};
+
+/* All parts in turn, again and again, so that a while in which the machine is slower does not fall on one of them alone; of
+ * each the shortest time on a processor, because what disturbs a run only makes it longer. */
+static void measure_parts(struct part *parts, uint32_t count, const uint8_t *evicting)
 {
-    uint64_t begin_ns = clock_ns(), shortest = UINT64_MAX;
-    run(context); /* page faults, and the first look at the code */
-    for (uint32_t i = 0; i < RUNS_MAX && (i == 0 || clock_ns() - begin_ns < PART_TIME_NS); i++) {
-        evict(evicting);
-        uint64_t from_ns = clock_ns();
-        run(context);
-        shortest = min_u64(shortest, clock_ns() - from_ns);
+    uint64_t start_ns = clock_ns();
+    for (uint32_t i = 0; i < count; i++)
+        parts[i].shortest_ns = UINT64_MAX;
+    for (uint32_t round = 0; round < ROUNDS_MAX && (round == 0 || clock_ns() - start_ns < TIME_NS); round++) {
+        for (uint32_t i = 0; i < count; i++) {
+            if (parts[i].waits_for_memory)
+                evict(evicting);
+            uint64_t from_ns = clock_cpu_ns();
+            parts[i].run(parts[i].work);
+            parts[i].shortest_ns = min_u64(parts[i].shortest_ns, clock_cpu_ns() - from_ns);
+        }
     }
-    return shortest;
 }
 
+/* ---- a layer ---- */
+
 struct layer_work {
-    struct forward forward;
+    struct forward *forward;
     struct forward_step step;
     const float *in;
     float *out;
@@ -70,50 +91,64 @@ struct layer_work {
 static void run_layer(void *context)
 {
     struct layer_work *work = context;
-    forward_run(&work->forward, &work->step, work->in, work->out, NULL);
+    forward_run(work->forward, &work->step, work->in, work->out, NULL);
 }
 
-static uint64_t measure_layer(struct bench *bench, const struct gguf *gguf, const struct model_desc *desc,
-                              const struct kernels *kernels, uint32_t rows, const uint8_t *evicting)
+/* A layer of the model, in memory of the bench. */
+struct layer {
+    struct model_slice slice;
+    struct forward forward;
+    float *in, *out;
+    uint32_t *blocks;
+};
+
+/* The first layer as the middle one of three: a slice without embedding and without head. */
+static void load_layer(struct layer *layer, struct bench *bench, const struct gguf *gguf, const struct model_desc *desc,
+                       const struct kernels *kernels)
 {
-    /* The first layer as the middle one of three: a slice without embedding and without head. */
+    const uint32_t blocks = ROWS * (uint32_t)div_up_u64(LONG_PAST + 1, BLOCK_SIZE);
+    const size_t floats = (size_t)FORWARD_TILE * desc->width;
     struct model_desc *three = take(bench, sizeof(*three));
     *three = *desc;
     three->layers = 3;
     memcpy(three->forms[1], desc->forms[0], sizeof(three->forms[1]));
-    struct model_slice slice;
-    model_bind(&slice, three, 1, 1, take(bench, model_slice_bytes(three, 1, 1)));
-    model_pack_layer(&slice.layers[0], desc, 0, gguf);
-
-    const uint32_t blocks_per_row = CONTEXT / BLOCK_SIZE;
-    uint8_t *kv = take(bench, rows * blocks_per_row * forward_block_stride(three, 1, BLOCK_SIZE));
-    struct layer_work work;
-    forward_init(&work.forward, kernels, three, &slice, &(struct forward_limits){CONTEXT, BLOCK_SIZE}, kv);
-    struct row_shm *row = take(bench, rows * sizeof(*row));
-    uint32_t *blocks = take(bench, rows * blocks_per_row * sizeof(*blocks));
-    for (uint32_t i = 0; i < rows * blocks_per_row; i++)
-        blocks[i] = i;
-    for (uint32_t i = 0; i < rows; i++)
-        row[i] = (struct row_shm){.first_pos = CONTEXT - 1,
-                                  .token_count = 1,
-                                  .token_first = i,
-                                  .block_first = i * blocks_per_row,
-                                  .block_count = blocks_per_row};
-    size_t floats = (size_t)rows * desc->width;
-    float *in = take(bench, floats * sizeof(float)), *out = take(bench, floats * sizeof(float));
+    model_bind(&layer->slice, three, 1, 1, take(bench, model_slice_bytes(three, 1, 1)));
+    model_pack_layer(&layer->slice.layers[0], desc, 0, gguf);
+    forward_init(&layer->forward, kernels, three, &layer->slice, &(struct forward_limits){LONG_PAST + 1, BLOCK_SIZE},
+                 take(bench, blocks * forward_block_stride(three, 1, BLOCK_SIZE)));
+    layer->blocks = take(bench, blocks * sizeof(*layer->blocks));
+    for (uint32_t i = 0; i < blocks; i++)
+        layer->blocks[i] = i;
+    layer->in = take(bench, floats * sizeof(float));
+    layer->out = take(bench, floats * sizeof(float));
     for (size_t i = 0; i < floats; i++)
-        in[i] = (float)((int)(i * 37 % 255) - 127) / 127.0f; /* any numbers: the time does not depend on them */
-    work.step = (struct forward_step){.rows = row, .row_count = rows, .token_count = rows, .blocks = blocks};
-    work.in = in;
-    work.out = out;
-    uint64_t shortest = shortest_run(run_layer, &work, evicting);
-    forward_free(&work.forward);
-    model_unbind(&slice);
-    return shortest;
+        layer->in[i] = (float)((int)(i * 37 % 255) - 127) / 127.0f; /* any numbers: the time does not depend on them */
 }
 
+/* A step of `rows` rows of `tokens` tokens each, behind `past` others. */
+static struct part layer_part(struct layer *layer, struct bench *bench, uint32_t rows, uint32_t past, uint32_t tokens)
+{
+    struct layer_work *work = take(bench, sizeof(*work));
+    struct row_shm *row = take(bench, rows * sizeof(*row));
+    uint32_t blocks = (uint32_t)div_up_u64(past + tokens, BLOCK_SIZE);
+    for (uint32_t i = 0; i < rows; i++)
+        row[i] = (struct row_shm){.first_pos = past,
+                                  .token_count = tokens,
+                                  .token_first = i * tokens,
+                                  .block_first = i * blocks,
+                                  .block_count = blocks};
+    *work = (struct layer_work){
+        .forward = &layer->forward,
+        .step = {.rows = row, .row_count = rows, .token_count = rows * tokens, .blocks = layer->blocks},
+        .in = layer->in,
+        .out = layer->out};
+    return (struct part){.run = run_layer, .work = work, .waits_for_memory = tokens == 1};
+}
+
+/* ---- head and embedding ---- */
+
 struct head_work {
-    struct forward forward;
+    struct forward *forward;
     const float *residual;
     uint32_t rows;
     uint32_t token; /* so that the choice is not for nothing */
@@ -122,72 +157,152 @@ struct head_work {
 static void run_head(void *context)
 {
     struct head_work *work = context;
-    const float *logits = forward_logits(&work->forward, work->residual, work->rows);
+    const float *logits = forward_logits(work->forward, work->residual, work->rows);
     for (uint32_t i = 0; i < work->rows; i++)
-        work->token += sampler_greedy(&work->forward.sampler, logits + (size_t)i * work->forward.desc->vocab_size);
+        work->token += sampler_greedy(&work->forward->sampler, logits + (size_t)i * work->forward->desc->vocab_size);
 }
 
-static uint64_t measure_head(struct bench *bench, const struct gguf *gguf, const struct model_desc *desc,
-                             const struct kernels *kernels, uint32_t rows, const uint8_t *evicting)
+/* Some outputs of the head. */
+struct head {
+    struct model_slice slice;
+    struct forward forward;
+    float *residual;
+    double share; /* of all outputs */
+};
+
+static void load_head(struct head *head, struct bench *bench, const struct gguf *gguf, const struct model_desc *desc,
+                      const struct kernels *kernels)
 {
     struct model_desc *part = take(bench, sizeof(*part));
     *part = *desc;
     part->vocab_size = (uint32_t)min_u64(desc->vocab_size, HEAD_ROWS_MAX);
-    struct matrix head = {.form = desc->head_form, .n = part->vocab_size, .k = desc->width};
-    head.panels = take(bench, matrix_bytes(head.form, head.n, head.k));
-    model_pack_matrix(&head, gguf_tensor_find(gguf, desc->tied ? "token_embd.weight" : "output.weight"));
+    struct matrix matrix = {.form = desc->head_form, .n = part->vocab_size, .k = desc->width};
+    matrix.panels = take(bench, matrix_bytes(matrix.form, matrix.n, matrix.k));
+    model_pack_matrix(&matrix, gguf_tensor_find(gguf, desc->tied ? "token_embd.weight" : "output.weight"));
     float *gain = take(bench, desc->width * sizeof(float));
-    size_t floats = (size_t)rows * desc->width;
-    float *residual = take(bench, floats * sizeof(float));
-    for (size_t i = 0; i < floats; i++)
-        residual[i] = (float)((int)(i * 37 % 255) - 127) / 127.0f;
     for (uint32_t i = 0; i < desc->width; i++)
         gain[i] = 1;
-    const struct model_slice slice = {.is_last = true, .output_norm = gain, .head = head};
-    struct head_work work = {.residual = residual, .rows = rows};
-    forward_init(&work.forward, kernels, part, &slice, &(struct forward_limits){1, BLOCK_SIZE}, NULL);
-    uint64_t shortest = shortest_run(run_head, &work, evicting);
-    forward_free(&work.forward);
-    return (uint64_t)((double)shortest * desc->vocab_size / part->vocab_size);
+    size_t floats = (size_t)ROWS * desc->width;
+    head->residual = take(bench, floats * sizeof(float));
+    for (size_t i = 0; i < floats; i++)
+        head->residual[i] = (float)((int)(i * 37 % 255) - 127) / 127.0f;
+    head->share = (double)part->vocab_size / desc->vocab_size;
+    head->slice = (struct model_slice){.is_last = true, .output_norm = gain, .head = matrix};
+    forward_init(&head->forward, kernels, part, &head->slice, &(struct forward_limits){1, BLOCK_SIZE}, NULL);
+}
+
+static struct part head_part(struct head *head, struct bench *bench, uint32_t rows)
+{
+    struct head_work *work = take(bench, sizeof(*work));
+    *work = (struct head_work){.forward = &head->forward, .residual = head->residual, .rows = rows};
+    return (struct part){.run = run_head, .work = work, .waits_for_memory = true};
 }
 
 struct embedding_work {
     struct matrix embedding;
     float *out;
-    uint32_t rows;
 };
 
 static void run_embedding(void *context)
 {
     struct embedding_work *work = context;
-    for (uint32_t i = 0; i < work->rows; i++)
+    for (uint32_t i = 0; i < ROWS; i++)
         matrix_unpack_row(work->out, &work->embedding, i % work->embedding.n);
 }
 
-static uint64_t measure_embedding(struct bench *bench, const struct gguf *gguf, const struct model_desc *desc,
-                                  uint32_t rows, const uint8_t *evicting)
+static struct part embedding_part(struct bench *bench, const struct gguf *gguf, const struct model_desc *desc)
 {
-    struct embedding_work work = {.rows = rows};
-    work.embedding = (struct matrix){
+    struct embedding_work *work = take(bench, sizeof(*work));
+    work->embedding = (struct matrix){
         .form = desc->embedding_form, .n = (uint32_t)min_u64(desc->vocab_size, KERNEL_PANEL), .k = desc->width};
-    work.embedding.panels = take(bench, matrix_bytes(work.embedding.form, work.embedding.n, work.embedding.k));
-    model_pack_matrix(&work.embedding, gguf_tensor_find(gguf, "token_embd.weight"));
-    work.out = take(bench, desc->width * sizeof(float));
-    return shortest_run(run_embedding, &work, evicting);
+    work->embedding.panels = take(bench, matrix_bytes(work->embedding.form, work->embedding.n, work->embedding.k));
+    model_pack_matrix(&work->embedding, gguf_tensor_find(gguf, "token_embd.weight"));
+    work->out = take(bench, desc->width * sizeof(float));
+    return (struct part){.run = run_embedding, .work = work, .waits_for_memory = true};
+}
+
+/* ---- the table ---- */
+
+enum { LAYER_ALONE, LAYER_ROWS, LAYER_CONTEXT, LAYER_CHUNK, LAYER_CHUNK_PAST, HEAD_ALONE, HEAD_ROWS, EMBEDDING, PARTS };
+
+static double positive(double value)
+{
+    return value > 0 ? value : 0;
+}
+
+/* The terms of timing.h from five steps. A row alone waits for the weights; a chunk computes. */
+static struct timing_stage layer_timing(const double *us)
+{
+    struct timing_stage t = {0};
+    t.context_us = positive((us[LAYER_CONTEXT] - us[LAYER_ROWS]) / (ROWS * (LONG_PAST - SHORT_PAST)));
+    t.pair_us = positive((us[LAYER_CHUNK_PAST] - us[LAYER_CHUNK] - t.context_us * CHUNK_PAST) / (CHUNK * CHUNK_PAST));
+    t.token_us = (us[LAYER_CHUNK] - t.context_us * CHUNK - t.pair_us * CHUNK * CHUNK / 2) / CHUNK;
+    t.token_us = t.token_us > 0 ? t.token_us : us[LAYER_CHUNK] / CHUNK;
+    double alone = us[LAYER_ALONE] - t.context_us * (SHORT_PAST + 1);
+    double rows = us[LAYER_ROWS] - t.context_us * ROWS * (SHORT_PAST + 1);
+    bool computes = ROWS * t.token_us >= alone;
+    t.row_us = positive(computes ? rows / ROWS - t.token_us : (rows - alone) / (ROWS - 1));
+    t.weights_us = positive(alone - t.row_us);
+    return t;
 }
 
 int cost_measure(struct cost *cost, const struct gguf *gguf, const struct model_desc *desc,
-                 const struct kernels *kernels, uint32_t rows, struct err *err)
+                 const struct kernels *kernels, struct err *err)
 {
     (void)err;
-    check(rows >= 1 && rows <= FORWARD_HEAD_ROWS);
     struct bench bench = {.taken_count = 0};
     const uint8_t *evicting = take(&bench, EVICT_BYTES);
-    cost->layer_ns = measure_layer(&bench, gguf, desc, kernels, rows, evicting);
-    cost->head_ns = measure_head(&bench, gguf, desc, kernels, rows, evicting);
-    cost->embed_ns = measure_embedding(&bench, gguf, desc, rows, evicting);
+    struct layer layer;
+    struct head head;
+    load_layer(&layer, &bench, gguf, desc, kernels);
+    load_head(&head, &bench, gguf, desc, kernels);
+    struct part parts[PARTS] = {
+        [LAYER_ALONE] = layer_part(&layer, &bench, 1, SHORT_PAST, 1),
+        [LAYER_ROWS] = layer_part(&layer, &bench, ROWS, SHORT_PAST, 1),
+        [LAYER_CONTEXT] = layer_part(&layer, &bench, ROWS, LONG_PAST, 1),
+        [LAYER_CHUNK] = layer_part(&layer, &bench, 1, 0, CHUNK),
+        [LAYER_CHUNK_PAST] = layer_part(&layer, &bench, 1, CHUNK_PAST, CHUNK),
+        [HEAD_ALONE] = head_part(&head, &bench, 1),
+        [HEAD_ROWS] = head_part(&head, &bench, ROWS),
+        [EMBEDDING] = embedding_part(&bench, gguf, desc),
+    };
+    measure_parts(parts, PARTS, evicting);
+    double us[PARTS];
+    for (uint32_t i = 0; i < PARTS; i++)
+        us[i] = (double)parts[i].shortest_ns / 1000;
+    *cost = (struct cost){.layer = layer_timing(us), .embedding = {.token_us = us[EMBEDDING] / ROWS}};
+    cost->head.row_us = positive(us[HEAD_ROWS] - us[HEAD_ALONE]) / (ROWS - 1) / head.share;
+    cost->head.base_us = positive(us[HEAD_ALONE] / head.share - cost->head.row_us);
+    forward_free(&layer.forward);
+    model_unbind(&layer.slice);
+    forward_free(&head.forward);
     give_back(&bench);
     return 0;
+}
+
+static void add(struct timing_stage *sum, const struct timing_stage *part, double times)
+{
+    sum->base_us += times * part->base_us;
+    sum->row_us += times * part->row_us;
+    sum->weights_us += times * part->weights_us;
+    sum->token_us += times * part->token_us;
+    sum->context_us += times * part->context_us;
+    sum->pair_us += times * part->pair_us;
+}
+
+struct timing_stage cost_stage(const struct cost *cost, uint32_t layers, bool is_first, bool is_last)
+{
+    struct timing_stage stage = {0};
+    add(&stage, &cost->layer, layers);
+    add(&stage, &cost->embedding, is_first);
+    add(&stage, &cost->head, is_last);
+    return stage;
+}
+
+double cost_usual_us(const struct timing_stage *stage)
+{
+    const struct shape usual = {.rows = ROWS, .tokens = ROWS, .context = ROWS * (SHORT_PAST + 1)};
+    return timing_stage_us(stage, &usual);
 }
 
 void cost_split(const struct cost *cost, uint32_t layers, uint32_t stage_count, uint32_t counts[])
@@ -198,13 +313,13 @@ void cost_split(const struct cost *cost, uint32_t layers, uint32_t stage_count, 
     /* Layers are alike, so handing each one to the stage that is cheapest with it is optimal. */
     for (uint32_t left = layers - stage_count; left > 0; left--) {
         uint32_t best = 0;
-        uint64_t best_ns = UINT64_MAX;
+        double best_us = INFINITY;
         for (uint32_t stage = 0; stage < stage_count; stage++) {
-            uint64_t ns = (counts[stage] + 1) * cost->layer_ns + (stage == 0 ? cost->embed_ns : 0) +
-                          (stage + 1 == stage_count ? cost->head_ns : 0);
-            if (ns < best_ns) {
+            struct timing_stage more = cost_stage(cost, counts[stage] + 1, stage == 0, stage + 1 == stage_count);
+            double us = cost_usual_us(&more);
+            if (us < best_us) {
                 best = stage;
-                best_ns = ns;
+                best_us = us;
             }
         }
         counts[best]++;

@@ -1,6 +1,7 @@
-/* cost.h - what a layer and the head cost on this machine, and the split of the layers that follows from it.
+/* cost.h - what a layer, the head and the embedding cost on this machine; the split of the layers and the start-up table of
+ * stage times that follow from it.
  *
- * Used by: the launcher, at start.   Owns: nothing.   cost_measure() takes about 0.1 s (more with the
+ * Used by: the launcher, at start.   Owns: nothing.   cost_measure() takes about 0.25 s (more with the
  * reference kernels) and some memory, which it gives back.
  *
  * Times are of this machine at this moment, so two starts may split differently. Results do not: a token's bits do not
@@ -9,28 +10,33 @@
 #ifndef EVENFLOW_COST_H
 #define EVENFLOW_COST_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "ipc/base.h"
+#include "ipc/timing.h"
 #include "kernels/kernels.h"
 #include "stages/gguf.h"
 #include "stages/model.h"
 
 struct cost {
-    uint64_t layer_ns; /* one layer, for a step of `rows` sequences that generate one token each */
-    uint64_t head_ns;  /* final norm and head, for the same */
-    uint64_t embed_ns; /* embedding, likewise */
+    struct timing_stage layer, head, embedding;
 };
 
 /* Times the model's first layer and a part of its head with their real weights, read from memory rather than from a cache
- * as while serving: the shortest of several runs, because what disturbs a run only makes it longer.
- * rows: 1..FORWARD_HEAD_ROWS. */
+ * as while serving: steps of one row and of many, with little and much context, and chunks of a prompt. Of each the
+ * shortest time on a processor out of several rounds. */
 int cost_measure(struct cost *cost, const struct gguf *gguf, const struct model_desc *desc,
-                 const struct kernels *kernels, uint32_t rows, struct err *err);
+                 const struct kernels *kernels, struct err *err);
 
-/* Layers per stage so that the slowest stage is as fast as possible; every stage has at least one. The first stage
- * carries the embedding, the last one the head. Among equal splits, later stages are relieved first.
- * stage_count: 1..layers. */
+/* A stage of so many layers; the first one carries the embedding, the last one the head and sampling. */
+struct timing_stage cost_stage(const struct cost *cost, uint32_t layers, bool is_first, bool is_last);
+
+/* The time of a usual step, 16 sequences that generate: what a split evens out. */
+double cost_usual_us(const struct timing_stage *stage);
+
+/* Layers per stage so that the slowest stage is as fast as possible; every stage has at least one. Among equal splits, later
+ * stages are relieved first. stage_count: 1..layers. */
 void cost_split(const struct cost *cost, uint32_t layers, uint32_t stage_count, uint32_t counts[]);
 
 #endif

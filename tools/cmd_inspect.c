@@ -35,6 +35,17 @@ static void list_everything(const struct gguf *gguf)
     }
 }
 
+static void print_stage(const struct cost *cost, const struct model_desc *desc, uint32_t stage, uint32_t stages,
+                        uint32_t first, uint32_t count)
+{
+    const struct timing_stage t = cost_stage(cost, count, stage == 0, stage + 1 == stages);
+    printf("stage %u: %u layers, %.1f MiB of weights, %.3f ms: base %.0f + %.1f a row + the longer of %.0f and %.1f a "
+           "token "
+           "+ %.4f a position of context + %.5f a pair of a prompt's, microseconds\n",
+           stage, count, (double)model_slice_bytes(desc, first, count) / (1 << 20), cost_usual_us(&t) / 1e3, t.base_us,
+           t.row_us, t.weights_us, t.token_us, t.context_us, t.pair_us);
+}
+
 static int run(const void *pointer, char **positional, int positional_count)
 {
     (void)positional_count;
@@ -48,20 +59,20 @@ static int run(const void *pointer, char **positional, int positional_count)
     struct model_desc *desc = base_alloc(sizeof(*desc));
     struct cost cost;
     const struct kernels *kernels = kernels_pick(NULL);
-    if (model_describe(desc, gguf, &err) != 0 || cost_measure(&cost, gguf, desc, kernels, 16, &err) != 0)
+    if (model_describe(desc, gguf, &err) != 0 || cost_measure(&cost, gguf, desc, kernels, &err) != 0)
         return command_fail(1, "inspect", err.text);
     printf("layers %u, width %u, heads %u of %u floats, KV heads %u, feed forward %u, vocabulary %u, context %u\n",
            desc->layers, desc->width, desc->heads, desc->head_dim, desc->kv_heads, desc->feed_forward, desc->vocab_size,
            desc->context_length);
     printf("a step of 16 sequences on this machine (%s): layer %.3f ms, head %.3f ms, embedding %.3f ms\n",
-           kernels->name, (double)cost.layer_ns / 1e6, (double)cost.head_ns / 1e6, (double)cost.embed_ns / 1e6);
+           kernels->name, cost_usual_us(&cost.layer) / 1e3, cost_usual_us(&cost.head) / 1e3,
+           cost_usual_us(&cost.embedding) / 1e3);
     if (values->stages > desc->layers)
         return command_fail(1, "inspect", "more stages than layers");
     uint32_t counts[32], first = 0;
     cost_split(&cost, desc->layers, (uint32_t)values->stages, counts);
     for (uint32_t stage = 0; stage < values->stages; first += counts[stage++])
-        printf("stage %u: %u layers, %.1f MiB of weights\n", stage, counts[stage],
-               (double)model_slice_bytes(desc, first, counts[stage]) / (1 << 20));
+        print_stage(&cost, desc, stage, (uint32_t)values->stages, first, counts[stage]);
     free(desc);
     gguf_close(gguf);
     return 0;

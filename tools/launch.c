@@ -30,7 +30,6 @@
 
 #define PAGE_BYTES           4096u
 #define LOG_TOKENS_MAX       (1u << 20) /* the token logs' pool, in tokens: 24 MB */
-#define COST_ROWS            16u        /* rows of the microbatch whose cost decides the split: a usual decode step */
 #define BODY_BYTES_BASE      65536u
 #define BODY_BYTES_PER_TOKEN 16u
 
@@ -82,19 +81,19 @@ static int plan_slices(struct plan *plan, const struct config *config, const str
                        stages, desc->layers, STAGES_MAX);
     plan->stage_count = stages;
     uint32_t counts[STAGES_MAX] = {desc->layers};
-    int ret = 0;
-    if (config->split[0] != '\0') {
+    struct cost cost;
+    int ret = cost_measure(&cost, gguf, desc, kernels, err);
+    if (ret == 0)
+        cost_split(&cost, desc->layers, stages, counts);
+    if (ret == 0 && config->split[0] != '\0')
         ret = parse_split(config->split, desc->layers, stages, counts, err);
-    } else if (stages > 1) {
-        struct cost cost;
-        ret = cost_measure(&cost, gguf, desc, kernels, COST_ROWS, err);
-        if (ret == 0)
-            cost_split(&cost, desc->layers, stages, counts);
-    }
-    for (uint32_t stage = 0, first = 0; stage < stages && ret == 0; first += counts[stage++])
+    plan->timing.stage_count = stages;
+    for (uint32_t stage = 0, first = 0; stage < stages && ret == 0; first += counts[stage++]) {
         plan->slices[stage] = (struct plan_slice){.first_layer = first,
                                                   .layer_count = counts[stage],
                                                   .weights_bytes = model_slice_bytes(desc, first, counts[stage])};
+        plan->timing.stages[stage] = cost_stage(&cost, counts[stage], stage == 0, stage + 1 == stages);
+    }
     return ret;
 }
 
