@@ -67,12 +67,23 @@ static uint32_t take_requests(struct sched_process *p)
     return count;
 }
 
+/* Copied before they are looked at. */
+static void take_times(struct sched_process *p, uint64_t step)
+{
+    struct step_time_shm times[STAGES_MAX];
+    for (uint32_t stage = 0; stage < p->arena.plan->stage_count; stage++)
+        times[stage] = *arena_step_time(&p->arena, stage, step);
+    record_measure(&p->record, step, times);
+    sched_measure(&p->core, step, times);
+}
+
 static uint32_t take_results(struct sched_process *p)
 {
     struct msg_step message;
     uint32_t count = 0;
     for (; ring_peek(&p->results, &message) == RING_OK; count++) {
         uint32_t results = message.count;
+        take_times(p, message.step);
         if (results <= p->arena.layout.step_results_max)
             memcpy(p->tokens, arena_results(&p->arena, message.step), results * sizeof(*p->tokens));
         if (results > p->arena.layout.step_results_max || !sched_return(&p->core, message.step, p->tokens, results)) {
@@ -86,9 +97,17 @@ static uint32_t take_results(struct sched_process *p)
     return count;
 }
 
+static void tell_time(struct sched_process *p)
+{
+    uint64_t now_us = clock_ns() / 1000;
+    sched_set_time(&p->core, now_us);
+    record_time(&p->record, now_us);
+}
+
 static uint32_t plan_steps(struct sched_process *p)
 {
     for (uint32_t count = 0;;) {
+        tell_time(p);
         struct step_shm *record = sched_plan(&p->core);
         record_step(&p->record, record);
         if (record != NULL) {
@@ -121,6 +140,11 @@ static void update_counters(struct sched_process *p)
     const struct sched *core = &p->core;
     counter_set(p->shm, COUNTER_SCHED_STEPS, core->steps);
     counter_set(p->shm, COUNTER_SCHED_STEPS_IN_FLIGHT, core->in_flight);
+    counter_set(p->shm, COUNTER_SCHED_STEP_US, core->account.step_us);
+    counter_set(p->shm, COUNTER_SCHED_DEPTH_MILLI, account_depth_milli(&core->account));
+    counter_set(p->shm, COUNTER_SCHED_LOADED_US, core->account.all_loaded_us);
+    counter_set(p->shm, COUNTER_SCHED_BOUND_US, core->account.all_bound_us);
+    counter_set(p->shm, COUNTER_SCHED_EFFICIENCY_PERMILLE, core->account.efficiency_permille);
     counter_set(p->shm, COUNTER_SCHED_PROMPT_TOKENS, core->prompt_tokens);
     counter_set(p->shm, COUNTER_SCHED_GENERATED_TOKENS, core->generated_tokens);
     counter_set(p->shm, COUNTER_SCHED_PREEMPTIONS, core->preemptions);
@@ -131,13 +155,6 @@ static void update_counters(struct sched_process *p)
     counter_set(p->shm, COUNTER_SCHED_BLOCKS_FREE, core->kv.free_count);
     counter_set(p->shm, COUNTER_SCHED_LOG_PAGES_FREE, core->free_log_page_count);
     counter_set(p->shm, COUNTER_SCHED_SEQUENCE_SLOTS_FREE, core->table.free.count);
-}
-
-static void tell_time(struct sched_process *p)
-{
-    uint64_t now_us = clock_ns() / 1000;
-    sched_set_time(&p->core, now_us);
-    record_time(&p->record, now_us);
 }
 
 /* One turn; the number of things done. */

@@ -134,6 +134,14 @@ void record_step(struct record *record, const struct step_shm *step)
     put(record, arena_step_blocks(record->arena, step), blocks);
 }
 
+void record_measure(struct record *record, uint64_t step, const struct step_time_shm *times)
+{
+    if (record->fd < 0)
+        return;
+    put_entry(record, RECORD_MEASURE, 0, step, record->arena->plan->stage_count * sizeof(*times));
+    put(record, times, record->arena->plan->stage_count * sizeof(*times));
+}
+
 void record_return(struct record *record, uint64_t step, const struct token_shm *results, uint32_t count)
 {
     if (record->fd < 0)

@@ -7,7 +7,7 @@
  *
  *   ACCEPT   struct request_shm | prompt page numbers | prompt ids         STEP    struct record_step | rows | tokens | blocks
  *   CANCEL   -                                                             RETURN  entries of struct token_shm
- *   DRAINED  -
+ *   DRAINED  -                                                         MEASURE entries of struct step_time_shm, one a stage
  *
  * A STEP entry stands for every call that planned, those that gave no step included (step 0).
  */
@@ -21,7 +21,7 @@
 
 #define RECORD_MAGIC 0x3130434552465645ull /* "EVFREC01" */
 
-enum record_kind { RECORD_ACCEPT = 1, RECORD_CANCEL, RECORD_DRAINED, RECORD_STEP, RECORD_RETURN };
+enum record_kind { RECORD_ACCEPT = 1, RECORD_CANCEL, RECORD_DRAINED, RECORD_STEP, RECORD_RETURN, RECORD_MEASURE };
 
 struct record_head {
     uint64_t magic;
@@ -32,7 +32,7 @@ struct record_head {
 struct record_entry {
     uint32_t kind;   /* enum record_kind */
     uint32_t slot;   /* of the request; ACCEPT, CANCEL, DRAINED */
-    uint64_t step;   /* STEP (0: none was planned), RETURN */
+    uint64_t step;   /* STEP (0: none was planned), RETURN, MEASURE */
     uint64_t now_us; /* what the scheduler was last told */
     uint64_t bytes;
 };
@@ -58,6 +58,7 @@ void record_accept(struct record *record, uint32_t slot);
 void record_cancel(struct record *record, uint32_t slot);
 void record_drained(struct record *record, uint32_t slot);
 void record_step(struct record *record, const struct step_shm *step); /* NULL: none was planned */
+void record_measure(struct record *record, uint64_t step, const struct step_time_shm *times);
 void record_return(struct record *record, uint64_t step, const struct token_shm *results, uint32_t count);
 
 /* What is buffered goes to the file: before sleeping, and at the end. */

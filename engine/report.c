@@ -36,6 +36,28 @@ static void write_process(struct json_writer *w, const struct arena *arena, uint
                 arena_process_restarts(arena, number), (unsigned long long)steps);
 }
 
+static double share(const _Atomic uint64_t *millionths)
+{
+    return (double)account_read(millionths) / 1e6;
+}
+
+/* Lately; docs/timing.md defines every word. */
+static void write_stages(struct json_writer *w, const struct arena *arena)
+{
+    json_text(w, ",\"stages\":[");
+    for (uint32_t stage = 0; stage < arena->plan->stage_count; stage++) {
+        const struct stage_account_shm *account = &arena_accounts(arena)[stage];
+        json_raw(w, ",", stage > 0);
+        json_format(w, "{\"index\":%u", stage);
+        for (uint32_t i = 0; i < STAGE_TIME_COUNT; i++)
+            json_format(w, ",\"%s\":%.4f", stage_time_labels[i], share(&account->recent[i]));
+        json_format(w, ",\"prediction_error\":%.4f}", share(&account->recent_error));
+    }
+    json_format(w, "],\"pipeline\":{\"depth\":%.3f,\"efficiency\":%.3f}",
+                (double)sched_counter(arena, COUNTER_SCHED_DEPTH_MILLI) / 1e3,
+                (double)sched_counter(arena, COUNTER_SCHED_EFFICIENCY_PERMILLE) / 1e3);
+}
+
 void report_status(struct json_writer *w, const struct arena *arena)
 {
     const struct sup_shm *sup = arena_sup(arena);
@@ -70,9 +92,30 @@ void report_status(struct json_writer *w, const struct arena *arena)
                 (unsigned long long)sched_counter(arena, COUNTER_SCHED_STEPS_IN_FLIGHT));
     json_format(w, ",\"blocks\":{\"total\":%u,\"free\":%llu,\"size\":%u}", arena->plan->num_blocks,
                 (unsigned long long)free_blocks, arena->plan->block_size);
+    write_stages(w, arena);
     json_format(w, ",\"connections\":{\"open\":%llu,\"accepted\":%llu}}",
                 (unsigned long long)front_counter(arena, COUNTER_FRONT_CONNECTIONS_OPEN),
                 (unsigned long long)front_counter(arena, COUNTER_FRONT_CONNECTIONS));
+}
+
+static void write_accounts(struct json_writer *w, const struct arena *arena)
+{
+    json_text(w, "# HELP evenflow_stage_time_seconds_total Where a stage's time went\n"
+                 "# TYPE evenflow_stage_time_seconds_total counter\n");
+    for (uint32_t stage = 0; stage < arena->plan->stage_count; stage++)
+        for (uint32_t i = 0; i < STAGE_TIME_COUNT; i++)
+            json_format(w, "evenflow_stage_time_seconds_total{stage=\"%u\",is=\"%s\"} %.6f\n", stage,
+                        stage_time_labels[i], (double)account_read(&arena_accounts(arena)[stage].ns[i]) / 1e9);
+    json_text(w, "# HELP evenflow_stage_predicted_steps_total Steps whose time was predicted and measured\n"
+                 "# TYPE evenflow_stage_predicted_steps_total counter\n");
+    for (uint32_t stage = 0; stage < arena->plan->stage_count; stage++)
+        json_format(w, "evenflow_stage_predicted_steps_total{stage=\"%u\"} %llu\n", stage,
+                    (unsigned long long)account_read(&arena_accounts(arena)[stage].predicted_steps));
+    json_text(w, "# HELP evenflow_stage_prediction_error_total Relative errors of those predictions, summed\n"
+                 "# TYPE evenflow_stage_prediction_error_total counter\n");
+    for (uint32_t stage = 0; stage < arena->plan->stage_count; stage++)
+        json_format(w, "evenflow_stage_prediction_error_total{stage=\"%u\"} %.6f\n", stage,
+                    share(&arena_accounts(arena)[stage].error_millionths));
 }
 
 void report_metrics(struct json_writer *w, const struct arena *arena)
@@ -91,6 +134,7 @@ void report_metrics(struct json_writer *w, const struct arena *arena)
             json_format(w, "evenflow_%s{stage=\"%u\"} %llu\n", info->name, stage,
                         (unsigned long long)counter_read(arena_process(arena, ROLE_STAGE, stage), (enum counter_id)id));
     }
+    write_accounts(w, arena);
 }
 
 void report_model(struct json_writer *w, const struct arena *arena)

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/fit.h"
 #include "engine/policy.h"
 #include "engine/prefix.h"
 #include "ipc/journal.h"
@@ -33,6 +34,10 @@ void sched_init(struct sched *sched, const struct arena *arena, const struct pol
         sched->free_log_pages[sched->free_log_page_count++] = page;
     if (arena_timing(arena)->stage_count == 0)
         *arena_timing(arena) = plan->timing;
+    for (uint32_t i = 0; i < plan->stage_count; i++)
+        if (arena_fits(arena)[i].speed == 0) /* a predecessor's is kept */
+            fit_init(&arena_fits(arena)[i]);
+    account_init(&sched->account, arena);
     if (policy->open != NULL)
         policy->open(sched);
 }
@@ -579,6 +584,25 @@ void policy_preempt(struct sched *sched, uint32_t sequence)
 
 /* ---- planning: the step ---- */
 
+/* What the account will want to know of a step. */
+static void note_account(struct sched *sched, struct account_step *step)
+{
+    const struct timing *timing = arena_timing(sched->arena);
+    const struct step_shm *record = sched->record;
+    const struct row_shm *rows = arena_step_rows(sched->arena, record);
+    *step = (struct account_step){.shape = sched->shape,
+                                  .planned_us = record->planned_us,
+                                  .results_us = sched->results_us,
+                                  .sequences = sched->table.running.count + sched->table.waiting.count};
+    for (uint64_t stage = 0; stage < timing->stage_count; stage++)
+        step->predicted_us[stage] = timing_stage_us(&timing->stages[stage], &sched->shape);
+    for (uint32_t i = 0; i < record->row_count; i++) {
+        bool is_decode = rows[i].first_pos >= arena_sequence(sched->arena, rows[i].sequence)->prompt_tokens;
+        step->decode_rows += is_decode;
+        step->decode_blocks += is_decode ? rows[i].block_count : 0;
+    }
+}
+
 static void note_flight(struct sched *sched)
 {
     const struct step_shm *record = sched->record;
@@ -588,6 +612,7 @@ static void note_flight(struct sched *sched)
     flight->row_count = record->row_count;
     flight->result_count = record->result_count;
     flight->shape = sched->shape;
+    note_account(sched, &flight->account);
     for (uint32_t i = 0; i < record->row_count; i++) {
         const struct row_shm *row = &rows[i];
         const struct sequence_shm *shm = arena_sequence(sched->arena, row->sequence);
@@ -683,6 +708,25 @@ static bool results_are_sound(const struct sched *sched, const struct flight *fl
         if (results[i].token >= sched->plan->vocab_size || results[i].top_token >= sched->plan->vocab_size)
             return false;
     return true;
+}
+
+void sched_measure(struct sched *sched, uint64_t step, const struct step_time_shm *times)
+{
+    const struct flight *flight = &sched->flights[step % sched->plan->window];
+    struct timing *timing = arena_timing(sched->arena);
+    const struct step_time_shm *last = &times[sched->plan->stage_count - 1];
+    if (sched->in_flight == 0 || flight->step != step)
+        return; /* sched_return() will say so */
+    account_step(&sched->account, step, &flight->account, times, sched->now_us);
+    if (account_is_sound(last, step))
+        sched->results_us = last->end_ns / 1000;
+    for (uint64_t i = 0; i < timing->stage_count && !sched->plan->freeze_timing; i++) {
+        if (!account_is_sound(&times[i], step))
+            continue;
+        struct stage_fit_shm *fit = &arena_fits(sched->arena)[i];
+        fit_observe(fit, &sched->plan->timing.stages[i], &flight->shape, (double)times[i].cpu_ns / 1000);
+        timing->stages[i] = fit_timing(fit, &sched->plan->timing.stages[i]);
+    }
 }
 
 bool sched_return(struct sched *sched, uint64_t step, const struct token_shm *results, uint32_t count)

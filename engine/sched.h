@@ -20,6 +20,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "engine/account.h"
 #include "engine/hitrate.h"
 #include "engine/kv.h"
 #include "engine/seq.h"
@@ -42,6 +43,7 @@ struct flight {
     uint64_t step;
     uint32_t row_count, result_count;
     struct shape shape;
+    struct account_step account;
     struct flight_row *rows; /* (max_num_seqs) */
 };
 
@@ -82,6 +84,9 @@ struct sched {
     uint32_t *news; /* (requests_max): slots, oldest first */
     uint32_t news_count;
 
+    uint64_t results_us; /* when the last results had ended; 0: there were none */
+    struct account account;
+
     /* counters */
     struct hitrate hitrate;
     uint64_t steps, prompt_tokens, generated_tokens, preemptions, cached_tokens;
@@ -104,6 +109,10 @@ void sched_set_time(struct sched *sched, uint64_t now_us);
  * the caller publishes; else NULL. After NULL with wants_another_plan the caller asks once more: with nothing in flight,
  * nothing else would make it ask again. */
 struct step_shm *sched_plan(struct sched *sched);
+
+/* What the stages measured of the oldest step in flight, one entry a stage; called before its results are returned. Entries that
+ * are of another step, or cannot be, are passed over: a stage may have died between its message and now. */
+void sched_measure(struct sched *sched, uint64_t step, const struct step_time_shm *times);
 
 /* Results of the oldest step in flight. False when they are not what that step returns: count or a token out of bounds. */
 bool sched_return(struct sched *sched, uint64_t step, const struct token_shm *results, uint32_t count);

@@ -266,9 +266,8 @@ static void fill_birth(const struct supervisor *s, const struct child *child, st
     case ROLE_SCHED:
         add_region(s, birth, fds, BIRTH_REGION_READ, REGION_FRONT);
         add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_SCHED);
-        add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE);
-        if (stages > 1)
-            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + stages - 1);
+        for (uint32_t i = 0; i < stages; i++) /* times; of the last one also results */
+            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + i);
         birth_add(birth, fds, BIRTH_BELL, process_number(ROLE_FRONT, 0), s->bells[process_number(ROLE_FRONT, 0)]);
         birth_add(birth, fds, BIRTH_BELL, process_number(ROLE_STAGE, 0), s->bells[process_number(ROLE_STAGE, 0)]);
         if (s->record >= 0)

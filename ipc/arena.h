@@ -97,6 +97,18 @@ static inline struct timing *arena_timing(const struct arena *arena)
     return (struct timing *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_timing);
 }
 
+/* (stage_count) */
+static inline struct stage_fit_shm *arena_fits(const struct arena *arena)
+{
+    return (struct stage_fit_shm *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_fits);
+}
+
+/* (stage_count) */
+static inline struct stage_account_shm *arena_accounts(const struct arena *arena)
+{
+    return (struct stage_account_shm *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_accounts);
+}
+
 static inline struct answer_shm *arena_answer(const struct arena *arena, uint32_t request_slot)
 {
     return (struct answer_shm *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_answers) + request_slot;
@@ -174,6 +186,14 @@ static inline struct token_shm *arena_results(const struct arena *arena, uint64_
     size_t slot = step & (arena->layout.step_slots - 1);
     return (struct token_shm *)(void *)(arena->regions[REGION_STAGE + arena->plan->stage_count - 1] +
                                         arena->layout.stage_results + slot * arena->layout.result_stride);
+}
+
+/* What stage `stage` measured of a step; whether it is that step's is for its field to say. */
+static inline struct step_time_shm *arena_step_time(const struct arena *arena, uint32_t stage, uint64_t step)
+{
+    struct step_time_shm *times =
+        (struct step_time_shm *)(void *)(arena->regions[REGION_STAGE + stage] + arena->layout.stage_times);
+    return times + (step & (arena->layout.step_slots - 1));
 }
 
 /* ---- rings, from both ends ---- */

@@ -75,6 +75,8 @@ static void layout_sched(struct layout *l, const struct plan *plan)
     size_t offset = sizeof(struct region_head);
     l->sched_process = take(&offset, sizeof(struct process_shm));
     l->sched_timing = take(&offset, sizeof(struct timing));
+    l->sched_fits = take(&offset, plan->stage_count * sizeof(struct stage_fit_shm));
+    l->sched_accounts = take(&offset, plan->stage_count * sizeof(struct stage_account_shm));
     l->sched_ring = take(&offset, (size_t)l->sched_ring_slots * sizeof(struct ring_slot_shm));
     l->sched_answers = take(&offset, (size_t)plan->requests_max * sizeof(struct answer_shm));
     l->sched_sequences = take(&offset, (size_t)plan->sequences_max * sizeof(struct sequence_shm));
@@ -99,6 +101,7 @@ static void layout_stages(struct layout *l, const struct plan *plan)
         bool is_last = stage + 1 == plan->stage_count;
         size_t offset = sizeof(struct region_head);
         l->stage_process = take(&offset, sizeof(struct process_shm));
+        l->stage_times = take(&offset, (size_t)l->step_slots * sizeof(struct step_time_shm));
         l->stage_ring = take(&offset, (size_t)l->stage_ring_slots * sizeof(struct ring_slot_shm));
         size_t rest = align_up_u64(offset, PAGE_BYTES);
         /* the last stage returns results where the others keep activations */

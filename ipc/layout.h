@@ -12,9 +12,10 @@
  *   conns      front       front's successor    connection buffers: the only shared memory that holds text
  *   io         front, and   front's successor    what the kernel says of front's operations, see engine/io.h; fresh memory for
  *              kernel                           every life of front, which also sees (io past) what the life before left
- *   sched      sched       front, stages        process block, stage-time model, answers, sequences, block tables, token logs,
- *                                               step table, ring sched -> front
- *   stage i    stage i     neighbours, sched    process block, ring to the next, activations out, results (last stage)
+ *   sched      sched       front, stages        process block, stage-time model, accounts of the stages' time, answers,
+ *                                               sequences, block tables, token logs, step table, ring sched -> front
+ *   stage i    stage i     neighbours, sched    process block, times of steps, ring to the next, activations out, results (last
+ *                                               stage)
  *   kv i       stage i     -                    KV blocks of the slice
  *   weights i  stage i     its successors       packed weights of the slice; sealed once loaded
  *
@@ -36,7 +37,7 @@
 #include "ipc/stats.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x0000000000000004ull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x0000000000000006ull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -258,14 +259,25 @@ struct step_shm {
     uint8_t pad[124];
 };
 
+/* What a stage measured of a step: slot as in the step table. Monotonic clock. It is there when the results are: each stage
+ * writes its own before its message, and the messages follow one another. */
+struct step_time_shm {
+    uint64_t step;     /* W: stage   R: sched, once the step's results are back */
+    uint64_t input_ns; /* likewise: when its input was there */
+    uint64_t begin_ns; /* likewise: when the stage began with it */
+    uint64_t end_ns;   /* likewise: when its output was there */
+    uint64_t cpu_ns;   /* likewise: of that time, on a processor */
+    uint64_t pad[3];
+};
+static_assert(sizeof(struct step_time_shm) == 64, "shared");
+
 /* A message that a step's activations (or, from the last stage, its results) are there. */
 struct msg_step {
     uint64_t step;
     uint32_t count;   /* tokens, or result entries */
     uint32_t epoch;   /* of the sender */
-    uint64_t busy_ns; /* time the stage worked on it */
     uint64_t sent_ns; /* monotonic clock: when it was there for the receiver */
-    uint64_t pad[3];
+    uint64_t pad[4];
 };
 static_assert(sizeof(struct msg_step) == RING_PAYLOAD_BYTES, "shared");
 
@@ -300,8 +312,8 @@ struct layout {
     uint32_t io_completions_max, io_submissions_max;
 
     /* sched */
-    size_t sched_process, sched_timing, sched_ring, sched_answers, sched_sequences, sched_block_tables,
-        sched_block_hashes, sched_log_lists, sched_log_pages;
+    size_t sched_process, sched_timing, sched_fits, sched_accounts, sched_ring, sched_answers, sched_sequences,
+        sched_block_tables, sched_block_hashes, sched_log_lists, sched_log_pages;
     size_t sched_steps, step_stride, step_rows, step_tokens, step_blocks; /* the last three from the start of a step */
     uint32_t blocks_per_sequence, log_pages_per_sequence;
     uint32_t sched_ring_slots;
@@ -309,7 +321,7 @@ struct layout {
     uint32_t step_rows_max, step_tokens_max, step_blocks_max, step_results_max;
 
     /* stage (the same for each) */
-    size_t stage_process, stage_ring, stage_activations, activation_stride, stage_results, result_stride;
+    size_t stage_process, stage_times, stage_ring, stage_activations, activation_stride, stage_results, result_stride;
     uint32_t stage_ring_slots;
     uint32_t activation_slots; /* = step_slots: buffer of a step is step & (slots - 1) */
 };

@@ -8,6 +8,12 @@ const struct counter_info counter_table[COUNTER_ID_COUNT] = {
 #undef X
 };
 
+const char *const stage_time_labels[STAGE_TIME_COUNT] = {
+#define X(id, label) [STAGE_TIME_##id] = label,
+    STAGE_TIME_TABLE(X)
+#undef X
+};
+
 /* relaxed throughout: one writer, and a reader that wants no more than a recent value */
 
 void counter_add(struct process_shm *process, enum counter_id id, uint64_t delta)
@@ -24,6 +30,21 @@ void counter_set(struct process_shm *process, enum counter_id id, uint64_t value
 uint64_t counter_read(const struct process_shm *process, enum counter_id id)
 {
     return atomic_load_explicit(&process->counters[id], memory_order_relaxed);
+}
+
+void account_set(_Atomic uint64_t *word, uint64_t value)
+{
+    atomic_store_explicit(word, value, memory_order_relaxed);
+}
+
+void account_add(_Atomic uint64_t *word, uint64_t delta)
+{
+    account_set(word, account_read(word) + delta);
+}
+
+uint64_t account_read(const _Atomic uint64_t *word)
+{
+    return atomic_load_explicit(word, memory_order_relaxed);
 }
 
 void progress_add(struct process_shm *process, uint64_t delta)

@@ -10,7 +10,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#define COUNTERS_MAX 32u
+#define COUNTERS_MAX 48u
 
 enum counter_kind { COUNTER, GAUGE };
 
@@ -38,6 +38,14 @@ enum counter_kind { COUNTER, GAUGE };
     X(SCHED_BLOCKS_FREE, GAUGE, ROLE_SCHED, "kv_blocks_free", "Free KV blocks")                                        \
     X(SCHED_LOG_PAGES_FREE, GAUGE, ROLE_SCHED, "log_pages_free", "Free pages of the token log pool")                   \
     X(SCHED_SEQUENCE_SLOTS_FREE, GAUGE, ROLE_SCHED, "sequence_slots_free", "Free sequence slots")                      \
+    X(SCHED_STEP_US, COUNTER, ROLE_SCHED, "step_microseconds_total",                                                   \
+      "Time that steps were in flight, summed: per elapsed time, the mean number in flight")                           \
+    X(SCHED_DEPTH_MILLI, GAUGE, ROLE_SCHED, "depth_thousandths", "Thousandths of the mean number in flight, lately")   \
+    X(SCHED_LOADED_US, COUNTER, ROLE_SCHED, "loaded_microseconds_total", "Time in which steps were in flight")         \
+    X(SCHED_BOUND_US, COUNTER, ROLE_SCHED, "lower_bound_microseconds_total",                                           \
+      "The least time that the same work could have taken; over the time loaded, the efficiency")                      \
+    X(SCHED_EFFICIENCY_PERMILLE, GAUGE, ROLE_SCHED, "efficiency_permille",                                             \
+      "Thousandths: lower bound over time loaded, lately")                                                             \
     X(STAGE_STEPS, COUNTER, ROLE_STAGE, "stage_steps_total", "Steps computed by a stage")                              \
     X(STAGE_TOKENS, COUNTER, ROLE_STAGE, "stage_tokens_total", "Tokens that went through a stage")                     \
     X(STAGE_BUSY_NS, COUNTER, ROLE_STAGE, "stage_busy_nanoseconds_total", "Time a stage spent computing")
@@ -49,6 +57,34 @@ enum counter_id {
         COUNTER_ID_COUNT
 };
 static_assert(COUNTER_ID_COUNT <= COUNTERS_MAX, "counters fit the process block");
+
+/* Where a stage's time goes; sched works it out from what the stages measured (engine/account.h). Every moment is exactly
+ * one of the first five. X(identifier, value of the label "is" in /metrics) */
+#define STAGE_TIME_TABLE(X)                                                                                            \
+    X(BUSY, "busy")                                                                                                    \
+    X(NO_WORK, "no_work")                                                                                              \
+    X(UNEVEN, "uneven")                                                                                                \
+    X(HAND_OFF, "hand_off")                                                                                            \
+    X(WAITING_FOR_CPU, "waiting_for_cpu")
+
+enum stage_time {
+#define X(id, label) STAGE_TIME_##id,
+    STAGE_TIME_TABLE(X)
+#undef X
+        STAGE_TIME_COUNT
+};
+
+struct stage_account_shm {
+    _Atomic uint64_t ns[STAGE_TIME_COUNT];     /* W: sched, relaxed   R: front; since the start */
+    _Atomic uint64_t recent[STAGE_TIME_COUNT]; /* likewise; millionths of the time lately */
+    _Atomic uint64_t predicted_steps;          /* likewise; steps with a prediction and a measured time */
+    _Atomic uint64_t error_millionths;         /* likewise; their relative errors, summed */
+    _Atomic uint64_t recent_error;             /* likewise; millionths, on average lately */
+    uint8_t pad[24];
+};
+static_assert(sizeof(struct stage_account_shm) == 128, "shared");
+
+extern const char *const stage_time_labels[STAGE_TIME_COUNT];
 
 struct counter_info {
     const char *name;
@@ -63,6 +99,11 @@ struct process_shm;
 void counter_add(struct process_shm *process, enum counter_id id, uint64_t delta);
 void counter_set(struct process_shm *process, enum counter_id id, uint64_t value);
 uint64_t counter_read(const struct process_shm *process, enum counter_id id);
+
+/* Likewise, for a word of an account. */
+void account_set(_Atomic uint64_t *word, uint64_t value);
+void account_add(_Atomic uint64_t *word, uint64_t delta);
+uint64_t account_read(const _Atomic uint64_t *word);
 
 /* The process's own: so many steps or events are done. */
 void progress_add(struct process_shm *process, uint64_t delta);

@@ -15,6 +15,7 @@
 #ifndef EVENFLOW_TIMING_H
 #define EVENFLOW_TIMING_H
 
+#include <assert.h>
 #include <stdint.h>
 
 #include "ipc/base.h"
@@ -59,5 +60,15 @@ double timing_traversal_us(const struct timing *timing, const struct shape *shap
 
 /* 0, or -EINVAL with err naming the field: times are finite and not negative, a stage takes some time. */
 int timing_validate(const struct timing *timing, struct err *err);
+
+/* What sched has learned of a stage (engine/fit.h), kept for its successor. */
+#define FIT_TERMS 5u
+struct stage_fit_shm {
+    double weight[FIT_TERMS];                /* W: sched   R: its successor */
+    double covariance[FIT_TERMS][FIT_TERMS]; /* likewise */
+    double speed;                            /* likewise; 0: nothing learned yet */
+    double pad;
+};
+static_assert(sizeof(struct stage_fit_shm) == 256, "shared");
 
 #endif

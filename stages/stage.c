@@ -219,29 +219,23 @@ static int find_input(struct stage *stage, uint64_t number, struct msg_step *mes
 }
 
 /* Computes the step at hand. */
-static void compute(struct stage *stage, uint64_t number, struct msg_step *message)
+static void compute(struct stage *stage, uint64_t number)
 {
     const struct arena *arena = stage->arena;
-    uint64_t begin_ns = clock_ns();
     forward_run(&stage->forward, &stage->step,
                 stage->index == 0 ? NULL : arena_activations(arena, stage->index - 1, number),
                 stage->is_last ? NULL : arena_activations(arena, stage->index, number),
                 stage->is_last ? arena_results(arena, number) : NULL);
-    message->sent_ns = clock_ns();
-    message->busy_ns = message->sent_ns - begin_ns;
 }
 
 /* Lets the described time pass instead. False: the engine ends meanwhile. */
-static bool let_pass(struct stage *stage, uint64_t number, uint64_t input_ns, struct msg_step *message)
+static bool let_pass(struct stage *stage, uint64_t number, struct timed_span span)
 {
-    struct timed_span span = timed_step(&stage->timed, &stage->step, input_ns);
     while (bell_wait_until(&stage->bell, span.sent_ns))
         if (arena_command(stage->arena) == COMMAND_STOP)
             return false;
     if (stage->is_last)
         timed_results(stage->arena->plan, &stage->step, arena_results(stage->arena, number));
-    message->sent_ns = span.sent_ns;
-    message->busy_ns = span.end_ns - span.begin_ns;
     return true;
 }
 
@@ -261,6 +255,10 @@ int stage_do_work(struct stage *stage)
         log_error("step %" PRIu64 ": activations came without a record", number);
         return -EPROTO;
     }
+    /* what others say of time counts only as far as it is past */
+    uint64_t begin_ns = clock_ns(), begin_cpu_ns = clock_cpu_ns();
+    uint64_t input_ns = stage->index == 0 ? arena_step(arena, number)->planned_us * 1000 : message.sent_ns;
+    struct step_time_shm time = {.step = number, .input_ns = min_u64(input_ns, begin_ns), .begin_ns = begin_ns};
     int ret = take_record(stage, number);
     if (ret == 0 && stage->index > 0 && message.count != stage->step.token_count) {
         log_error("step %" PRIu64 ": activations of %u tokens, %u expected", number, message.count,
@@ -270,14 +268,23 @@ int stage_do_work(struct stage *stage)
     if (ret < 0)
         return ret;
 
-    uint64_t input_ns = stage->index == 0 ? arena_step(arena, number)->planned_us * 1000 : message.sent_ns;
-    input_ns = min_u64(input_ns, clock_ns()); /* another process's word */
     message = (struct msg_step){
         .step = number, .count = stage->is_last ? stage->result_count : stage->step.token_count, .epoch = arena->epoch};
-    if (!stage->is_timed)
-        compute(stage, number, &message);
-    else if (!let_pass(stage, number, input_ns, &message))
-        return 0;
+    if (stage->is_timed) {
+        struct timed_span span = timed_step(&stage->timed, &stage->step, time.input_ns);
+        time.input_ns = span.input_ns;
+        time.begin_ns = span.begin_ns;
+        time.end_ns = span.end_ns;
+        time.cpu_ns = span.end_ns - span.begin_ns;
+        message.sent_ns = span.sent_ns;
+        if (!let_pass(stage, number, span))
+            return 0;
+    } else {
+        compute(stage, number);
+        time.end_ns = message.sent_ns = clock_ns();
+        time.cpu_ns = clock_cpu_ns() - begin_cpu_ns;
+    }
+    *arena_step_time(arena, stage->index, number) = time;
     if (ring_push(&stage->out, &message) != RING_OK) {
         log_error("step %" PRIu64 ": the ring is full: more steps in flight than the window", number);
         return -EPROTO;
@@ -287,7 +294,7 @@ int stage_do_work(struct stage *stage)
     bell_ring(&stage->next);
     counter_add(stage->process, COUNTER_STAGE_STEPS, 1);
     counter_add(stage->process, COUNTER_STAGE_TOKENS, stage->step.token_count);
-    counter_add(stage->process, COUNTER_STAGE_BUSY_NS, message.busy_ns);
+    counter_add(stage->process, COUNTER_STAGE_BUSY_NS, time.end_ns - time.begin_ns);
     progress_add(stage->process, 1);
     stage->idle_since_ns = 0;
     return 1;

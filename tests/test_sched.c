@@ -1139,3 +1139,73 @@ Test(sched, the_same_events_give_the_same_steps, .timeout = 60)
         cr_assert_neq(random_run(100, 3000, &totals), random_run(101, 3000, &totals));
     }
 }
+
+/* ---- measured times ---- */
+
+/* Runs one request; every stage takes twice what the table says. */
+static void run_slowly(struct world *w, uint32_t slot)
+{
+    add(w, slot, 10, 40);
+    while (!is_done(w, slot)) {
+        const struct step_shm *record = sched_plan(&w->sched);
+        const struct token_shm result = {.token = 500};
+        struct step_time_shm times[2] = {0};
+        cr_assert_not_null(record);
+        for (uint32_t i = 0; i < 2; i++)
+            times[i] = (struct step_time_shm){
+                .step = record->step,
+                .end_ns = 1000000000,
+                .cpu_ns = (uint64_t)(2000 * timing_stage_us(&w->plan.timing.stages[i], policy_shape(&w->sched)))};
+        sched_measure(&w->sched, record->step, times);
+        cr_assert(sched_return(&w->sched, record->step, &result, 1));
+    }
+    drain(w, slot);
+}
+
+static struct plan plan_with_times(void)
+{
+    struct plan plan = plan_for_tests();
+    plan.timing = (struct timing){.stage_count = 2,
+                                  .stages = {{.row_us = 100, .weights_us = 1000, .token_us = 50},
+                                             {.base_us = 10, .weights_us = 2000, .token_us = 70}}};
+    return plan;
+}
+
+Test(sched, learns_from_measured_times_and_a_successor_knows_what_was_learned)
+{
+    static struct world w;
+    struct plan plan = plan_with_times();
+    struct shape shape = {0};
+    shape_add(&shape, 20, 1);
+    open_world(&w, &plan);
+    run_slowly(&w, 0);
+    double predicted = timing_stage_us(&policy_timing(&w.sched)->stages[1], &shape);
+    cr_expect_float_eq(predicted / timing_stage_us(&plan.timing.stages[1], &shape), 2, 0.1);
+    sched_fini(&w.sched);
+    sched_init(&w.sched, &w.arena, policy_find("even"));
+    cr_expect_eq(timing_stage_us(&policy_timing(&w.sched)->stages[1], &shape), predicted);
+    close_world(&w);
+}
+
+Test(sched, a_frozen_model_stays_as_it_is)
+{
+    static struct world w;
+    struct plan plan = plan_with_times();
+    plan.freeze_timing = 1;
+    open_world(&w, &plan);
+    run_slowly(&w, 0);
+    cr_expect_arr_eq(policy_timing(&w.sched), &plan.timing, sizeof(plan.timing));
+    close_world(&w);
+}
+
+Test(sched, measured_times_of_a_step_that_is_not_in_flight_change_nothing)
+{
+    static struct world w;
+    struct plan plan = plan_with_times();
+    open_world(&w, &plan);
+    const struct step_time_shm times[2] = {{.step = 3, .end_ns = 9, .cpu_ns = 9},
+                                           {.step = 3, .end_ns = 9, .cpu_ns = 9}};
+    sched_measure(&w.sched, 3, times);
+    cr_expect_arr_eq(policy_timing(&w.sched), &plan.timing, sizeof(plan.timing));
+    close_world(&w);
+}

@@ -34,8 +34,32 @@ static void print_group(json_t *status, const char *name)
     printf("%-10s", name);
     const char *key;
     json_t *value;
-    json_object_foreach(group, key, value)
-        printf(" %s %lld ", key, (long long)json_integer_value(value));
+    json_object_foreach(group, key, value) {
+        if (json_is_real(value))
+            printf(" %s %.2f ", key, json_real_value(value));
+        else
+            printf(" %s %lld ", key, (long long)json_integer_value(value));
+    }
+    putchar('\n');
+}
+
+/* Shares of the time of the last few hundred steps. */
+static void print_stages(json_t *stages)
+{
+    static const char *const columns[] = {"busy",     "no_work",         "uneven",
+                                          "hand_off", "waiting_for_cpu", "prediction_error"};
+    size_t i;
+    json_t *stage;
+    printf("%-8s", "stage");
+    for (size_t column = 0; column < ARRAY_COUNT(columns); column++)
+        printf(" %16s", columns[column]);
+    putchar('\n');
+    json_array_foreach(stages, i, stage) {
+        printf("%-8lld", (long long)json_integer_value(json_object_get(stage, "index")));
+        for (size_t column = 0; column < ARRAY_COUNT(columns); column++)
+            printf(" %14.1f %%", 100 * json_number_value(json_object_get(stage, columns[column])));
+        putchar('\n');
+    }
     putchar('\n');
 }
 
@@ -52,6 +76,7 @@ static void print_status(json_t *status)
                (long long)json_integer_value(json_object_get(process, "restarts")),
                (long long)json_integer_value(json_object_get(process, "steps")));
     putchar('\n');
+    print_stages(json_object_get(status, "stages"));
     const char *key;
     json_t *value;
     json_object_foreach(status, key, value)

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/bound.h"
+
 /* ---- reading ---- */
 
 struct field {
@@ -86,17 +88,7 @@ int pipeline_read(struct timing *timing, const char *path, struct err *err)
 
 /* ---- bounds ---- */
 
-/* Sums over the requests that a bound is about. */
-struct load {
-    const struct timing *timing;
-    double decode_rows, tokens, rows, context, pairs;
-    double kv_blocks, block_sum, block_min, context_min, requests,
-        longest;                                              /* longest: most decode rows of one request */
-    double fixed[TIMING_STAGES_MAX], ramp[TIMING_STAGES_MAX]; /* least time of a microbatch; of the others */
-    double alpha, beta, beta_mean;                            /* traversal: fixed, and per decode row */
-};
-
-static void add_request(struct load *load, const struct sim_request *request, uint32_t block_size)
+static void add_request(struct bound_load *load, const struct sim_request *request, uint32_t block_size)
 {
     double prompt = request->prompt_tokens, output = scenario_output_tokens(request);
     load->decode_rows += output - 1;
@@ -112,74 +104,13 @@ static void add_request(struct load *load, const struct sim_request *request, ui
     load->context_min = fmin(load->context_min, prompt + 1);
 }
 
-static void sum_servers(struct load *load)
+/* One request alone: a traversal for each of its tokens. */
+static double chain_us(const struct bound_load *load, const struct sim_request *request)
 {
     const struct timing *t = load->timing;
-    double latencies = 0, sum = 0, link_tokens = 0, rows = 0, contexts = 0;
-    for (uint64_t i = 0; i < t->stage_count; i++) {
-        load->fixed[i] = t->stages[i].base_us + t->stages[i].weights_us;
-        sum += load->fixed[i];
-        rows += t->stages[i].row_us;
-        contexts += t->stages[i].context_us;
-        if (i + 1 < t->stage_count) {
-            latencies += t->links[i].latency_us;
-            link_tokens += t->links[i].token_us;
-        }
-    }
-    for (uint64_t i = 0; i < t->stage_count; i++)
-        load->ramp[i] = sum - load->fixed[i] + latencies + t->return_us;
-    load->alpha = sum + latencies + t->return_us;
-    load->beta = rows + contexts * load->context_min + link_tokens;
-    load->beta_mean = rows + contexts * load->context / fmax(load->rows, 1) + link_tokens;
-}
-
-/* Every stage does all its work and reads its weights for each of m microbatches. */
-static double work_us(const struct load *load, double m)
-{
-    double most = 0;
-    for (uint64_t i = 0; i < load->timing->stage_count; i++) {
-        const struct timing_stage *s = &load->timing->stages[i];
-        double products = fmax(m * load->fixed[i], m * s->base_us + load->tokens * s->token_us);
-        most = fmax(most, load->ramp[i] + products + load->rows * s->row_us + load->context * s->context_us +
-                              load->pairs * s->pair_us);
-    }
-    return most;
-}
-
-/* Decode rows in m microbatches, each there for a whole traversal, hold KV blocks (and are of so many requests). */
-static double latency_us(const struct load *load, double m, bool is_strict)
-{
-    double rows = load->decode_rows, beta = is_strict ? load->beta : load->beta_mean;
-    if (rows == 0)
-        return 0;
-    double each = (load->alpha * rows + beta * rows * rows / m) / load->requests;
-    double mean_blocks = load->block_sum / rows;
-    double kv = is_strict ? (load->alpha * load->block_sum + beta * load->block_min * rows * rows / m) / load->kv_blocks
-                          : (load->alpha * rows + beta * rows * rows / m) * mean_blocks / load->kv_blocks;
-    return fmax(kv, each);
-}
-
-/* Work rises with the number of microbatches, latency falls: the least of the greater one. */
-static double work_and_latency_us(const struct load *load, bool is_strict)
-{
-    double low = fmax(load->longest, 1), high = fmax(load->decode_rows, 1), least = low;
-    while (low < high) {
-        double middle = floor((low + high) / 2);
-        if (work_us(load, middle) >= latency_us(load, middle, is_strict))
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    double best = fmax(work_us(load, low), latency_us(load, low, is_strict));
-    if (low - 1 >= least)
-        best = fmin(best, fmax(work_us(load, low - 1), latency_us(load, low - 1, is_strict)));
-    return best;
-}
-
-static double chain_us(const struct load *load, const struct sim_request *request)
-{
-    const struct timing *t = load->timing;
-    double prompt = request->prompt_tokens, output = scenario_output_tokens(request), sum = output * load->alpha;
+    double prompt = request->prompt_tokens, output = scenario_output_tokens(request);
+    const struct shape nothing = {0};
+    double sum = output * (timing_traversal_us(t, &nothing) - t->plan_us);
     for (uint64_t i = 0; i < t->stage_count; i++)
         sum += (output - 1) * t->stages[i].row_us + t->stages[i].context_us * (output - 1) * (prompt + 0.5 * output) +
                (i + 1 < t->stage_count ? t->links[i].token_us * (output - 1) : 0);
@@ -199,17 +130,19 @@ static int by_arrival(const void *a, const void *b)
 static struct pipeline_bounds bound_at_once(const struct timing *timing, const struct scenario *scenario,
                                             const struct plan *plan, const uint32_t *order, uint32_t count)
 {
-    struct load load = {
-        .timing = timing, .kv_blocks = plan->num_blocks, .block_min = INFINITY, .context_min = INFINITY};
+    struct bound_load load = {.timing = timing,
+                              .kv_blocks = plan->num_blocks,
+                              .block_min = INFINITY,
+                              .context_min = INFINITY,
+                              .is_whole = true};
     double chain = 0, link = 0;
     for (uint32_t i = 0; i < count; i++)
         add_request(&load, &scenario->requests[order[i]], plan->block_size);
-    sum_servers(&load);
     for (uint32_t i = 0; i < count; i++)
         chain = fmax(chain, chain_us(&load, &scenario->requests[order[i]]));
     for (uint64_t i = 0; i + 1 < timing->stage_count; i++)
         link = fmax(link, load.tokens * timing->links[i].token_us + timing->links[i].latency_us);
-    double strict = work_and_latency_us(&load, true), mean = work_and_latency_us(&load, false);
+    double strict = bound_strict_us(&load), mean = bound_mean_field_us(&load);
     struct pipeline_bounds bounds = {
         .strict_us = strict, .mean_field_us = fmax(fmax(mean, chain), link), .reason = "work and latency"};
     if (chain > bounds.strict_us)

@@ -127,6 +127,12 @@ static int replay_entry(struct replay *r, const struct record_entry *entry, stru
     case RECORD_STEP:
         replay_step(r, entry);
         break;
+    case RECORD_MEASURE:
+        if (entry->bytes != r->plan.stage_count * sizeof(struct step_time_shm))
+            return err_set(err, -EPROTO, "measured times of %llu bytes; mixed builds?",
+                           (unsigned long long)entry->bytes);
+        sched_measure(&r->sched, entry->step, (const struct step_time_shm *)(const void *)r->payload);
+        break;
     case RECORD_RETURN:
         if (!sched_return(&r->sched, entry->step, (const struct token_shm *)(const void *)r->payload,
                           (uint32_t)(entry->bytes / sizeof(struct token_shm))))
