@@ -12,8 +12,7 @@
 #define SPEED_MAX      16.0
 #define PRODUCTS_LEAST 0.02 /* products always take some time */
 
-/* A usual step, and how its time would be spread over the terms if each alone made it up: a weight of 1 is a time of that order,
- * whichever term it belongs to. */
+/* A usual step. If one term alone made up its time, its weight would be of the order of 1, whichever term it is. */
 #define USUAL_ROWS    16.0
 #define USUAL_CONTEXT 8192.0
 #define USUAL_PAIRS   65536.0
