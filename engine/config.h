@@ -9,7 +9,7 @@
 
 struct config {
     char socket[OPTION_TEXT_MAX];
-    uint64_t pipeline_parallel_size;
+    uint64_t pipeline_parallel_size, threads_per_stage;
     char split[OPTION_TEXT_MAX];
     char policy[OPTION_TEXT_MAX];
     uint64_t max_num_batched_tokens;

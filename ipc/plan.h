@@ -56,7 +56,8 @@ struct plan {
     uint32_t stage_count;
     uint32_t window;  /* steps in flight at most */
     uint32_t spin_ns; /* how long a process looks again before it sleeps; 0 when processes outnumber cores */
-    uint32_t pin;     /* 1: stage i is pinned to the i-th allowed core (there are enough of them) */
+    uint32_t pin;     /* 1: every thread of every stage is pinned to an allowed core of its own (there are enough) */
+    uint32_t threads_per_stage;
     struct plan_slice slices[STAGES_MAX];
 
     /* limits */

@@ -24,7 +24,6 @@ struct team {
     alignas(128) _Atomic uint32_t round;   /* meetings that are over: the word that members wait for, and sleep on */
     _Atomic uint32_t sleepers;
     pthread_t threads[TEAM_MAX];
-    void (*start)(uint32_t part);
     struct seat {
         struct team *team;
         uint32_t part;
@@ -58,7 +57,7 @@ static void wait_for_round(struct team *team, uint32_t seen)
 
 void team_meet(struct team *team)
 {
-    if (team->size == 1)
+    if (team == NULL)
         return;
     /* relaxed: it cannot change before we have come ourselves */
     uint32_t seen = atomic_load_explicit(&team->round, memory_order_relaxed);
@@ -78,8 +77,8 @@ static void *member(void *pointer)
 {
     const struct seat *seat = pointer;
     struct team *team = seat->team;
-    if (team->start != NULL)
-        team->start(seat->part);
+    team->work(team->context, seat->part); /* the start */
+    team_meet(team);
     for (;;) {
         team_meet(team);
         if (team->is_closing)
@@ -89,21 +88,24 @@ static void *member(void *pointer)
     }
 }
 
-int team_open(struct team **result, uint32_t size, void (*start)(uint32_t part), struct err *err)
+int team_open(struct team **result, uint32_t size, team_work start, void *context, struct err *err)
 {
     check(size >= 1 && size <= TEAM_MAX);
+    *result = NULL;
+    if (size == 1)
+        return 0;
     struct team *team = base_alloc_aligned(128, sizeof(*team));
-    team->start = start;
-    *result = team;
-    for (team->size = 1; team->size < size; team->size++) {
-        uint32_t part = team->size;
-        team->seats[part] = (struct seat){.team = team, .part = part};
-    }
+    team->size = size;
+    team->work = start;
+    team->context = context;
     for (uint32_t part = 1; part < size; part++) {
+        team->seats[part] = (struct seat){.team = team, .part = part};
         int ret = pthread_create(&team->threads[part], NULL, member, &team->seats[part]);
         if (ret != 0) /* those that run already end with the process */
             return err_set(err, -ret, "cannot start thread %u of %u: %s", part + 1, size, strerror(ret));
     }
+    team_meet(team); /* all have started: work and context are free for team_run() */
+    *result = team;
     return 0;
 }
 
@@ -120,13 +122,15 @@ void team_close(struct team *team)
 
 uint32_t team_size(const struct team *team)
 {
-    return team->size;
+    return team != NULL ? team->size : 1;
 }
 
 void team_run(struct team *team, team_work work, void *context)
 {
-    team->work = work;
-    team->context = context;
+    if (team != NULL) {
+        team->work = work;
+        team->context = context;
+    }
     team_meet(team);
     work(context, 0);
     team_meet(team);
@@ -134,8 +138,8 @@ void team_run(struct team *team, team_work work, void *context)
 
 uint32_t team_share(const struct team *team, uint32_t part, uint32_t count, uint32_t unit, uint32_t *first)
 {
-    uint64_t units = div_up_u64(count, unit);
-    uint64_t from = units * part / team->size * unit, to = units * (part + 1) / team->size * unit;
+    uint64_t units = div_up_u64(count, unit), size = team_size(team);
+    uint64_t from = units * part / size * unit, to = units * (part + 1) / size * unit;
     *first = (uint32_t)min_u64(from, count);
     return (uint32_t)min_u64(to, count) - *first;
 }

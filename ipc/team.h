@@ -5,7 +5,7 @@
  *   team_run(work):   every member runs work(context, part), part 0 being the caller;
  *                     team_meet() inside it: nobody passes before all have come
  *
- * What a member wrote before a meeting every member sees behind it. A team of one has no threads, and meetings cost nothing.
+ * What a member wrote before a meeting every member sees behind it. NULL is the team of one: its caller.
  *
  * Waiting is made for cores that are not ours alone: a member that waits looks for a moment, then lets others run, then sleeps
  * in the kernel. It never keeps a core from the one it waits for.
@@ -22,10 +22,10 @@
 struct team;
 typedef void (*team_work)(void *context, uint32_t part);
 
-/* Starts size - 1 threads, which sleep; each calls `start` first (NULL: nothing to call), with its part. 0, or -errno. */
-int team_open(struct team **team, uint32_t size, void (*start)(uint32_t part), struct err *err);
+/* Starts size - 1 threads; each calls start(context, its part) first. *team is NULL for a size of 1. 0, or -errno with err. */
+int team_open(struct team **team, uint32_t size, team_work start, void *context, struct err *err);
 
-/* Ends and joins the threads. NULL is fine. */
+/* Ends and joins the threads. */
 void team_close(struct team *team);
 
 uint32_t team_size(const struct team *team);

@@ -155,6 +155,9 @@ size_t matrix_bytes(enum matrix_form form, uint32_t n, uint32_t k);
  * Rows may come in any order and from several tensors: this is how Q, K, V become one matrix. Panels start zeroed. */
 void matrix_pack_row(const struct matrix *w, uint32_t row, enum gguf_type type, const void *src);
 
+/* Outputs first..first + count - 1 of a packed matrix, as a matrix. first is a multiple of KERNEL_PANEL. */
+struct matrix matrix_part(const struct matrix *w, uint32_t first, uint32_t count);
+
 /* dst = the row's weights as floats: the embedding look-up, and what tests compare products with. */
 void matrix_unpack_row(float *dst, const struct matrix *w, uint32_t row);
 

@@ -189,6 +189,12 @@ void matrix_scales(const struct matrix *w, const uint8_t *panel, uint32_t lane, 
     }
 }
 
+struct matrix matrix_part(const struct matrix *w, uint32_t first, uint32_t count)
+{
+    size_t offset = first / KERNEL_PANEL * panel_bytes(w->form, w->k);
+    return (struct matrix){.form = w->form, .n = count, .k = w->k, .panels = (const uint8_t *)w->panels + offset};
+}
+
 void matrix_unpack_row(float *dst, const struct matrix *w, uint32_t row)
 {
     const uint8_t *panel = (const uint8_t *)w->panels + (row / KERNEL_PANEL) * panel_bytes(w->form, w->k);

@@ -114,7 +114,8 @@ static void load_layer(struct layer *layer, struct bench *bench, const struct gg
     memcpy(three->forms[1], desc->forms[0], sizeof(three->forms[1]));
     model_bind(&layer->slice, three, 1, 1, take(bench, model_slice_bytes(three, 1, 1)));
     model_pack_layer(&layer->slice.layers[0], desc, 0, gguf);
-    forward_init(&layer->forward, kernels, three, &layer->slice, &(struct forward_limits){LONG_PAST + 1, BLOCK_SIZE},
+    forward_init(&layer->forward, kernels, NULL, three, &layer->slice,
+                 &(struct forward_limits){LONG_PAST + 1, BLOCK_SIZE},
                  take(bench, blocks * forward_block_stride(three, 1, BLOCK_SIZE)));
     layer->blocks = take(bench, blocks * sizeof(*layer->blocks));
     for (uint32_t i = 0; i < blocks; i++)
@@ -188,7 +189,7 @@ static void load_head(struct head *head, struct bench *bench, const struct gguf 
         head->residual[i] = (float)((int)(i * 37 % 255) - 127) / 127.0f;
     head->share = (double)part->vocab_size / desc->vocab_size;
     head->slice = (struct model_slice){.is_last = true, .output_norm = gain, .head = matrix};
-    forward_init(&head->forward, kernels, part, &head->slice, &(struct forward_limits){1, BLOCK_SIZE}, NULL);
+    forward_init(&head->forward, kernels, NULL, part, &head->slice, &(struct forward_limits){1, BLOCK_SIZE}, NULL);
 }
 
 static struct part head_part(struct head *head, struct bench *bench, uint32_t rows)

@@ -20,14 +20,16 @@ static float *floats(size_t rows, size_t width)
     return base_alloc_aligned(KERNEL_ALIGN, align_up_u64(rows * width * sizeof(float), KERNEL_ALIGN));
 }
 
-void forward_init(struct forward *forward, const struct kernels *kernels, const struct model_desc *desc,
-                  const struct model_slice *slice, const struct forward_limits *limits, uint8_t *kv)
+void forward_init(struct forward *forward, const struct kernels *kernels, struct team *team,
+                  const struct model_desc *desc, const struct model_slice *slice, const struct forward_limits *limits,
+                  uint8_t *kv)
 {
     uint32_t q_width = desc->heads * desc->head_dim;
     uint32_t widest = (uint32_t)max_u64(max_u64(desc->width, q_width), desc->feed_forward);
     uint32_t quant_rows = (uint32_t)max_u64(FORWARD_TILE, FORWARD_HEAD_ROWS);
     *forward = (struct forward){
         .kernels = kernels,
+        .team = team,
         .desc = desc,
         .slice = slice,
         .limits = *limits,
@@ -41,13 +43,14 @@ void forward_init(struct forward *forward, const struct kernels *kernels, const 
         .gate_up = floats(FORWARD_TILE, 2 * desc->feed_forward),
         .inner = floats(FORWARD_TILE, desc->feed_forward),
         .branch = floats(FORWARD_TILE, desc->width),
-        .attention_scratch = floats(attention_scratch_floats(limits->positions_max, desc->heads), 1),
         .quant = base_alloc_aligned(KERNEL_ALIGN, align_up_u64((size_t)quant_rows * widest, KERNEL_ALIGN)),
         .quant_scale = floats(quant_rows, widest / KERNEL_GROUP + 1),
         .quant_offset = floats(quant_rows, widest / KERNEL_GROUP + 1),
         .quant_total = floats(quant_rows, widest / KERNEL_GROUP + 1),
         .quant_start = (int32_t *)(void *)floats(quant_rows, widest / KERNEL_GROUP + 1),
     };
+    for (uint32_t part = 0; part < team_size(team); part++)
+        forward->attention_scratch[part] = floats(attention_scratch_floats(limits->positions_max, desc->heads), 1);
     model_rope_table(desc, forward->rope, limits->positions_max);
     if (slice->is_last) {
         sampler_init(&forward->sampler, kernels, desc->vocab_size);
@@ -59,31 +62,52 @@ void forward_init(struct forward *forward, const struct kernels *kernels, const 
 
 void forward_free(struct forward *forward)
 {
-    void *const taken[] = {forward->rope,         forward->residual,
-                           forward->cos_sin,      forward->normed,
-                           forward->qkv,          forward->mixed,
-                           forward->gate_up,      forward->inner,
-                           forward->branch,       forward->attention_scratch,
-                           forward->quant,        forward->quant_scale,
-                           forward->quant_offset, forward->quant_total,
-                           forward->quant_start,  forward->wanted_rows,
-                           forward->logits};
+    void *const taken[] = {forward->rope,        forward->residual,    forward->cos_sin,     forward->normed,
+                           forward->qkv,         forward->mixed,       forward->gate_up,     forward->inner,
+                           forward->branch,      forward->quant,       forward->quant_scale, forward->quant_offset,
+                           forward->quant_total, forward->quant_start, forward->wanted_rows, forward->logits};
     for (uint32_t i = 0; i < ARRAY_COUNT(taken); i++)
         free(taken[i]);
+    for (uint32_t part = 0; part < TEAM_MAX; part++)
+        free(forward->attention_scratch[part]);
     if (forward->slice->is_last)
         sampler_free(&forward->sampler);
     *forward = (struct forward){0};
 }
 
-/* ---- products ---- */
+/* ---- a member's share ---- */
 
-/* out(rows, product->columns) = x(rows, k) * weights. */
-static void multiply(struct forward *forward, float *out, const struct model_product *product, const float *x,
-                     uint32_t rows)
+/* A tile on its way through the layers: what every member of the team is given. */
+struct tile {
+    struct forward *forward;
+    const struct forward_step *step;
+    float *x;              // (count, width): the residuals
+    uint32_t first, count; /* tokens of the step */
+};
+
+/* Rows that belong to one member, in every operation that works row by row: what it writes there it alone reads until the
+ * next meeting. */
+struct rows {
+    uint32_t first, count;
+};
+
+static struct rows rows_of(const struct forward *forward, uint32_t part, uint32_t count)
 {
+    struct rows rows;
+    rows.count = team_share(forward->team, part, count, 1, &rows.first);
+    return rows;
+}
+
+/* out(count, product->columns) = x(count, k) * weights. The member has written its own rows of x; behind the meeting at the
+ * end everybody finds all of out. */
+static void multiply(struct forward *forward, uint32_t part, float *out, const struct model_product *product,
+                     const float *x, uint32_t count)
+{
+    uint32_t k = product->parts[0].k, groups = k / KERNEL_GROUP;
+    struct rows own = rows_of(forward, part, count);
     struct activations a = {
-        .rows = rows,
-        .k = product->parts[0].k,
+        .rows = count,
+        .k = k,
         .f32 = x,
         .q = forward->quant,
         .scale = forward->quant_scale,
@@ -91,10 +115,27 @@ static void multiply(struct forward *forward, float *out, const struct model_pro
         .total = forward->quant_total,
         .start = forward->quant_start,
     };
-    if (product->quantized)
-        forward->kernels->quantize(&a);
-    for (uint32_t i = 0; i < product->part_count; i++)
-        forward->kernels->matmul(out + product->column[i], product->columns, &product->parts[i], &a);
+    if (product->quantized) {
+        struct activations mine = {
+            .rows = own.count,
+            .k = k,
+            .f32 = x + (size_t)own.first * k,
+            .q = a.q + (size_t)own.first * k,
+            .scale = a.scale + (size_t)own.first * groups,
+            .offset = a.offset + (size_t)own.first * groups,
+            .total = a.total + (size_t)own.first * groups,
+            .start = a.start + (size_t)own.first * groups,
+        };
+        forward->kernels->quantize(&mine);
+    }
+    team_meet(forward->team);
+    for (uint32_t i = 0; i < product->part_count; i++) {
+        const struct matrix *whole = &product->parts[i];
+        uint32_t first, outputs = team_share(forward->team, part, whole->n, KERNEL_PANEL, &first);
+        struct matrix mine = matrix_part(whole, first, outputs);
+        forward->kernels->matmul(out + product->column[i] + first, product->columns, &mine, &a);
+    }
+    team_meet(forward->team);
 }
 
 /* ---- a tile ---- */
@@ -124,77 +165,174 @@ static uint32_t gather_segments(struct forward *forward, const struct forward_st
     return row;
 }
 
-/* x (count, width) += attention over the tile's segments; their K and V are stored first. */
-static void attention_branch(struct forward *forward, const struct forward_step *step, uint32_t index, float *x,
-                             uint32_t first, uint32_t count)
+/* The segment's part that lies in these rows of the tile; 0 tokens when none does. */
+static struct forward_segment segment_in(const struct forward_segment *segment, const struct tile *tile,
+                                         struct rows rows)
 {
-    const struct kernels *kernels = forward->kernels;
-    const struct model_desc *desc = forward->desc;
-    const struct model_layer *layer = &forward->slice->layers[index];
-    uint32_t q_width = desc->heads * desc->head_dim, kv_width = desc->kv_heads * desc->head_dim;
-    size_t stride = q_width + 2 * kv_width; // a row of qkv: Q (heads, head_dim) | K (kv_heads, head_dim) | V likewise
-
-    kernels->rms_norm(forward->normed, x, layer->attn_norm, count, desc->width, desc->norm_eps);
-    multiply(forward, forward->qkv, &layer->qkv, forward->normed, count); // (count, stride)
-    kernels->rope(forward->qkv, stride, forward->cos_sin, count, desc->heads, desc->head_dim);
-    kernels->rope(forward->qkv + q_width, stride, forward->cos_sin, count, desc->kv_heads, desc->head_dim);
-    for (uint32_t i = 0; i < forward->segment_count; i++) {
-        const struct forward_segment *segment = &forward->segments[i];
-        const struct row_shm *row = &step->rows[segment->row];
-        uint32_t in_tile = segment->first_token - first;
-        const float *q = forward->qkv + in_tile * stride;
-        struct attention attention = {
-            .out = forward->mixed + (size_t)in_tile * q_width, // (token_count, q_width)
-            .q = q,
-            .q_stride = stride,
-            .rows = segment->token_count,
-            .heads = desc->heads,
-            .kv_heads = desc->kv_heads,
-            .head_dim = desc->head_dim,
-            .first_pos = row->first_pos + (segment->first_token - row->token_first),
-            .scale = 1.0f / sqrtf((float)desc->head_dim),
-            .blocks = step->blocks + row->block_first,
-            .block_size = forward->limits.block_size,
-            .kv = forward->kv + index * forward->layer_block_bytes,
-            .block_stride = forward->slice->layer_count * forward->layer_block_bytes,
-            .scratch = forward->attention_scratch,
-        };
-        kernels->kv_store(&attention, q + q_width, q + q_width + kv_width, stride);
-        kernels->attention(&attention);
-    }
-    multiply(forward, forward->branch, &layer->out, forward->mixed, count); // (count, width)
-    kernels->add(x, forward->branch, (size_t)count * desc->width);
+    uint32_t first = tile->first + rows.first, end = first + rows.count;
+    uint32_t from = (uint32_t)max_u64(segment->first_token, first);
+    uint32_t to = (uint32_t)min_u64(segment->first_token + segment->token_count, end);
+    return (struct forward_segment){.row = segment->row, .first_token = from, .token_count = to > from ? to - from : 0};
 }
 
-/* x (count, width) += down(silu(gate) * up). */
-static void feed_forward_branch(struct forward *forward, uint32_t index, float *x, uint32_t count)
+static struct attention attention_of(const struct tile *tile, uint32_t index, uint32_t part,
+                                     const struct forward_segment *segment)
 {
+    const struct forward *forward = tile->forward;
+    const struct model_desc *desc = forward->desc;
+    const struct row_shm *row = &tile->step->rows[segment->row];
+    uint32_t q_width = desc->heads * desc->head_dim, in_tile = segment->first_token - tile->first;
+    size_t stride = q_width + 2 * desc->kv_heads * desc->head_dim;
+    return (struct attention){
+        .out = forward->mixed + (size_t)in_tile * q_width, // (token_count, q_width)
+        .q = forward->qkv + in_tile * stride,
+        .q_stride = stride,
+        .rows = segment->token_count,
+        .heads = desc->heads,
+        .kv_heads = desc->kv_heads,
+        .head_dim = desc->head_dim,
+        .first_pos = row->first_pos + (segment->first_token - row->token_first),
+        .scale = 1.0f / sqrtf((float)desc->head_dim),
+        .blocks = tile->step->blocks + row->block_first,
+        .block_size = forward->limits.block_size,
+        .kv = forward->kv + index * forward->layer_block_bytes,
+        .block_stride = forward->slice->layer_count * forward->layer_block_bytes,
+        .scratch = forward->attention_scratch[part],
+    };
+}
+
+/* Of one row, the KV heads that belong to this member, with their query heads. */
+static void attend_heads(struct attention *attention, const struct forward *forward, uint32_t part)
+{
+    uint32_t group = attention->heads / attention->kv_heads, first;
+    uint32_t kv_heads = team_share(forward->team, part, attention->kv_heads, 1, &first);
+    check(attention->rows == 1);
+    attention->out += (size_t)first * group * attention->head_dim;
+    attention->q += (size_t)first * group * attention->head_dim;
+    attention->kv += first * kv_block_bytes(1, attention->head_dim, attention->block_size);
+    attention->heads = kv_heads * group;
+    attention->kv_heads = kv_heads;
+    if (kv_heads > 0)
+        forward->kernels->attention(attention);
+}
+
+/* Attention over the tile's segments, into mixed: each member takes its rows, or of every row its heads where there are fewer
+ * rows than members. */
+static void attend(const struct tile *tile, uint32_t index, uint32_t part)
+{
+    const struct forward *forward = tile->forward;
+    bool by_heads = tile->count < team_size(forward->team);
+    struct rows rows = by_heads ? (struct rows){0, tile->count} : rows_of(forward, part, tile->count);
+    for (uint32_t i = 0; i < forward->segment_count; i++) {
+        struct forward_segment segment = segment_in(&forward->segments[i], tile, rows);
+        if (!by_heads) {
+            struct attention attention = attention_of(tile, index, part, &segment);
+            if (segment.token_count > 0)
+                forward->kernels->attention(&attention);
+            continue;
+        }
+        struct forward_segment token = {.row = segment.row, .token_count = 1};
+        for (uint32_t j = 0; j < segment.token_count; j++) {
+            token.first_token = segment.first_token + j;
+            struct attention attention = attention_of(tile, index, part, &token);
+            attend_heads(&attention, forward, part);
+        }
+    }
+}
+
+/* x += attention over the tile's segments; their K and V are stored first. */
+static void attention_branch(const struct tile *tile, uint32_t index, uint32_t part)
+{
+    struct forward *forward = tile->forward;
     const struct kernels *kernels = forward->kernels;
     const struct model_desc *desc = forward->desc;
     const struct model_layer *layer = &forward->slice->layers[index];
+    struct rows own = rows_of(forward, part, tile->count);
+    uint32_t q_width = desc->heads * desc->head_dim, kv_width = desc->kv_heads * desc->head_dim;
+    size_t stride = q_width + 2 * kv_width; // a row of qkv: Q (heads, head_dim) | K (kv_heads, head_dim) | V likewise
+    float *x = tile->x + (size_t)own.first * desc->width;
+    float *qkv = forward->qkv + own.first * stride;
+    const float *cos_sin = forward->cos_sin + (size_t)own.first * desc->head_dim;
 
-    kernels->rms_norm(forward->normed, x, layer->ffn_norm, count, desc->width, desc->norm_eps);
-    multiply(forward, forward->gate_up, &layer->gate_up, forward->normed, count); // (count, 2 * feed_forward)
-    kernels->swiglu(forward->inner, forward->gate_up, count, desc->feed_forward); // (count, feed_forward)
-    multiply(forward, forward->branch, &layer->down, forward->inner, count);      // (count, width)
-    kernels->add(x, forward->branch, (size_t)count * desc->width);
+    kernels->rms_norm(forward->normed + (size_t)own.first * desc->width, x, layer->attn_norm, own.count, desc->width,
+                      desc->norm_eps);
+    multiply(forward, part, forward->qkv, &layer->qkv, forward->normed, tile->count); // (count, stride)
+    kernels->rope(qkv, stride, cos_sin, own.count, desc->heads, desc->head_dim);
+    kernels->rope(qkv + q_width, stride, cos_sin, own.count, desc->kv_heads, desc->head_dim);
+    for (uint32_t i = 0; i < forward->segment_count; i++) {
+        struct forward_segment segment = segment_in(&forward->segments[i], tile, own);
+        struct attention attention = attention_of(tile, index, part, &segment);
+        if (segment.token_count > 0)
+            kernels->kv_store(&attention, attention.q + q_width, attention.q + q_width + kv_width, stride);
+    }
+    team_meet(forward->team);
+    attend(tile, index, part);
+    team_meet(forward->team);
+    multiply(forward, part, forward->branch, &layer->out, forward->mixed, tile->count); // (count, width)
+    kernels->add(x, forward->branch + (size_t)own.first * desc->width, (size_t)own.count * desc->width);
+}
+
+/* x += down(silu(gate) * up). */
+static void feed_forward_branch(const struct tile *tile, uint32_t index, uint32_t part)
+{
+    struct forward *forward = tile->forward;
+    const struct kernels *kernels = forward->kernels;
+    const struct model_desc *desc = forward->desc;
+    const struct model_layer *layer = &forward->slice->layers[index];
+    struct rows own = rows_of(forward, part, tile->count);
+    float *x = tile->x + (size_t)own.first * desc->width;
+
+    kernels->rms_norm(forward->normed + (size_t)own.first * desc->width, x, layer->ffn_norm, own.count, desc->width,
+                      desc->norm_eps);
+    multiply(forward, part, forward->gate_up, &layer->gate_up, forward->normed,
+             tile->count); // (count, 2 * feed_forward)
+    kernels->swiglu(forward->inner + (size_t)own.first * desc->feed_forward,
+                    forward->gate_up + (size_t)own.first * 2 * desc->feed_forward, own.count, desc->feed_forward);
+    multiply(forward, part, forward->branch, &layer->down, forward->inner, tile->count); // (count, width)
+    kernels->add(x, forward->branch + (size_t)own.first * desc->width, (size_t)own.count * desc->width);
+}
+
+/* One member's part of all layers of the slice. */
+static void run_layers(void *context, uint32_t part)
+{
+    const struct tile *tile = context;
+    for (uint32_t index = 0; index < tile->forward->slice->layer_count; index++) {
+        attention_branch(tile, index, part);
+        feed_forward_branch(tile, index, part);
+    }
 }
 
 /* ---- head ---- */
 
-const float *forward_logits(struct forward *forward, const float *residual, uint32_t count)
+struct head {
+    struct forward *forward;
+    const float *residual; // (count, width)
+    uint32_t count;
+};
+
+static void run_head(void *context, uint32_t part)
 {
+    const struct head *head = context;
+    struct forward *forward = head->forward;
     const struct model_desc *desc = forward->desc;
     const struct model_slice *slice = forward->slice;
-    const struct model_product head = {
+    const struct model_product product = {
         .part_count = 1,
         .columns = desc->vocab_size,
         .quantized = slice->head.form == MATRIX_Q4 || slice->head.form == MATRIX_Q8,
         .parts = {slice->head},
     };
+    struct rows own = rows_of(forward, part, head->count);
+    size_t at = (size_t)own.first * desc->width;
+    forward->kernels->rms_norm(forward->normed + at, head->residual + at, slice->output_norm, own.count, desc->width,
+                               desc->norm_eps);
+    multiply(forward, part, forward->logits, &product, forward->normed, head->count); // (count, vocab_size)
+}
+
+const float *forward_logits(struct forward *forward, const float *residual, uint32_t count)
+{
     check(count <= FORWARD_HEAD_ROWS);
-    forward->kernels->rms_norm(forward->normed, residual, slice->output_norm, count, desc->width, desc->norm_eps);
-    multiply(forward, forward->logits, &head, forward->normed, count); // (count, vocab_size)
+    team_run(forward->team, run_head, &(struct head){.forward = forward, .residual = residual, .count = count});
     return forward->logits;
 }
 
@@ -288,10 +426,8 @@ void forward_run(struct forward *forward, const struct forward_step *step, const
                 matrix_unpack_row(x + (size_t)i * width, &slice->embedding, step->tokens[first + i]);
         else
             memcpy(x, in + (size_t)first * width, (size_t)count * width * sizeof(float));
-        for (uint32_t index = 0; index < slice->layer_count; index++) {
-            attention_branch(forward, step, index, x, first, count);
-            feed_forward_branch(forward, index, x, count);
-        }
+        team_run(forward->team, run_layers,
+                 &(struct tile){.forward = forward, .step = step, .x = x, .first = first, .count = count});
         if (slice->is_last)
             gather_wanted(forward, step, x, first, results);
     }

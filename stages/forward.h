@@ -10,6 +10,9 @@
  *
  * KV memory: block b of the slice starts at kv + b * forward_block_stride(); in it layer after layer, each laid out as
  * struct attention says.
+ *
+ * A team of threads shares a tile: rows where rows are independent, outputs in products, query heads in the attention of few
+ * rows. Each output is one member's alone and computed as ever, so the bits are the same for a team of any size.
  */
 #ifndef EVENFLOW_FORWARD_H
 #define EVENFLOW_FORWARD_H
@@ -17,6 +20,7 @@
 #include <stdint.h>
 
 #include "ipc/layout.h"
+#include "ipc/team.h"
 #include "kernels/kernels.h"
 #include "stages/model.h"
 #include "stages/sample.h"
@@ -49,6 +53,7 @@ struct forward_wanted {
 
 struct forward {
     const struct kernels *kernels;
+    struct team *team;
     const struct model_desc *desc;
     const struct model_slice *slice;
     struct forward_limits limits;
@@ -56,21 +61,21 @@ struct forward {
     size_t layer_block_bytes; /* one block of one layer */
     struct sampler sampler;   /* last stage */
 
-    float *rope;     /* (positions_max, 2, head_dim / 2) */
-    float *residual; /* (FORWARD_TILE, width): last stage; the others work in the outgoing buffer */
-    float *cos_sin;  /* (FORWARD_TILE, 2, head_dim / 2): of the tile's positions */
-    float *normed;   /* (FORWARD_TILE, width) */
-    float *qkv;      /* (FORWARD_TILE, (heads + 2 * kv_heads) * head_dim) */
-    float *mixed;    /* (FORWARD_TILE, heads * head_dim) */
-    float *gate_up;  /* (FORWARD_TILE, 2 * feed_forward) */
-    float *inner;    /* (FORWARD_TILE, feed_forward) */
-    float *branch;   /* (FORWARD_TILE, width): what is added to the residual */
-    float *attention_scratch;
-    int8_t *quant;        /* (FORWARD_TILE, widest input) */
-    float *quant_scale;   /* (FORWARD_TILE, widest input / KERNEL_GROUP) */
-    float *quant_offset;  /* likewise */
-    float *quant_total;   /* likewise */
-    int32_t *quant_start; /* likewise */
+    float *rope;                        /* (positions_max, 2, head_dim / 2) */
+    float *residual;                    /* (FORWARD_TILE, width): last stage; the others work in the outgoing buffer */
+    float *cos_sin;                     /* (FORWARD_TILE, 2, head_dim / 2): of the tile's positions */
+    float *normed;                      /* (FORWARD_TILE, width) */
+    float *qkv;                         /* (FORWARD_TILE, (heads + 2 * kv_heads) * head_dim) */
+    float *mixed;                       /* (FORWARD_TILE, heads * head_dim) */
+    float *gate_up;                     /* (FORWARD_TILE, 2 * feed_forward) */
+    float *inner;                       /* (FORWARD_TILE, feed_forward) */
+    float *branch;                      /* (FORWARD_TILE, width): what is added to the residual */
+    float *attention_scratch[TEAM_MAX]; /* of each member */
+    int8_t *quant;                      /* (FORWARD_TILE, widest input) */
+    float *quant_scale;                 /* (FORWARD_TILE, widest input / KERNEL_GROUP) */
+    float *quant_offset;                /* likewise */
+    float *quant_total;                 /* likewise */
+    int32_t *quant_start;               /* likewise */
     struct forward_segment segments[FORWARD_TILE];
     uint32_t segment_count;
 
@@ -92,8 +97,10 @@ struct forward_step {
 /* Bytes from one block of the slice to the next. */
 size_t forward_block_stride(const struct model_desc *desc, uint32_t layer_count, uint32_t block_size);
 
-void forward_init(struct forward *forward, const struct kernels *kernels, const struct model_desc *desc,
-                  const struct model_slice *slice, const struct forward_limits *limits, uint8_t *kv);
+/* The team stays the caller's; its threads have called kernels_thread_init(). NULL: alone. */
+void forward_init(struct forward *forward, const struct kernels *kernels, struct team *team,
+                  const struct model_desc *desc, const struct model_slice *slice, const struct forward_limits *limits,
+                  uint8_t *kv);
 
 /* Gives the scratch back. For tests and tools. */
 void forward_free(struct forward *forward);

@@ -12,7 +12,7 @@
 #include "ipc/log.h"
 #include "stages/stage.h"
 
-/* Stage i on the i-th core that this process may use. */
+/* The calling thread on the index-th core that this process may use. */
 static void pin(uint32_t index)
 {
     cpu_set_t allowed, one;
@@ -35,17 +35,29 @@ static int fail(const struct err *err)
     return 1;
 }
 
+/* Each thread of a stage has a core of its own, where there are enough. */
+static void start_thread(void *context, uint32_t part)
+{
+    const struct arena *arena = context;
+    if (arena->plan->pin)
+        pin(arena->index * arena->plan->threads_per_stage + part);
+    kernels_thread_init();
+}
+
 static int open_model(struct stage *stage, struct arena *arena, struct err *err)
 {
     const struct kernels *kernels = kernels_pick(arena->plan->isa);
     if (kernels == NULL)
         return err_set(err, -ENOTSUP, "instruction path \"%s\" is not one of this processor", arena->plan->isa);
-    kernels_thread_init();
+    struct team *team;
+    if (team_open(&team, arena->plan->threads_per_stage, start_thread, arena, err) < 0)
+        return -EAGAIN;
+    start_thread(arena, 0); /* behind the others: they would inherit its core */
     struct gguf *gguf;
     int ret = gguf_open_fd(&gguf, arena->model, arena->plan->model_path, err);
     if (ret < 0)
         return ret;
-    ret = stage_init(stage, arena, kernels, gguf, err);
+    ret = stage_init(stage, arena, kernels, team, gguf, err);
     gguf_close(gguf);
     close(arena->model);
     return ret;
@@ -55,7 +67,7 @@ static int open_timed(struct stage *stage, struct arena *arena, struct err *err)
 {
     prctl(PR_SET_TIMERSLACK, 1); /* nanosecond: sleep until the moment, not until it suits others too */
     close(arena->model);
-    return stage_init(stage, arena, NULL, NULL, err);
+    return stage_init(stage, arena, NULL, NULL, NULL, err);
 }
 
 int main(int argc, char **argv)
@@ -74,8 +86,6 @@ int main(int argc, char **argv)
     snprintf(name, sizeof(name), "evenflow-stage[%u]", arena.index);
     log_open(name, (enum log_level)arena.plan->log_level);
 
-    if (arena.plan->pin)
-        pin(arena.index);
     int ret =
         arena.plan->backend == BACKEND_TIMED ? open_timed(&stage, &arena, &err) : open_model(&stage, &arena, &err);
     if (ret < 0)

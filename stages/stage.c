@@ -58,8 +58,8 @@ static int load_weights(struct stage *stage, struct arena *arena, const struct g
 }
 
 /* What computes: the slice of the model that the plan gives to this stage. */
-static int open_model(struct stage *stage, struct arena *arena, const struct kernels *kernels, const struct gguf *gguf,
-                      struct err *err)
+static int open_model(struct stage *stage, struct arena *arena, const struct kernels *kernels, struct team *team,
+                      const struct gguf *gguf, struct err *err)
 {
     const struct plan *plan = arena->plan;
     int ret = model_describe(&stage->desc, gguf, err);
@@ -73,13 +73,13 @@ static int open_model(struct stage *stage, struct arena *arena, const struct ker
     model_bind(&stage->slice, &stage->desc, slice->first_layer, slice->layer_count,
                arena->regions[REGION_WEIGHTS + stage->index]);
     const struct forward_limits limits = {.positions_max = plan->max_model_len, .block_size = plan->block_size};
-    forward_init(&stage->forward, kernels, &stage->desc, &stage->slice, &limits,
+    forward_init(&stage->forward, kernels, team, &stage->desc, &stage->slice, &limits,
                  arena->regions[REGION_KV + stage->index]);
     return 0;
 }
 
-int stage_init(struct stage *stage, struct arena *arena, const struct kernels *kernels, const struct gguf *gguf,
-               struct err *err)
+int stage_init(struct stage *stage, struct arena *arena, const struct kernels *kernels, struct team *team,
+               const struct gguf *gguf, struct err *err)
 {
     const struct plan *plan = arena->plan;
     const struct layout *layout = &arena->layout;
@@ -87,7 +87,7 @@ int stage_init(struct stage *stage, struct arena *arena, const struct kernels *k
                             .index = arena->index,
                             .is_timed = plan->backend == BACKEND_TIMED,
                             .is_last = arena->index + 1 == plan->stage_count};
-    int ret = stage->is_timed ? 0 : open_model(stage, arena, kernels, gguf, err);
+    int ret = stage->is_timed ? 0 : open_model(stage, arena, kernels, team, gguf, err);
     if (ret < 0)
         return ret;
     timed_init(&stage->timed, plan, stage->index);

@@ -53,8 +53,8 @@ struct stage {
 /* Takes all memory. A stage that computes checks the model against the plan; when arena->weights is a descriptor, the
  * weights are packed into their region, which is then sealed against writing and mapped read-only; else they are there
  * already. The file may be closed afterwards. A timed stage looks at neither kernels nor file. 0, or -errno with err. */
-int stage_init(struct stage *stage, struct arena *arena, const struct kernels *kernels, const struct gguf *gguf,
-               struct err *err);
+int stage_init(struct stage *stage, struct arena *arena, const struct kernels *kernels, struct team *team,
+               const struct gguf *gguf, struct err *err);
 
 /* One step, if there is one: 1 when it computed, 0 when there is nothing to do, -errno when a record or a message is
  * not what it can be (logged). */

@@ -21,6 +21,7 @@ static inline struct plan plan_for_tests(void)
                         .context_length = 512,
                         .stage_count = 2,
                         .window = 2,
+                        .threads_per_stage = 1,
                         .slices = {{.first_layer = 0, .layer_count = 2, .weights_bytes = 4096},
                                    {.first_layer = 2, .layer_count = 2, .weights_bytes = 4096}},
                         .max_model_len = 512,

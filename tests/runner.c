@@ -4,11 +4,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+static void start_thread(void *context, uint32_t part)
+{
+    (void)context;
+    (void)part;
+    kernels_thread_init();
+}
+
 void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa, uint32_t stage_count,
-                 uint32_t block_size)
+                 uint32_t block_size, uint32_t threads)
 {
     struct err err = {0};
     *runner = (struct runner){.kernels = kernels_pick(isa), .stage_count = stage_count, .block_size = block_size};
+    cr_assert_eq(team_open(&runner->team, threads, start_thread, NULL, &err), 0, "%s", err.text);
     cr_assert_not_null(runner->kernels);
     kernels_thread_init();
     cr_assert_eq(model_describe(&runner->desc, gguf, &err), 0, "%s", err.text);
@@ -27,7 +35,8 @@ void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa
         cr_assert_not_null(runner->kv[i]);
         runner->activations[i] = base_alloc(RUNNER_STEP_MAX * runner->desc.width * sizeof(float));
         const struct forward_limits limits = {.positions_max = RUNNER_TOKENS_MAX, .block_size = block_size};
-        forward_init(&runner->stages[i], runner->kernels, &runner->desc, &runner->slices[i], &limits, runner->kv[i]);
+        forward_init(&runner->stages[i], runner->kernels, runner->team, &runner->desc, &runner->slices[i], &limits,
+                     runner->kv[i]);
         first += count;
     }
     runner->results = base_alloc(RUNNER_STEP_MAX * sizeof(*runner->results));
@@ -47,6 +56,7 @@ void runner_close(struct runner *runner)
         free(runner->kv[i]);
         free(runner->activations[i]);
     }
+    team_close(runner->team);
     free(runner->results);
     free(runner->blocks);
 }

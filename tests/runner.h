@@ -11,6 +11,7 @@
 
 struct runner {
     const struct kernels *kernels;
+    struct team *team;
     struct model_desc desc;
     uint32_t stage_count;
     uint32_t block_size;
@@ -34,9 +35,10 @@ struct runner_request {
     uint32_t result_count;
 };
 
-/* isa NULL: the best. Layers are spread evenly over the stages. Fails the test if it cannot. */
+/* isa NULL: the best. Layers are spread evenly over the stages, which share a team of so many threads. Fails the test if it
+ * cannot. */
 void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa, uint32_t stage_count,
-                 uint32_t block_size);
+                 uint32_t block_size, uint32_t threads);
 void runner_close(struct runner *runner);
 
 /* All requests together, prompts in chunks of `chunk` tokens; request i joins `stagger` steps after request i - 1. */

@@ -1,5 +1,5 @@
 /* test_exact.c - the second promise: the same bits, whatever shares a step, however prompts are cut, whatever the
- * number of stages and the block size, after a preemption too. On the real model, through real processes. */
+ * number of stages, threads and the block size, after a preemption too. On the real model, through real processes. */
 #include <criterion/criterion.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -83,7 +83,9 @@ Test(exact, same_bits_whatever_the_batch_the_chunks_the_stages_and_the_blocks, .
     } runs[] = {
         {"-p 2", 32, false, true},
         {"-p 2 --split 7,23 --max-num-batched-tokens 16 --max-num-seqs 16", 32, false, true},
-        {"-p 1 --max-num-batched-tokens 8192 --no-enable-chunked-prefill --no-enable-prefix-caching", 64, false, false},
+        {"-p 1 --threads-per-stage 2 --max-num-batched-tokens 8192 --no-enable-chunked-prefill "
+         "--no-enable-prefix-caching",
+         64, false, false},
         {"-p 2 --num-blocks 96 --max-num-seqs 32", 32, true, true},
         {"-p 3 --block-size 8 --max-num-batched-tokens 37 --max-num-seqs 32", 20, false, true},
         {"-p 5 --block-size 64 --num-blocks 40 --window 7 --no-enable-prefix-caching", 32, true, false},

@@ -41,11 +41,11 @@ static uint32_t differing(const struct runner_request *a, const struct runner_re
 }
 
 static struct runner_request *tiny_run(const struct tiny_model *tiny, uint32_t stages, uint32_t block_size,
-                                       uint32_t chunk, uint32_t stagger)
+                                       uint32_t chunk, uint32_t stagger, uint32_t threads)
 {
     struct gguf *gguf = tiny_model_open(tiny);
     struct runner *runner = calloc(1, sizeof(*runner));
-    runner_open(runner, gguf, NULL, stages, block_size);
+    runner_open(runner, gguf, NULL, stages, block_size, threads);
     struct runner_request *requests = tiny_requests(tiny);
     runner_run(runner, requests, TINY_REQUESTS, chunk, stagger);
     runner_close(runner);
@@ -78,20 +78,22 @@ static struct tiny_model tiny_variants(uint32_t variant)
     return tiny;
 }
 
-Test(forward, bits_do_not_depend_on_chunks_company_slices_or_blocks)
+Test(forward, bits_do_not_depend_on_chunks_company_slices_blocks_or_threads)
 {
     static const struct {
-        uint32_t stages, block_size, chunk, stagger;
-    } cases[] = {{1, 16, 1, 0}, {1, 16, 7, 1},  {1, 16, 32, 5},  {2, 16, 200, 0},  {3, 16, 7, 0},
-                 {3, 8, 13, 2}, {1, 32, 64, 1}, {2, 64, 200, 0}, {1, 16, 200, 100} /* one after the other */};
+        uint32_t stages, block_size, chunk, stagger, threads;
+    } cases[] = {
+        {1, 16, 1, 0, 1},    {1, 16, 7, 1, 1},  {1, 16, 32, 5, 2},  {2, 16, 200, 0, 1},   {3, 16, 7, 0, 3},
+        {3, 8, 13, 2, 1},    {1, 32, 64, 1, 4}, {2, 64, 200, 0, 2}, {1, 16, 200, 100, 1}, /* one after the other */
+        {1, 16, 200, 100, 2}};
     for (uint32_t variant = 0; variant < 3; variant++) {
         struct tiny_model tiny = tiny_variants(variant);
-        struct runner_request *expected = tiny_run(&tiny, 1, 16, 200, 0);
+        struct runner_request *expected = tiny_run(&tiny, 1, 16, 200, 0, 1);
         for (uint32_t i = 0; i < TINY_REQUESTS; i++)
             cr_assert_eq(expected[i].result_count, TINY_GENERATE);
         for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
-            struct runner_request *got =
-                tiny_run(&tiny, cases[i].stages, cases[i].block_size, cases[i].chunk, cases[i].stagger);
+            struct runner_request *got = tiny_run(&tiny, cases[i].stages, cases[i].block_size, cases[i].chunk,
+                                                  cases[i].stagger, cases[i].threads);
             cr_expect_eq(differing(expected, got, TINY_REQUESTS), 0, "variant %u, case %zu", variant, i);
             free(got);
         }
@@ -102,9 +104,9 @@ Test(forward, bits_do_not_depend_on_chunks_company_slices_or_blocks)
 Test(forward, a_flipped_weight_bit_changes_every_hash)
 {
     struct tiny_model tiny = tiny_model();
-    struct runner_request *expected = tiny_run(&tiny, 1, 16, 32, 0);
+    struct runner_request *expected = tiny_run(&tiny, 1, 16, 32, 0, 1);
     tiny.flipped_tensor = "blk.0.attn_v.weight";
-    struct runner_request *got = tiny_run(&tiny, 1, 16, 32, 0);
+    struct runner_request *got = tiny_run(&tiny, 1, 16, 32, 0, 1);
     for (uint32_t i = 0; i < TINY_REQUESTS; i++)
         for (uint32_t j = 0; j < TINY_GENERATE; j++)
             cr_expect_neq(expected[i].results[j].logits_hash, got[i].results[j].logits_hash);
@@ -256,7 +258,7 @@ static double tiny_difference(const struct tiny_model *tiny)
 {
     struct gguf *gguf = tiny_model_open(tiny);
     struct runner *runner = calloc(1, sizeof(*runner));
-    runner_open(runner, gguf, NULL, 2, 16);
+    runner_open(runner, gguf, NULL, 2, 16, 1);
     struct runner_request *requests = tiny_requests(tiny);
     requests[0].is_score = true;
     requests[0].generate = 0;
@@ -326,7 +328,7 @@ Test(forward, losses_of_a_page_are_those_of_a_float64_pass, .timeout = 300)
     struct runner *runner = calloc(1, sizeof(*runner));
     struct runner_request *page = calloc(1, sizeof(*page));
     static double nll[RUNNER_TOKENS_MAX];
-    runner_open(runner, gguf, NULL, 1, 32);
+    runner_open(runner, gguf, NULL, 1, 32, 1);
     page->prompt_count = read_page(page->tokens, nll);
     page->is_score = true;
     runner_run(runner, page, 1, 256, 0);
@@ -353,14 +355,14 @@ Test(forward, losses_of_a_page_are_those_of_a_float64_pass, .timeout = 300)
 #define REAL_GENERATE 12u
 
 static struct runner_request *real_run(const struct gguf *gguf, uint32_t stages, uint32_t block_size, uint32_t chunk,
-                                       uint32_t stagger)
+                                       uint32_t stagger, uint32_t threads)
 {
     static double nll[RUNNER_TOKENS_MAX];
     uint32_t page[RUNNER_TOKENS_MAX];
     read_page(page, nll);
     struct runner *runner = calloc(1, sizeof(*runner));
     struct runner_request *requests = calloc(REAL_REQUESTS, sizeof(*requests));
-    runner_open(runner, gguf, NULL, stages, block_size);
+    runner_open(runner, gguf, NULL, stages, block_size, threads);
     for (uint32_t i = 0; i < REAL_REQUESTS; i++) {
         requests[i].prompt_count = REAL_PROMPT + 5 * i;
         requests[i].generate = REAL_GENERATE;
@@ -372,16 +374,16 @@ static struct runner_request *real_run(const struct gguf *gguf, uint32_t stages,
     return requests;
 }
 
-Test(forward, bits_of_the_real_model_do_not_depend_on_chunks_company_slices_or_blocks, .timeout = 300)
+Test(forward, bits_of_the_real_model_do_not_depend_on_chunks_company_slices_blocks_or_threads, .timeout = 300)
 {
     static const struct {
-        uint32_t stages, block_size, chunk, stagger;
-    } cases[] = {{1, 16, 1, 0}, {2, 32, 7, 1}, {3, 8, 32, 0}, {5, 64, 200, 60} /* one after the other */};
+        uint32_t stages, block_size, chunk, stagger, threads;
+    } cases[] = {{1, 16, 1, 0, 2}, {2, 32, 7, 1, 1}, {3, 8, 32, 0, 3}, {5, 64, 200, 60, 1} /* one after the other */};
     struct gguf *gguf = real_model();
-    struct runner_request *expected = real_run(gguf, 1, 32, 200, 0);
+    struct runner_request *expected = real_run(gguf, 1, 32, 200, 0, 1);
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
         struct runner_request *got =
-            real_run(gguf, cases[i].stages, cases[i].block_size, cases[i].chunk, cases[i].stagger);
+            real_run(gguf, cases[i].stages, cases[i].block_size, cases[i].chunk, cases[i].stagger, cases[i].threads);
         cr_expect_eq(differing(expected, got, REAL_REQUESTS), 0, "case %zu", i);
         free(got);
     }

@@ -23,7 +23,8 @@ static void start_stage(uint32_t index)
     stage_arena[index].role = ROLE_STAGE;
     stage_arena[index].index = index;
     stages[index] = calloc(1, sizeof(*stages[index]));
-    cr_assert_eq(stage_init(stages[index], &stage_arena[index], kernels_pick("ref"), gguf, &err), 0, "%s", err.text);
+    cr_assert_eq(stage_init(stages[index], &stage_arena[index], kernels_pick("ref"), NULL, gguf, &err), 0, "%s",
+                 err.text);
 }
 
 static void setup(void)

@@ -14,6 +14,12 @@ struct board {
     pthread_t seen[PARTS];
 };
 
+static void nothing(void *context, uint32_t part)
+{
+    (void)context;
+    (void)part;
+}
+
 /* In every round each member writes the number of the round; behind the meeting everybody must see everybody's. */
 static void write_and_look(void *context, uint32_t part)
 {
@@ -34,7 +40,7 @@ Test(team, members_see_at_a_meeting_what_the_others_wrote_before)
 {
     for (uint32_t size = 1; size <= PARTS; size++) {
         struct board board = {0};
-        cr_assert_eq(team_open(&board.team, size, NULL, NULL), 0);
+        cr_assert_eq(team_open(&board.team, size, nothing, NULL, NULL), 0);
         for (int run = 0; run < 3; run++)
             team_run(board.team, write_and_look, &board);
         cr_expect_eq(board.faults, 0u);
@@ -47,23 +53,17 @@ Test(team, members_see_at_a_meeting_what_the_others_wrote_before)
     }
 }
 
-static uint32_t started[PARTS];
-
-static void note_start(uint32_t part)
+static void note(void *context, uint32_t part)
 {
+    uint32_t *started = context;
     started[part]++;
-}
-
-static void nothing(void *context, uint32_t part)
-{
-    (void)context;
-    (void)part;
 }
 
 Test(team, every_thread_is_prepared_once_before_its_first_work)
 {
     struct team *team;
-    cr_assert_eq(team_open(&team, PARTS, note_start, NULL), 0);
+    uint32_t started[PARTS] = {0};
+    cr_assert_eq(team_open(&team, PARTS, note, started, NULL), 0);
     team_run(team, nothing, NULL);
     team_run(team, nothing, NULL);
     for (uint32_t part = 1; part < PARTS; part++)
@@ -76,7 +76,7 @@ Test(team, shares_cover_everything_once_in_order_and_in_whole_units)
 {
     for (uint32_t size = 1; size <= PARTS; size++) {
         struct team *team;
-        cr_assert_eq(team_open(&team, size, NULL, NULL), 0);
+        cr_assert_eq(team_open(&team, size, nothing, NULL, NULL), 0);
         for (uint32_t count = 0; count < 200; count++)
             for (uint32_t unit = 1; unit <= 16; unit *= 4) {
                 uint32_t next = 0;

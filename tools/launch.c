@@ -127,8 +127,10 @@ static int plan_window(struct plan *plan, const struct config *config, struct er
     }
     uint32_t cores = core_count();
     bool is_timed = plan->backend == BACKEND_TIMED; /* stages that sleep */
-    plan->spin_ns = is_timed || ROLE_STAGE + plan->stage_count > cores ? 0 : 5000;
-    plan->pin = !is_timed && cores >= plan->stage_count;
+    plan->threads_per_stage = (uint32_t)config->threads_per_stage;
+    uint32_t threads = plan->stage_count * plan->threads_per_stage;
+    plan->spin_ns = is_timed || ROLE_STAGE + threads > cores ? 0 : 5000;
+    plan->pin = !is_timed && cores >= threads;
     return 0;
 }
 

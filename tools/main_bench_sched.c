@@ -38,6 +38,7 @@ static void measure(uint32_t waiting)
                         .head_dim = 1,
                         .vocab_size = 50000,
                         .stage_count = 1,
+                        .threads_per_stage = 1,
                         .window = 1,
                         .slices = {{.layer_count = 1}},
                         .max_model_len = 1024,
