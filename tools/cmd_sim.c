@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,10 +14,16 @@
 #include "tools/pipeline.h"
 #include "tools/replay.h"
 #include "tools/sim.h"
+#include "tools/workload.h"
+
+#define POLICIES_MAX 8u
 
 struct values {
     char policy[OPTION_TEXT_MAX];
     char pipeline[OPTION_TEXT_MAX];
+    char workload[OPTION_TEXT_MAX], trace[OPTION_TEXT_MAX], rate[OPTION_TEXT_MAX], write_scenario[OPTION_TEXT_MAX];
+    uint64_t seed, num_prompts;
+    bool list_workloads;
     char steps[OPTION_TEXT_MAX];
     char replay[OPTION_TEXT_MAX];
     bool json;
@@ -32,10 +39,21 @@ struct values {
 #define AT(field) offsetof(struct values, field)
 
 static const struct option_spec specs[] = {
-    {"policy", NULL, 0, OPTION_TEXT, AT(policy), "even", 0, 0, "NAME", "Scheduling policy: " POLICY_NAMES_SIMULATED},
+    {"policy", NULL, 0, OPTION_TEXT, AT(policy), "even", 0, 0, "NAME[,NAME]",
+     "Scheduling policy: " POLICY_NAMES_SIMULATED "; several are run one after the other"},
     {"pipeline", NULL, 0, OPTION_TEXT, AT(pipeline), NULL, 0, 0, "FILE",
      "Time is this described pipeline's; without it one engine step after the other"},
     {"steps", NULL, 0, OPTION_TEXT, AT(steps), NULL, 0, 0, "FILE", "Writes one line per step; - is standard output"},
+    {"workload", NULL, 0, OPTION_TEXT, AT(workload), NULL, 0, 0, "NAME", "Makes the scenario up: see --list-workloads"},
+    {"list-workloads", NULL, 0, OPTION_FLAG, AT(list_workloads), NULL, 0, 0, "", "Lists the workloads and stops"},
+    {"seed", NULL, 0, OPTION_NUMBER, AT(seed), "1", 0, 1e15, "N", "Of the workload: the same gives the same requests"},
+    {"num-prompts", NULL, 0, OPTION_NUMBER, AT(num_prompts), "0", 0, 100000, "N",
+     "Requests of the workload; 0: as many as it has of itself"},
+    {"rate", NULL, 0, OPTION_TEXT, AT(rate), NULL, 0, 0, "R|inf",
+     "Requests a second of the workload or trace, instead of its own; inf: all at once"},
+    {"trace", NULL, 0, OPTION_TEXT, AT(trace), NULL, 0, 0, "FILE",
+     "Makes the scenario from a CSV file: arrival_s,prompt_tokens,output_tokens"},
+    {"write-scenario", NULL, 0, OPTION_TEXT, AT(write_scenario), NULL, 0, 0, "FILE", "Keeps the scenario that was run"},
     {"replay", NULL, 0, OPTION_TEXT, AT(replay), NULL, 0, 0, "FILE",
      "Plans again from what serve --record wrote, and says whether every step is the same"},
     {"json", NULL, 0, OPTION_FLAG, AT(json), NULL, 0, 0, "", "Prints the summary as JSON"},
@@ -125,15 +143,10 @@ static void print_value(const char *key, json_t *value)
     free(text);
 }
 
-static void print_summary(json_t *summary, bool is_json)
+static void print_summary(json_t *summary)
 {
     const char *key;
     json_t *value;
-    if (is_json) {
-        json_dumpf(summary, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
-        putchar('\n');
-        return;
-    }
     json_object_foreach(summary, key, value)
         print_value(key, value);
 }
@@ -163,65 +176,160 @@ static int run_replay(const char *path, bool is_json)
     return 0;
 }
 
-/* One policy on one scenario. */
-static int run_policy(json_t *root, const char *path, const struct policy *policy, const struct timing *timing,
-                      const struct values *values, FILE *steps)
+/* ---- input ---- */
+
+/* "0": the workload's own. NAN: no such number. */
+static double read_rate(const char *text)
 {
-    static struct sim sim;
+    char *end;
+    double rate = strtod(text, &end);
+    return text[0] == '\0' ? 0 : *end == '\0' && rate > 0 ? rate : NAN;
+}
+
+/* The scenario from where the user says; NULL: what was wrong is said. */
+static json_t *load_scenario(const struct values *values, const char *path, int *status)
+{
+    double rate = read_rate(values->rate);
     struct err err;
-    sim = (struct sim){.out = steps};
-    if (sim_open(&sim, root, policy, timing, &err) != 0) {
-        err_prefix(&err, -EINVAL, "%s", path);
-        return command_fail(1, "sim", err.text);
+    json_error_t problem;
+    json_t *root;
+    *status = 2;
+    if (isnan(rate)) {
+        command_fail(2, "sim", "--rate: must be a number above 0, or inf");
+        return NULL;
     }
-    if (timing != NULL)
-        sim_run_clock(&sim);
-    else
-        sim_run_ticks(&sim);
-    json_t *summary = timing != NULL ? sim_summary(&sim) : summary_of_ticks(&sim);
-    print_summary(summary, values->json);
-    json_decref(summary);
-    sim_close(&sim);
+    if (values->workload[0] != '\0')
+        root = workload_generate(values->workload, values->seed, rate, (uint32_t)values->num_prompts, &err);
+    else if (values->trace[0] != '\0')
+        root = workload_read_trace(values->trace, rate, &err);
+    else if ((root = json_load_file(path, 0, &problem)) == NULL)
+        err_set(&err, -EINVAL, "%s: line %d: %s", path, problem.line, problem.text);
+    if (root == NULL)
+        *status = command_fail(values->workload[0] != '\0' ? 2 : 1, "sim", err.text);
+    else if (override_config(root, values) == 0)
+        return root;
+    json_decref(root);
+    return NULL;
+}
+
+static int find_policies(const char *names, const struct policy **policies, uint32_t *count)
+{
+    char text[OPTION_TEXT_MAX], *rest = text;
+    snprintf(text, sizeof(text), "%s", names);
+    *count = 0;
+    for (char *name; (name = strsep(&rest, ",")) != NULL;) {
+        const struct policy *policy = policy_find(name);
+        if (policy == NULL || *count == POLICIES_MAX)
+            return command_fail(2, "sim", "--policy: one or several of: " POLICY_NAMES_SIMULATED);
+        policies[(*count)++] = policy;
+    }
+    return 0;
+}
+
+/* ---- running ---- */
+
+static int run_policies(struct sim *sims, json_t *root, const char *name, const struct policy *const *policies,
+                        uint32_t count, const struct timing *timing, FILE *steps)
+{
+    struct err err;
+    for (uint32_t i = 0; i < count; i++) {
+        sims[i].out = steps;
+        if (sim_open(&sims[i], root, policies[i], timing, &err) != 0) {
+            err_prefix(&err, -EINVAL, "%s", name);
+            return command_fail(1, "sim", err.text);
+        }
+        if (timing != NULL)
+            sim_run_clock(&sims[i]);
+        else
+            sim_run_ticks(&sims[i]);
+    }
+    return 0;
+}
+
+static void print_summaries(const struct sim *sims, uint32_t count, bool has_clock, bool is_json)
+{
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < count; i++)
+        json_array_append_new(list, has_clock ? sim_summary(&sims[i]) : summary_of_ticks(&sims[i]));
+    if (is_json) {
+        json_dumpf(count > 1 ? list : json_array_get(list, 0), stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
+        putchar('\n');
+    } else {
+        for (uint32_t i = 0; i < count; i++)
+            print_summary(json_array_get(list, i));
+    }
+    json_decref(list);
+}
+
+static int write_scenario(json_t *root, const char *path)
+{
+    if (path[0] != '\0' && json_dump_file(root, path, JSON_COMPACT) != 0)
+        return command_fail(1, "sim", "--write-scenario: cannot write the file");
+    return 0;
+}
+
+static int simulate(const struct values *values, json_t *root, const char *name)
+{
+    static struct sim sims[POLICIES_MAX];
+    const struct policy *policies[POLICIES_MAX];
+    bool has_clock = values->pipeline[0] != '\0', has_steps = values->steps[0] != '\0';
+    struct timing timing;
+    uint32_t count;
+    struct err err;
+    FILE *steps = NULL;
+    if (find_policies(values->policy, policies, &count) != 0)
+        return 2;
+    if (has_steps && count > 1)
+        return command_fail(2, "sim", "--steps: writes the steps of one policy");
+    if (has_clock && pipeline_read(&timing, values->pipeline, &err) != 0)
+        return command_fail(1, "sim", err.text);
+    if (write_scenario(root, values->write_scenario) != 0)
+        return 1;
+    if (has_steps)
+        steps = strcmp(values->steps, "-") == 0 ? stdout : fopen(values->steps, "we");
+    if (has_steps && steps == NULL)
+        return command_fail(1, "sim", "--steps: cannot create the file");
+    int status = run_policies(sims, root, name, policies, count, has_clock ? &timing : NULL, steps);
+    if (steps != NULL && steps != stdout && fclose(steps) != 0)
+        return command_fail(1, "sim", "--steps: cannot write the file");
+    if (status != 0)
+        return status;
+    print_summaries(sims, count, has_clock, values->json);
+    for (uint32_t i = 0; i < count; i++)
+        sim_close(&sims[i]);
     return 0;
 }
 
 static int run(const void *pointer, char **positional, int positional_count)
 {
     const struct values *values = pointer;
-    const struct policy *policy = policy_find(values->policy);
-    struct timing timing;
-    struct err err;
-    json_error_t problem;
-    FILE *steps = NULL;
-    if ((values->replay[0] != '\0') == (positional_count == 1))
-        return command_fail(2, "sim", "give either SCENARIO.json or --replay FILE; see evenflow sim --help");
+    int sources =
+            positional_count + (values->workload[0] != '\0') + (values->trace[0] != '\0') + (values->replay[0] != '\0'),
+        status;
+    if (values->list_workloads) {
+        workload_print_list(stdout);
+        return 0;
+    }
+    if (sources != 1)
+        return command_fail(2, "sim",
+                            "give one of SCENARIO.json, --workload, --trace, --replay; see evenflow sim --help");
     if (values->replay[0] != '\0')
         return run_replay(values->replay, values->json);
-    if (policy == NULL)
-        return command_fail(2, "sim", "--policy: there are: " POLICY_NAMES_SIMULATED);
-    if (values->pipeline[0] != '\0' && pipeline_read(&timing, values->pipeline, &err) != 0)
-        return command_fail(1, "sim", err.text);
-    json_t *root = json_load_file(positional[0], 0, &problem);
-    if (root == NULL) {
-        err_set(&err, -EINVAL, "%s: line %d: %s", positional[0], problem.line, problem.text);
-        return command_fail(1, "sim", err.text);
-    }
-    if (override_config(root, values) != 0)
-        return 2;
-    if (values->steps[0] != '\0')
-        steps = strcmp(values->steps, "-") == 0 ? stdout : fopen(values->steps, "we");
-    if (values->steps[0] != '\0' && steps == NULL)
-        return command_fail(1, "sim", "--steps: cannot create the file");
-    int status = run_policy(root, positional[0], policy, values->pipeline[0] != '\0' ? &timing : NULL, values, steps);
-    if (steps != NULL && steps != stdout && fclose(steps) != 0)
-        return command_fail(1, "sim", "--steps: cannot write the file");
+    const char *name = positional_count == 1         ? positional[0]
+                       : values->workload[0] != '\0' ? values->workload
+                                                     : values->trace;
+    json_t *root = load_scenario(values, name, &status);
+    if (root == NULL)
+        return status;
+    status = simulate(values, root, name);
     json_decref(root);
     return status;
 }
 
 const struct subcommand command_sim = {.name = "sim",
-                                       .usage = "[OPTIONS] SCENARIO.json | --replay FILE",
-                                       .help = "Runs the scheduler alone, step by step, on a scenario",
+                                       .usage =
+                                           "[OPTIONS] SCENARIO.json | --workload NAME | --trace FILE | --replay FILE",
+                                       .help = "Runs the scheduler alone on a scenario, or on a described pipeline",
                                        .options = &table,
                                        .values_bytes = sizeof(struct values),
                                        .positional_max = 1,
