@@ -1,5 +1,7 @@
 #include "engine/lengths.h"
 
+#include "ipc/base.h"
+
 /* Observations that are remembered: older ones count half when there are so many. */
 #define OBSERVATIONS_MAX 2048.0
 /* Fewer at risk in a bucket say nothing. */
@@ -75,4 +77,14 @@ double lengths_survival(const struct lengths *lengths, uint32_t tokens, uint32_t
 {
     double now = survival(lengths, tokens), then = survival(lengths, later);
     return now > 1e-9 ? then / now : 1;
+}
+
+double lengths_mean(const struct lengths *lengths, uint32_t limit)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < LENGTHS_BUCKETS && first_of(i) < limit; i++) {
+        double before = i > 0 ? lengths->alive[i - 1] : 1;
+        sum += (before + lengths->alive[i]) / 2 * (double)(min_u64(first_of(i + 1), limit) - first_of(i));
+    }
+    return sum;
 }

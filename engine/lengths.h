@@ -32,4 +32,7 @@ void lengths_estimate(struct lengths *lengths);
 /* Probability that an answer of `tokens` tokens so far comes to more than `later` tokens. 1 >= result >= 0. */
 double lengths_survival(const struct lengths *lengths, uint32_t tokens, uint32_t later);
 
+/* Tokens of an answer on average, when there are at most so many. */
+double lengths_mean(const struct lengths *lengths, uint32_t limit);
+
 #endif

@@ -26,9 +26,10 @@ struct policy {
     const char *name;
     const char *source; /* where it is described */
     void (*plan)(struct sched *sched);
-    size_t (*state_bytes)(const struct plan *plan);        /* NULL: it has no state; else zeroed memory for it */
-    void (*open)(struct sched *sched);                     /* NULL, or fills the state at start */
-    void (*ended)(struct sched *sched, uint32_t sequence); /* NULL, or told of a sequence that had its last token */
+    size_t (*state_bytes)(const struct plan *plan);          /* NULL: it has no state; else zeroed memory for it */
+    void (*open)(struct sched *sched);                       /* NULL, or fills the state at start */
+    void (*arrived)(struct sched *sched, uint32_t sequence); /* NULL, or told of a new sequence, which waits */
+    void (*ended)(struct sched *sched, uint32_t sequence);   /* NULL, or told of a sequence that had its last token */
     bool chooses_window; /* how many steps are in flight, up to the plan's window, is up to it */
     bool only_simulated; /* for comparison: the engine does not offer it */
 };

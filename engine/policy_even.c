@@ -4,53 +4,54 @@
  * are as many of them as a traversal has room for, and that the KV cache is full but not too full. So, once per step:
  *
  *   1 census    which sequences decode (their next token is ready or in flight), which still have prompt to compute
- *   2 shape     how many slots share the decoding rows, how much prompt a slot carries and whether it does so beside decoding
- *               rows or alone: the shape that gets most work done per time, by the stage-time model
- *   3 decode    a slot's share of the decoding rows by cost, oldest first, rounding carried over
- *   4 prompts   begun ones first, then new ones, for which the forecast of the KV cache has room
- *   5 memory    who finds no block sits out; only when too many do is a sequence preempted, never one in flight
+ *   2 memory    who waits and fits the forecast of the KV cache
+ *   3 pattern   how many slots share the decoding rows, how much prompt a slot carries and whether it does so beside decoding
+ *               rows or alone: the shortest cycle that keeps up with the prompts, or the most work per time
+ *   4 decode    a slot's share of the decoding rows by cost, oldest first, rounding carried over
+ *   5 prompts   begun ones first, then new ones
+ *   6 relief    who finds no block sits out; only when too many do is a sequence preempted, never one in flight
  *
  * docs/scheduling.md derives it. The state here is what is known of the past; losing it costs evenness for a moment, no bits.
  */
 #include <math.h>
 #include <string.h>
 
-#include "engine/lengths.h"
-#include "engine/policy.h"
+#include "engine/forecast.h"
+#include "engine/pattern.h"
+#include "engine/policy_rules.h"
 #include "ipc/journal.h"
 
-#define DEPTH_MAX      64u
-#define HORIZON_POINTS 32u /* moments at which the KV cache is forecast */
-#define AGES           64u
-#define CRUMB          64u /* tokens: fewer of a prompt are not worth a row */
-#define LOOK_AGAIN     8   /* steps */
-#define ADMITTED_MAX   32
-#define TOGETHER       16
+#define AGES         64u
+#define LOOK_AGAIN   8 /* steps */
+#define ADMITTED_MAX 32
+#define LATER        1
 
-/* A way to spread the work over the slots of one cycle, in which every decoding row gets one token. */
-struct pattern {
-    double decode_slots;    /* share the decoding rows; with a fraction, some rows wait for the next slot */
-    uint32_t prompt_slots;  /* carry prompt: the same ones, as far as there are as many, or others */
-    uint32_t prompt_tokens; /* each */
-    bool is_apart;          /* prompt slots carry nothing else */
-    uint32_t in_flight;     /* prompt slots that are under way at a time: their way may be longer than a cycle */
+/* When and for what the pattern in use was chosen. */
+struct choice {
+    struct load load;
+    struct aims aims;
+    struct pattern pattern;
 };
 
 struct even {
     struct timing timing;
     struct lengths lengths;
-    double deficit; /* cost of decoding rows that earlier slots took too few of (positive) or too many */
-    uint64_t last_is_apart;
+    double deficit;       /* cost of decoding rows that earlier slots took too few of (positive) or too many */
     uint64_t *planned_at; /* (sequences_max): step of its last row */
     uint64_t *held_at;    /* (sequences_max): step that passed it over although it was ready */
     bool *is_prompt_slot; /* (window): by step, whether it carries prompt */
     bool *is_decode_slot; /* (window): likewise, decoding rows */
-    uint64_t ended;       /* sequences so far */
+
+    /* what comes and goes */
+    uint64_t arrived, ended; /* sequences so far */
+    double arriving;         /* tokens of prompt per microsecond, of late */
+    uint64_t arriving_at_us; /* when that was so */
 
     /* admission: who waits and fits the forecast, looked at now and then */
+    struct forecast forecast;
     uint32_t admissible;        /* at the front of those that wait */
     uint64_t admissible_tokens; /* their prompts */
-    uint64_t looked_at_step, looked_at_ended;
+    uint64_t looked_at_step, looked_at_changes;
     bool has_more; /* the last look stopped for its limit, not for want of room */
 
     /* of the plan being made */
@@ -59,8 +60,9 @@ struct even {
     uint32_t ready_count, begun_count, decoding;
     double decoding_cost, decoding_context;
     uint64_t begun_tokens;
-    double usage[HORIZON_POINTS], variance[HORIZON_POINTS]; /* forecast of held blocks */
-    uint32_t horizon;                                       /* tokens from now to the last point */
+    uint32_t decode_slots, prompt_slots, alone_slots; /* in flight; alone: with prompt and nothing else */
+    uint32_t stalled;                                 /* rows that found no block */
+    struct choice choice;
 };
 
 static struct even *state_of(const struct sched *sched)
@@ -94,6 +96,24 @@ static void open_even(struct sched *sched)
     even->begun = even->ready + sched->plan->sequences_max;
     even->is_prompt_slot = (bool *)(even->begun + sched->plan->sequences_max);
     even->is_decode_slot = even->is_prompt_slot + sched->plan->window;
+}
+
+/* ---- what comes and goes ---- */
+
+#define ARRIVING_US 5e6 /* what came so long ago counts a third */
+
+static void age_arriving(struct even *even, uint64_t now_us)
+{
+    even->arriving *= exp(-(double)(now_us - even->arriving_at_us) / ARRIVING_US);
+    even->arriving_at_us = now_us;
+}
+
+static void arrived(struct sched *sched, uint32_t sequence)
+{
+    struct even *even = state_of(sched);
+    age_arriving(even, sched->now_us);
+    even->arriving += arena_sequence(sched->arena, sequence)->prompt_tokens / ARRIVING_US;
+    even->arrived++;
 }
 
 static void ended(struct sched *sched, uint32_t sequence)
@@ -162,405 +182,252 @@ static void take_census(struct sched *sched)
     sort_ready(even, sched->next_step, even->begun + even->begun_count);
 }
 
-/* ---- 5: memory ---- */
+/* ---- 2: memory ---- */
 
-/* Adds what a sequence will hold at the points of the horizon: known tokens now, at most `more` to come. */
-static void add_forecast(const struct even *even, const struct sched *sched, uint32_t known, uint32_t generated,
-                         uint32_t more, double *usage, double *variance)
-{
-    uint32_t block_size = sched->plan->block_size, from = 0;
-    for (uint32_t point = 0; point < HORIZON_POINTS && from <= more; point++) {
-        uint32_t to = (uint32_t)((uint64_t)even->horizon * (point + 1) / HORIZON_POINTS);
-        double alive = from == 0 ? 1 : lengths_survival(&even->lengths, generated, generated + from - 1);
-        double blocks = (double)div_up_u64(known + min_u64(to, more), block_size);
-        usage[point] += alive * blocks;
-        variance[point] += alive * (1 - alive) * blocks * blocks;
-        from = to;
-    }
-}
-
-static uint32_t tokens_to_come(const struct sched *sched, uint32_t sequence)
+static struct outlook outlook_of(const struct sched *sched, uint32_t sequence)
 {
     const struct seq *seq = &sched->table.seqs[sequence];
     uint32_t generated = seq->known - arena_sequence(sched->arena, sequence)->prompt_tokens;
-    if (policy_request(sched, sequence)->flags & REQUEST_SCORE)
-        return 0;
-    return seq->log_capacity - generated - 1; /* the last token is never computed */
+    bool is_score = policy_request(sched, sequence)->flags & REQUEST_SCORE;
+    return (struct outlook){.known = seq->known,
+                            .generated = generated,
+                            .more = is_score ? 0 : seq->log_capacity - generated - 1}; /* the last is never computed */
 }
 
-static void forecast(struct sched *sched)
+static void forecast_running(struct sched *sched)
 {
     struct even *even = state_of(sched);
     const struct seq_table *table = &sched->table;
+    uint32_t horizon = 1;
     double held = 0;
-    even->horizon = 1;
     lengths_reset_running(&even->lengths);
     for (uint32_t s = table->running.first; s != SEQ_NONE; s = table->seqs[s].next) {
-        even->horizon = (uint32_t)max_u64(even->horizon, tokens_to_come(sched, s));
-        lengths_running(&even->lengths, table->seqs[s].known - arena_sequence(sched->arena, s)->prompt_tokens);
+        struct outlook outlook = outlook_of(sched, s);
+        horizon = (uint32_t)max_u64(horizon, outlook.more);
+        lengths_running(&even->lengths, outlook.generated);
         held += arena_sequence(sched->arena, s)->block_count;
     }
-    for (uint32_t s = table->waiting.first, i = 0; s != SEQ_NONE && i < 16; s = table->seqs[s].next, i++)
-        even->horizon = (uint32_t)max_u64(even->horizon, tokens_to_come(sched, s));
+    for (uint32_t s = table->waiting.first, i = 0; s != SEQ_NONE && i < ADMITTED_MAX; s = table->seqs[s].next, i++)
+        horizon = (uint32_t)max_u64(horizon, outlook_of(sched, s).more);
     lengths_estimate(&even->lengths);
-    for (uint32_t point = 0; point < HORIZON_POINTS; point++)
-        even->usage[point] = even->variance[point] = 0;
-    for (uint32_t s = table->running.first; s != SEQ_NONE; s = table->seqs[s].next)
-        add_forecast(even, sched, table->seqs[s].known,
-                     table->seqs[s].known - arena_sequence(sched->arena, s)->prompt_tokens, tokens_to_come(sched, s),
-                     even->usage, even->variance);
-    /* Blocks that several hold were counted for each of them. */
-    double shared = held - (double)(sched->plan->num_blocks - policy_free_blocks(sched));
-    for (uint32_t point = 0; point < HORIZON_POINTS && shared > 0; point++)
-        even->usage[point] -= shared * fmin(1, even->usage[point] / fmax(1, even->usage[0]));
+    forecast_begin(&even->forecast, &even->lengths, sched->plan->block_size, horizon);
+    for (uint32_t s = table->running.first; s != SEQ_NONE; s = table->seqs[s].next) {
+        struct outlook outlook = outlook_of(sched, s);
+        forecast_add(&even->forecast, &outlook);
+    }
+    forecast_share(&even->forecast, held - (double)(sched->plan->num_blocks - policy_free_blocks(sched)));
 }
 
-#define CERTAINTY 1.5 /* standard deviations of the forecast that are kept free */
+/* Sequences that are admitted together grow together and end together: then there is room for fewer of them than of
+ * sequences of all ages. So where memory is what limits, some of the room to come is left for later ones. */
+static double share_for_now(const struct sched *sched)
+{
+    const struct even *even = state_of(sched);
+    uint32_t first = sched->table.waiting.first, block_size = sched->plan->block_size;
+    struct outlook outlook = outlook_of(sched, first);
+    double blocks =
+        (double)outlook.known / block_size + lengths_mean(&even->lengths, outlook.more + 1) / 2 / block_size;
+    double all = sched->table.running.count + sched->table.waiting.count;
+    return sched->plan->num_blocks / (blocks + 0.5) < fmin(sched->plan->max_num_seqs, all) ? LATER : 1;
+}
 
-static bool has_room_for(struct sched *sched, uint32_t sequence, const struct policy_hit *hit)
+static bool has_room_for(struct sched *sched, uint32_t sequence, const struct policy_hit *hit, double later)
 {
     struct even *even = state_of(sched);
-    double usage[HORIZON_POINTS], variance[HORIZON_POINTS], room = sched->plan->num_blocks;
-    const struct seq *seq = &sched->table.seqs[sequence];
-    uint32_t prompt = arena_sequence(sched->arena, sequence)->prompt_tokens;
-    memcpy(usage, even->usage, sizeof(usage));
-    memcpy(variance, even->variance, sizeof(variance));
-    add_forecast(even, sched, seq->known, seq->known - prompt, tokens_to_come(sched, sequence), usage, variance);
-    room -= policy_blocks_reserved(sched);
-    room += hit->blocks - hit->free_blocks; /* somebody holds them anyway */
-    for (uint32_t point = 0; point < HORIZON_POINTS; point++)
-        if (usage[point] + CERTAINTY * sqrt(variance[point]) > room)
-            return sched->table.running.count == 0 && even->admissible == 0; /* alone it always fits */
-    memcpy(even->usage, usage, sizeof(usage));
-    memcpy(even->variance, variance, sizeof(variance));
-    return true;
+    struct outlook outlook = outlook_of(sched, sequence);
+    double blocks = (double)sched->plan->num_blocks - policy_blocks_reserved(sched);
+    blocks += hit->blocks - hit->free_blocks; /* somebody holds them anyway */
+    if (sched->table.running.count == 0 && even->admissible == 0)
+        later = 1; /* alone it always fits */
+    return forecast_try(&even->forecast, &outlook, blocks, later) ||
+           (sched->table.running.count == 0 && even->admissible == 0);
 }
 
-/* How many of those that wait may be admitted. Prompts hold everybody up, many at once hardly more than one: so a few are
- * let come together. */
+static bool is_time_to_look(const struct sched *sched)
+{
+    const struct even *even = state_of(sched);
+    if (even->admissible > 0 || sched->table.waiting.count == 0 ||
+        sched->table.running.count == sched->plan->max_num_seqs)
+        return false;
+    return even->arrived + even->ended != even->looked_at_changes || even->has_more || sched->in_flight == 0 ||
+           sched->next_step >= even->looked_at_step + LOOK_AGAIN;
+}
+
+/* How many of those that wait may be admitted. */
 static void look_who_fits(struct sched *sched)
 {
     struct even *even = state_of(sched);
     const struct seq_table *table = &sched->table;
-    uint32_t together = 1 + table->running.count / TOGETHER, eligible = 0;
-    bool is_time = even->ended != even->looked_at_ended || sched->next_step >= even->looked_at_step + LOOK_AGAIN ||
-                   table->running.count == 0 || even->has_more || sched->in_flight == 0;
-    if (even->admissible > 0 || table->waiting.count == 0 || !is_time)
+    if (!is_time_to_look(sched))
         return;
     even->looked_at_step = sched->next_step;
-    even->looked_at_ended = even->ended;
+    even->looked_at_changes = even->arrived + even->ended;
     even->admissible_tokens = 0;
     even->has_more = true; /* unless one is found that does not fit */
-    forecast(sched);
+    forecast_running(sched);
+    double later = share_for_now(sched);
     for (uint32_t s = table->waiting.first; s != SEQ_NONE && even->admissible < ADMITTED_MAX; s = table->seqs[s].next) {
         if (table->seqs[s].in_flight > 0)
             continue;
         struct policy_hit hit = policy_find_prefix(sched, s);
-        eligible++;
-        if (table->running.count + even->admissible >= sched->plan->max_num_seqs || !has_room_for(sched, s, &hit)) {
+        if (table->running.count + even->admissible >= sched->plan->max_num_seqs ||
+            !has_room_for(sched, s, &hit, later)) {
             even->has_more = false;
             break;
         }
         even->admissible++;
         even->admissible_tokens += table->seqs[s].known - hit.tokens;
     }
-    if (even->admissible < together && even->admissible < eligible && sched->in_flight > 0)
-        even->admissible = 0;
     even->has_more = even->has_more && even->admissible == ADMITTED_MAX;
 }
 
-/* Somebody has to go so that others find blocks. Never a sequence in flight, nor one of this step. */
-static void preempt_one(struct sched *sched)
+static bool may_admit(const struct sched *sched)
 {
-    const struct seq_table *table = &sched->table;
-    uint32_t victim = SEQ_NONE;
-    for (uint32_t s = table->running.last; s != SEQ_NONE; s = table->seqs[s].previous) {
-        if (table->seqs[s].in_flight > 0 || policy_has_row(sched, s))
-            continue;
-        if (victim == SEQ_NONE || (sched->plan->uses_priority && seq_comes_before(table, victim, s)))
-            victim = s;
-    }
-    if (victim != SEQ_NONE && table->running.count > 1)
-        policy_preempt(sched, victim);
+    return state_of(sched)->admissible > 0 && sched->preempted_count == 0 &&
+           sched->table.running.count < sched->plan->max_num_seqs;
 }
 
-/* ---- 2: shape ---- */
+/* ---- 3: pattern ---- */
 
-struct load {
-    double rows, context; /* of all decoding rows */
-    double prompt_rows, prompt_past;
-    uint64_t backlog; /* tokens of prompt that could be computed */
-};
+#define PATIENCE_US 2e5 /* in which the prompts that wait shall be computed, where no target says it */
+#define HEADROOM    1.1 /* over what arrives */
+#define CROWD       32u /* so many waiting are too many for any rate to matter: the most that can be */
 
-static struct shape decode_share(const struct load *load, double slots)
-{
-    return (struct shape){.rows = load->rows / slots, .tokens = load->rows / slots, .context = load->context / slots};
-}
-
-static struct shape with_prompt(struct shape shape, const struct load *load, double tokens)
-{
-    shape.rows += 1;
-    shape.tokens += tokens;
-    shape.context += load->prompt_past + tokens;
-    shape.pairs += tokens * (load->prompt_past + tokens / 2);
-    return shape;
-}
-
-/* The longest that one server is busy with so many of the one and so many of the other. */
-static double busiest_us(const struct timing *timing, const struct shape *a, double count_a, const struct shape *b,
-                         double count_b)
-{
-    double most = 0;
-    for (uint64_t i = 0; i < timing->stage_count; i++) {
-        double stage = (count_a > 0 ? count_a * timing_stage_us(&timing->stages[i], a) : 0) +
-                       (count_b > 0 ? count_b * timing_stage_us(&timing->stages[i], b) : 0);
-        most = fmax(most, stage);
-        if (i + 1 < timing->stage_count)
-            most = fmax(most, (count_a > 0 ? count_a * timing_link_us(&timing->links[i], a) : 0) +
-                                  (count_b > 0 ? count_b * timing_link_us(&timing->links[i], b) : 0));
-    }
-    return most;
-}
-
-/* How much longer a slot takes that enters right behind another: nobody overtakes, so a slow one in front holds it up. The
- * longest path through the grid of servers, as in a flow shop of two jobs. */
-static double delay_behind_us(const struct timing *timing, const struct shape *front, const struct shape *behind)
-{
-    double entered = timing_stage_us(&timing->stages[0], front), front_sum = 0, behind_sum = 0, most = 0;
-    for (uint64_t i = 0; i < timing->stage_count; i++) {
-        front_sum += timing_stage_us(&timing->stages[i], front);
-        most = fmax(most, front_sum - behind_sum);
-        behind_sum += timing_stage_us(&timing->stages[i], behind);
-        if (i + 1 == timing->stage_count)
-            break;
-        front_sum += timing_link_us(&timing->links[i], front);
-        most = fmax(most, front_sum - behind_sum);
-        behind_sum += timing_link_us(&timing->links[i], behind);
-    }
-    return fmax(0, most - entered);
-}
-
-/* Time in which every decoding row gets a token and the prompt slots are computed; how many of those are under way. */
-static double cycle_us(const struct timing *timing, const struct load *load, uint32_t depth, struct pattern *p)
-{
-    p->in_flight = p->prompt_slots;
-    struct shape none = {0};
-    if (load->rows == 0) {
-        struct shape prompt = with_prompt(none, load, p->prompt_tokens);
-        return fmax(timing_traversal_us(timing, &prompt), busiest_us(timing, &prompt, p->prompt_slots, &none, 0));
-    }
-    struct shape decode = decode_share(load, p->decode_slots);
-    double latency = timing_traversal_us(timing, &decode);
-    if (p->prompt_slots == 0)
-        return fmax(latency, busiest_us(timing, &decode, p->decode_slots, &none, 0));
-    struct shape apart = with_prompt(none, load, p->prompt_tokens), both = with_prompt(decode, load, p->prompt_tokens);
-    double way = timing_traversal_us(timing, &apart);
-    if (p->is_apart) {
-        latency += delay_behind_us(timing, &apart, &decode);
-        double cycle = fmax(latency, busiest_us(timing, &decode, p->decode_slots, &apart, p->prompt_slots));
-        double room = depth - ceil(p->decode_slots);
-        cycle = fmax(cycle, way * p->prompt_slots / room);
-        p->in_flight = (uint32_t)fmin(room, ceil(way * p->prompt_slots / cycle));
-        return cycle;
-    }
-    double latency_both = timing_traversal_us(timing, &both);
-    if (p->prompt_slots >= p->decode_slots) {
-        double sum = busiest_us(timing, &both, p->decode_slots, &apart, p->prompt_slots - p->decode_slots);
-        if (p->prompt_slots > p->decode_slots)
-            latency_both += delay_behind_us(timing, &apart, &both);
-        return fmax(fmax(latency_both, sum), way * p->prompt_slots / depth);
-    }
-    double sum = busiest_us(timing, &decode, p->decode_slots - p->prompt_slots, &both, p->prompt_slots);
-    double share = (double)p->prompt_slots / p->decode_slots;
-    latency += delay_behind_us(timing, &both, &decode);
-    return share * fmax(latency_both, sum) + (1 - share) * fmax(latency, sum);
-}
-
-static void try_decode_slots(const struct timing *timing, const struct load *load, uint32_t depth, double slots,
-                             double *best, double *best_slots)
-{
-    struct pattern pattern = {.decode_slots = slots};
-    double cycle = cycle_us(timing, load, depth, &pattern);
-    if (cycle < *best * 0.999) {
-        *best = cycle;
-        *best_slots = slots;
-    }
-}
-
-/* Cycle with the best number of slots, for so many rows and no prompt. */
-static double decode_cycle_us(const struct timing *timing, const struct load *load, uint32_t depth, double *slots)
-{
-    double best = INFINITY;
-    for (uint32_t g = 1; g <= depth && g <= fmax(1, load->rows); g++)
-        try_decode_slots(timing, load, depth, g, &best, slots);
-    return best;
-}
-
-static const uint32_t chunk_sizes[] = {16,  32,  48,  64,   80,   96,   128,  160,  192,  256,
-                                       384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384};
-
-struct worth {
-    double row_us, token_us; /* of bottleneck time: what a token of an answer and one of a prompt cost at best */
-};
-
-static struct worth worth_of(const struct sched *sched, const struct load *load, uint32_t depth)
+/* Prompt that could be computed now: of begun sequences, and of those that may be admitted. */
+static struct load load_of(const struct sched *sched)
 {
     const struct even *even = state_of(sched);
-    struct worth worth = {.token_us = INFINITY};
-    struct shape none = {0};
-    for (size_t i = 0; i < ARRAY_COUNT(chunk_sizes) && chunk_sizes[i] <= sched->plan->max_num_batched_tokens; i++) {
-        struct shape prompt = with_prompt(none, load, chunk_sizes[i]);
-        worth.token_us = fmin(worth.token_us, timing_bottleneck_us(&even->timing, &prompt) / chunk_sizes[i]);
-    }
-    /* as many rows as could decode at once */
-    double blocks = (double)(sched->plan->num_blocks - policy_free_blocks(sched)) / fmax(1, sched->table.running.count);
-    double most = fmin(sched->plan->max_num_seqs, load->rows + even->begun_count + sched->table.waiting.count);
-    most = fmax(1, fmax(load->rows, fmin(most, sched->plan->num_blocks / fmax(1, blocks))));
-    struct load full = {.rows = most, .context = most * (load->rows > 0 ? load->context / load->rows : 0)};
-    double slots = 1;
-    worth.row_us = decode_cycle_us(&even->timing, &full, depth, &slots) / most;
-    return worth;
+    struct load load = {.rows = even->decoding, .context = even->decoding_context, .backlog = even->begun_tokens};
+    if (even->begun_count > 0)
+        load.prompt_past = arena_sequence(sched->arena, even->begun[0])->computed;
+    if (may_admit(sched))
+        load.backlog += even->admissible_tokens;
+    return load;
 }
 
-#define CANDIDATES_MAX 1024u
-#define NEARLY_BEST    0.97 /* of the work per time: for so little, a shorter cycle is worth more */
-
-struct candidates {
-    uint32_t count;
-    double best_rate;
-    struct pattern patterns[CANDIDATES_MAX];
-    float rates[CANDIDATES_MAX], cycles[CANDIDATES_MAX];
-};
-
-static void try_pattern(const struct sched *sched, const struct load *load, const struct worth *worth, uint32_t depth,
-                        struct pattern *pattern, struct candidates *candidates)
-{
-    double cycle = cycle_us(&state_of(sched)->timing, load, depth, pattern);
-    double tokens = fmin((double)pattern->prompt_slots * pattern->prompt_tokens, (double)load->backlog);
-    double rate = (load->rows * worth->row_us + tokens * worth->token_us) / cycle;
-    if (candidates->count == CANDIDATES_MAX)
-        return;
-    candidates->patterns[candidates->count] = *pattern;
-    candidates->rates[candidates->count] = (float)rate;
-    candidates->cycles[candidates->count++] = (float)cycle;
-    candidates->best_rate = fmax(candidates->best_rate, rate);
-}
-
-static void try_slots(const struct sched *sched, const struct load *load, const struct worth *worth, double slots,
-                      uint32_t depth, uint32_t tokens, struct candidates *candidates)
-{
-    uint32_t needed = (uint32_t)min_u64(div_up_u64(load->backlog, tokens), depth);
-    uint32_t whole = (uint32_t)ceil(slots);
-    const uint32_t mixed[] = {needed, (uint32_t)min_u64(needed, whole), 1};
-    const uint32_t apart[] = {(uint32_t)min_u64(needed, depth - whole), 2, 1};
-    struct pattern pattern = {.decode_slots = slots, .prompt_tokens = tokens};
-    for (uint32_t i = 0; i < ARRAY_COUNT(mixed) && slots > 0; i++) {
-        pattern.prompt_slots = mixed[i];
-        if (i == 0 || mixed[i] < mixed[i - 1])
-            try_pattern(sched, load, worth, depth, &pattern, candidates);
-    }
-    pattern.is_apart = true;
-    for (uint32_t i = 0; i < ARRAY_COUNT(apart); i++) {
-        pattern.prompt_slots = apart[i];
-        if (apart[i] > 0 && apart[i] <= needed && whole + apart[i] <= depth && (i == 0 || apart[i] < apart[0]))
-            try_pattern(sched, load, worth, depth, &pattern, candidates);
-    }
-}
-
-/* Tokens that a stage computes in the time that it reads its weights: fewer are no faster. */
-static double ridge_tokens(const struct timing *timing)
-{
-    double least = INFINITY;
-    for (uint64_t i = 0; i < timing->stage_count; i++)
-        if (timing->stages[i].token_us > 0)
-            least = fmin(least, timing->stages[i].weights_us / timing->stages[i].token_us);
-    return isinf(least) ? 0 : least;
-}
-
-static struct pattern choose_pattern(const struct sched *sched, const struct load *load, uint32_t depth)
+/* Tokens of prompt per microsecond that keep up with what arrives and serve those that wait in time. */
+static double prompt_rate(struct sched *sched)
 {
     struct even *even = state_of(sched);
-    struct pattern best = {.decode_slots = 1};
-    if (load->rows > 0)
-        decode_cycle_us(&even->timing, load, depth, &best.decode_slots);
-    if (load->backlog == 0)
-        return best;
-    struct worth worth = worth_of(sched, load, depth);
-    struct candidates candidates;
-    candidates.count = 0;
-    candidates.best_rate = 0;
-    uint32_t first = load->rows > 0 ? 1 : 0, last = load->rows > 0 ? (uint32_t)fmin(depth, load->rows) : 0;
-    double ridge = ridge_tokens(&even->timing);
-    for (size_t i = 0; i < ARRAY_COUNT(chunk_sizes); i++) {
-        uint32_t tokens = (uint32_t)min_u64(chunk_sizes[i], sched->plan->max_num_batched_tokens);
-        if (tokens < load->backlog && tokens < ridge / 2 && tokens < sched->plan->max_num_batched_tokens)
-            continue; /* crumbs: the rest would need a slot as well */
-        for (uint32_t slots = first; slots <= last; slots++)
-            try_slots(sched, load, &worth, slots, depth, tokens, &candidates);
-        if (chunk_sizes[i] >= load->backlog || chunk_sizes[i] >= sched->plan->max_num_batched_tokens)
-            break;
+    const struct seq_table *table = &sched->table;
+    double tokens = (double)even->begun_tokens, patience_us = PATIENCE_US, target_us = sched->plan->ttft_slo_ms * 1e3;
+    age_arriving(even, sched->now_us);
+    if (table->waiting.count > CROWD)
+        return INFINITY;
+    for (uint32_t s = table->waiting.first; s != SEQ_NONE; s = table->seqs[s].next)
+        tokens += table->seqs[s].known;
+    if (target_us > 0) {
+        uint32_t oldest = even->begun_count > 0 ? even->begun[0] : table->waiting.first;
+        double age_us = oldest != SEQ_NONE ? (double)(sched->now_us - table->seqs[oldest].arrived_us) : 0;
+        patience_us = fmax(0.05 * target_us, 0.5 * (target_us - age_us));
     }
-    float shortest = INFINITY;
-    for (uint32_t i = 0; i < candidates.count; i++)
-        if (candidates.rates[i] >= NEARLY_BEST * candidates.best_rate && candidates.cycles[i] < shortest) {
-            shortest = candidates.cycles[i];
-            best = candidates.patterns[i];
-        }
-    return best;
+    return HEADROOM * even->arriving + tokens / patience_us;
 }
 
-/* ---- 3: decode ---- */
+/* Decoding rows that there could be: as many as blocks suffice for. */
+static double rows_later(const struct sched *sched)
+{
+    const struct even *even = state_of(sched);
+    double running = sched->table.running.count;
+    double blocks = (double)(sched->plan->num_blocks - policy_free_blocks(sched)) / fmax(1, running);
+    double most = fmin(sched->plan->max_num_seqs, running + sched->table.waiting.count);
+    return fmax(1, fmax(even->decoding, fmin(most, sched->plan->num_blocks / fmax(1, blocks))));
+}
 
-static void take_decodes(struct sched *sched, const struct pattern *pattern, bool is_last_slot, uint32_t *stalled)
+/* Tokens of prompt per token of an answer, of those that wait. */
+static double prompt_share(const struct sched *sched)
+{
+    const struct even *even = state_of(sched);
+    const struct seq_table *table = &sched->table;
+    uint32_t s = table->waiting.count > 0 ? table->waiting.first : even->begun[0];
+    double prompt = 0, answer = 0;
+    for (uint32_t i = 0; s != SEQ_NONE && i < ADMITTED_MAX; s = table->seqs[s].next, i++) {
+        prompt += arena_sequence(sched->arena, s)->prompt_tokens;
+        answer += lengths_mean(&even->lengths, outlook_of(sched, s).more + 1);
+    }
+    return prompt / fmax(1, answer);
+}
+
+static const struct pattern *choose_pattern(struct sched *sched, const struct load *load)
 {
     struct even *even = state_of(sched);
-    double share = even->decoding_cost / pattern->decode_slots, target = share + even->deficit, taken = 0;
-    uint32_t i = 0;
+    struct aims aims = {.depth = sched->plan->window,
+                        .tokens_max = sched->plan->max_num_batched_tokens,
+                        .rows_later = rows_later(sched),
+                        .prompt_share = load->backlog > 0 ? prompt_share(sched) : 0,
+                        .prompt_rate = prompt_rate(sched),
+                        .cycle_max_us = sched->plan->itl_slo_ms * 1e3};
+    even->choice = (struct choice){.load = *load, .aims = aims, .pattern = pattern_choose(&even->timing, load, &aims)};
+    return &even->choice.pattern;
+}
+
+static void count_slots(const struct sched *sched)
+{
+    struct even *even = state_of(sched);
+    even->decode_slots = even->prompt_slots = even->alone_slots = 0;
+    for (uint32_t back = 1; back <= sched->in_flight; back++) {
+        uint32_t at = (sched->next_step - back) % sched->plan->window;
+        even->decode_slots += even->is_decode_slot[at];
+        even->prompt_slots += even->is_prompt_slot[at];
+        even->alone_slots += even->is_prompt_slot[at] && !even->is_decode_slot[at];
+    }
+}
+
+/* ---- 4: decode ---- */
+
+/* Rows that this slot passes over go with the next one, whatever its share. */
+static void hold(struct sched *sched, uint32_t from)
+{
+    struct even *even = state_of(sched);
+    for (uint32_t i = from; i < even->ready_count; i++)
+        even->held_at[even->ready[i]] = sched->next_step;
+}
+
+static bool was_held(const struct sched *sched, uint32_t sequence)
+{
+    return state_of(sched)->held_at[sequence] + 1 == sched->next_step;
+}
+
+static void take_decodes(struct sched *sched, const struct pattern *pattern)
+{
+    struct even *even = state_of(sched);
+    uint32_t slots = pattern->decode_slots > 0 ? pattern->decode_slots : 1, i = 0;
+    double share = even->decoding_cost / slots, target = share + even->deficit, taken = 0;
     for (; i < even->ready_count && policy_budget(sched) > 0; i++) {
         uint32_t sequence = even->ready[i];
         double cost = row_cost(&even->timing, sched->table.seqs[sequence].known);
-        bool must_go = even->held_at[sequence] + 1 == sched->next_step;
-        if (taken > 0 && taken + cost / 2 > target && !must_go)
+        if (taken > 0 && taken + cost / 2 > target && !was_held(sched, sequence))
             break;
         if (!policy_add_row(sched, sequence, 1)) {
-            (*stalled)++;
+            even->stalled++;
             continue;
         }
         even->planned_at[sequence] = sched->next_step;
         taken += cost;
     }
-    for (; i < even->ready_count && is_last_slot; i++)
-        even->held_at[even->ready[i]] = sched->next_step;
+    if (even->decode_slots + 1 >= slots)
+        hold(sched, i);
     double most = even->decoding > 0 ? even->decoding_cost / even->decoding : 0;
     even->deficit = fmax(-most, fmin(most, target - taken));
 }
 
-/* ---- 4: prompts ---- */
+/* ---- 5: prompts ---- */
 
-/* How much of so many tokens goes into a slot that has room for so many of `full`: equal parts, and no crumbs at the end
- * of a slot. 0: none. */
-static uint32_t cut(const struct sched *sched, uint32_t tokens, uint32_t room, uint32_t full)
+/* How much of so many tokens of one prompt goes into a slot that has room for so many. 0: none. */
+static uint32_t cut(const struct sched *sched, uint32_t tokens, uint32_t room)
 {
-    uint32_t limit = sched->plan->long_prefill_token_threshold;
-    bool is_first = room == full;
     if (!sched->plan->enable_chunked_prefill)
         return tokens <= policy_budget(sched) ? tokens : 0;
-    if (is_first && tokens > full)
-        room = (uint32_t)div_up_u64(tokens, div_up_u64(tokens, full));
-    room = (uint32_t)min_u64(room, policy_budget(sched));
-    if (limit > 0 && sched->table.running.count + sched->table.waiting.count > 1)
-        room = (uint32_t)min_u64(room, limit);
-    if (tokens <= room)
-        return tokens;
-    return is_first || room >= CRUMB || room * 8 >= full ? room : 0;
+    room = (uint32_t)min_u64(room, rules_prefill_limit(sched));
+    return (uint32_t)min_u64(min_u64(tokens, room), policy_budget(sched));
 }
 
-static bool admit_one(struct sched *sched, uint32_t sequence, uint32_t room, uint32_t full, uint32_t *taken)
+static bool admit_one(struct sched *sched, uint32_t sequence, uint32_t room, uint32_t *taken)
 {
     struct even *even = state_of(sched);
     uint32_t known = sched->table.seqs[sequence].known;
     struct policy_hit hit = policy_find_prefix(sched, sequence);
-    uint32_t tokens = cut(sched, known - hit.tokens, room, full);
+    uint32_t tokens = cut(sched, known - hit.tokens, room);
     uint32_t reach = sched->plan->reserve_full_isl ? known : hit.tokens + tokens;
     uint32_t needed = (uint32_t)div_up_u64(reach, sched->plan->block_size) - hit.blocks + hit.free_blocks;
     if (tokens == 0)
@@ -577,37 +444,31 @@ static bool admit_one(struct sched *sched, uint32_t sequence, uint32_t room, uin
     return true;
 }
 
-static bool may_admit(const struct sched *sched)
-{
-    return state_of(sched)->admissible > 0 && sched->preempted_count == 0 &&
-           sched->table.running.count < sched->plan->max_num_seqs;
-}
-
-static uint32_t take_prompts(struct sched *sched, uint32_t full, uint32_t *stalled)
+static uint32_t take_prompts(struct sched *sched, uint32_t room)
 {
     struct even *even = state_of(sched);
     const struct seq_table *table = &sched->table;
-    uint32_t room = full, sum = 0;
+    uint32_t sum = 0;
     for (uint32_t i = 0; i < even->begun_count && room > 0 && policy_budget(sched) > 0; i++) {
-        uint32_t tokens = cut(sched, policy_schedulable(sched, even->begun[i]), room, full);
+        uint32_t tokens = cut(sched, policy_schedulable(sched, even->begun[i]), room);
         if (tokens == 0)
             return sum;
         if (!policy_add_row(sched, even->begun[i], tokens)) {
-            (*stalled)++;
+            even->stalled++;
             continue;
         }
         even->planned_at[even->begun[i]] = sched->next_step;
         sum += tokens;
         room -= min_u64(tokens, room);
     }
-    for (uint32_t s = table->waiting.first, next; s != SEQ_NONE && *stalled == 0; s = next) {
+    for (uint32_t s = table->waiting.first, next; s != SEQ_NONE && even->stalled == 0; s = next) {
         uint32_t tokens = 0;
         next = table->seqs[s].next;
         if (room == 0 || policy_budget(sched) == 0 || !may_admit(sched))
             return sum;
         if (table->seqs[s].in_flight > 0)
             continue; /* preempted with a token in flight: its turn comes when the token is back */
-        if (!admit_one(sched, s, room, full, &tokens))
+        if (!admit_one(sched, s, room, &tokens))
             return sum;
         sum += tokens;
         room -= min_u64(tokens, room);
@@ -615,79 +476,106 @@ static uint32_t take_prompts(struct sched *sched, uint32_t full, uint32_t *stall
     return sum;
 }
 
-/* ---- the plan ---- */
+/* ---- 6: relief ---- */
 
-/* Prompt that could be computed now: of begun sequences, and of those that may be admitted. */
-static struct load load_of(const struct sched *sched)
+/* Somebody has to go so that others find blocks. Never a sequence in flight, nor one of this step. */
+static void preempt_one(struct sched *sched)
 {
-    const struct even *even = state_of(sched);
-    struct load load = {.rows = even->decoding, .context = even->decoding_context, .backlog = even->begun_tokens};
-    if (even->begun_count > 0)
-        load.prompt_past = arena_sequence(sched->arena, even->begun[0])->computed;
-    if (may_admit(sched))
-        load.backlog += even->admissible_tokens;
-    return load;
-}
-
-static void count_slots(const struct sched *sched, uint32_t *decode_slots, uint32_t *prompt_slots)
-{
-    const struct even *even = state_of(sched);
-    for (uint32_t back = 1; back <= sched->in_flight; back++) {
-        uint32_t at = (sched->next_step - back) % sched->plan->window;
-        *decode_slots += even->is_decode_slot[at];
-        *prompt_slots += even->is_prompt_slot[at];
+    const struct seq_table *table = &sched->table;
+    uint32_t victim = SEQ_NONE;
+    for (uint32_t s = table->running.last; s != SEQ_NONE; s = table->seqs[s].previous) {
+        if (table->seqs[s].in_flight > 0 || policy_has_row(sched, s))
+            continue;
+        if (victim == SEQ_NONE || (sched->plan->uses_priority && seq_comes_before(table, victim, s)))
+            victim = s;
     }
+    if (victim != SEQ_NONE && table->running.count > 1)
+        policy_preempt(sched, victim);
 }
 
-static bool must_go(const struct sched *sched)
+/* One that finds no block waits for those that end; when many do, or nothing else is left, somebody has to go. */
+static void relieve(struct sched *sched)
 {
     const struct even *even = state_of(sched);
-    return even->ready_count > 0 && even->held_at[even->ready[0]] + 1 == sched->next_step;
+    bool is_stuck = sched->record->row_count == 0 && sched->in_flight == 0;
+    if (even->stalled > 0 && (is_stuck || even->stalled > even->decoding / 16 + 1))
+        preempt_one(sched);
 }
+
+/* ---- the plan ---- */
 
 /* A slot for a part of a share would be read the weights for as well: such rows wait for those of the next slot. */
 static bool is_worth_a_slot(const struct even *even, const struct pattern *pattern)
 {
-    double share = even->decoding / pattern->decode_slots;
-    return even->ready_count > 0 && even->ready_count >= share / 2;
+    return even->ready_count > 0 &&
+           (even->decode_slots == 0 || 2 * even->ready_count * pattern->decode_slots >= even->decoding);
+}
+
+/* Whether the turn is the prompts': in proportion to the slots in flight of either kind. */
+static bool is_turn_of_prompts(const struct sched *sched, const struct pattern *pattern)
+{
+    const struct even *even = state_of(sched);
+    return even->ready_count == 0 ||
+           (!was_held(sched, even->ready[0]) &&
+            even->decode_slots * pattern->in_flight >= even->prompt_slots * pattern->decode_slots);
+}
+
+/* Prompt that is to ride beside decoding rows waits for some, but for slots that there are more of than of theirs. */
+static bool may_go_alone(const struct sched *sched, const struct pattern *pattern)
+{
+    const struct even *even = state_of(sched);
+    return sched->in_flight == 0 || even->decoding == 0 ||
+           pattern->prompt_slots > pattern->decode_slots + even->alone_slots;
+}
+
+static void fill_slot(struct sched *sched, const struct pattern *pattern, uint64_t backlog)
+{
+    struct even *even = state_of(sched);
+    bool is_rest =
+        (uint64_t)pattern->prompt_slots * pattern->prompt_tokens >= backlog; /* what is in flight came before it */
+    bool has_prompt = backlog > 0 && (is_rest || even->prompt_slots < pattern->in_flight), has_decode = false;
+    uint32_t taken = 0;
+    if (pattern->is_apart && has_prompt && is_turn_of_prompts(sched, pattern)) {
+        taken = take_prompts(sched, pattern->prompt_tokens);
+        if (taken > 0 && even->decode_slots + 1 >= pattern->decode_slots)
+            hold(sched, 0);
+    }
+    bool is_ride = has_prompt && !pattern->is_apart; /* beside prompt, few rows are worth it as well */
+    bool must_ride = backlog > 0 && !pattern->is_apart && pattern->prompt_slots >= pattern->decode_slots;
+    if (taken == 0 && even->decode_slots < pattern->decode_slots && even->ready_count > 0 &&
+        (is_ride || (!must_ride && is_worth_a_slot(even, pattern)))) {
+        take_decodes(sched, pattern);
+        has_decode = true;
+    }
+    bool may_prompt = pattern->is_apart ? !has_decode : has_decode || may_go_alone(sched, pattern);
+    if (taken == 0 && has_prompt && may_prompt)
+        taken = take_prompts(sched, pattern->prompt_tokens);
+    even->is_decode_slot[sched->next_step % sched->plan->window] = has_decode;
+    even->is_prompt_slot[sched->next_step % sched->plan->window] = taken > 0;
+}
+
+/* Nothing in flight will come back: whatever can be computed is. */
+static void take_anything(struct sched *sched)
+{
+    const struct pattern all = {.decode_slots = 1};
+    take_decodes(sched, &all);
+    take_prompts(sched, sched->plan->max_num_batched_tokens);
 }
 
 static void plan(struct sched *sched)
 {
     struct even *even = state_of(sched);
-    uint32_t decode_slots = 0, prompt_slots = 0, stalled = 0, taken = 0, depth = sched->plan->window;
     take_census(sched);
-    count_slots(sched, &decode_slots, &prompt_slots);
+    count_slots(sched);
     look_who_fits(sched);
     struct load load = load_of(sched);
-    struct pattern pattern = choose_pattern(sched, &load, depth);
-    bool has_prompt = load.backlog > 0 && prompt_slots < pattern.in_flight;
-    bool is_apart = pattern.is_apart && has_prompt && !must_go(sched) &&
-                    (even->ready_count == 0 || decode_slots * pattern.in_flight >= prompt_slots * pattern.decode_slots);
-    bool has_decode = !is_apart && decode_slots < pattern.decode_slots &&
-                      (is_worth_a_slot(even, &pattern) || (decode_slots == 0 && even->ready_count > 0));
-    if (has_decode)
-        take_decodes(sched, &pattern, decode_slots + 1 >= pattern.decode_slots, &stalled);
-    if (has_prompt && (is_apart || !pattern.is_apart || !has_decode))
-        taken = take_prompts(sched, pattern.prompt_tokens, &stalled);
-    if (is_apart && taken == 0 && even->ready_count > 0) {
-        has_decode = true;
-        take_decodes(sched, &pattern, true, &stalled);
-    }
-    if (is_apart && taken > 0)
-        for (uint32_t i = 0; i < even->ready_count && decode_slots + 1 >= pattern.decode_slots; i++)
-            even->held_at[even->ready[i]] = sched->next_step;
-    even->is_decode_slot[sched->next_step % depth] = has_decode;
-    even->is_prompt_slot[sched->next_step % depth] = taken > 0;
-    if (sched->record->row_count == 0 &&
-        sched->in_flight == 0) { /* nothing will come back: whatever can be computed is */
-        pattern = (struct pattern){.decode_slots = 1, .prompt_tokens = sched->plan->max_num_batched_tokens};
-        take_decodes(sched, &pattern, true, &stalled);
-        take_prompts(sched, pattern.prompt_tokens, &stalled);
-    }
-    bool is_stuck = sched->record->row_count == 0 && sched->in_flight == 0;
-    if (stalled > 0 && (is_stuck || stalled > even->decoding / 16 + 1))
-        preempt_one(sched);
+    const struct pattern *pattern = choose_pattern(sched, &load);
+    even->stalled = 0;
+    if (sched->in_flight < sched->plan->window)
+        fill_slot(sched, pattern, load.backlog);
+    if (sched->record->row_count == 0 && sched->in_flight == 0)
+        take_anything(sched);
+    relieve(sched);
 }
 
 const struct policy policy_even = {.name = "even",
@@ -695,5 +583,6 @@ const struct policy policy_even = {.name = "even",
                                    .plan = plan,
                                    .state_bytes = state_bytes,
                                    .open = open_even,
+                                   .arrived = arrived,
                                    .ended = ended,
                                    .chooses_window = true};

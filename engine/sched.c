@@ -203,6 +203,8 @@ static void create_sequence(struct sched *sched, uint32_t slot, uint32_t choice)
     extend_hashes(sched, sequence);
     arena_answer(arena, slot)->sequences[choice] = sequence;
     start_waiting(sched, sequence, false);
+    if (sched->policy->arrived != NULL)
+        sched->policy->arrived(sched, sequence);
 }
 
 /* Requests become sequences in the order of acceptance, as long as logs and slots suffice. */
