@@ -130,7 +130,7 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
-.PHONY: bench-kernels bench-sched bench-serve bench-timed
+.PHONY: bench-kernels bench-sched bench-serve bench-timed bench-loaded bench-policies
 bench-kernels: $(BUILD)/bin/bench-kernels ## Speed of every kernel on every instruction path that this processor has
 	$(Q)$<
 
@@ -142,6 +142,12 @@ bench-serve: all model ## What 1, 16 and 32 clients of an engine with two stages
 
 bench-timed: all model ## A 13B model's pipeline over Ethernet for real, on timed stages, beside the simulator (minutes)
 	$(Q)tools/bench-timed.sh $(MODEL)
+
+bench-loaded: all model ## Where each stage's time goes while every step is full, and how good predictions are
+	$(Q)tools/bench-loaded.sh $(MODEL)
+
+bench-policies: all model ## One real engine per policy, with 2 and 3 stages: what clients see; the same bits from all (minutes)
+	$(Q)tools/bench-policies.sh $(MODEL)
 
 # ---- installing ----
 .PHONY: man install help clean

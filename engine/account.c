@@ -4,7 +4,7 @@
 
 #define LATELY       256u       /* steps: what is further back counts ever less */
 #define GAP_MAX_NS   1000000000 /* of one gap, for what is shown as lately: an idle night does not hide a busy minute */
-#define BOUND_STEPS  256u       /* that a bound is about */
+#define BOUND_STEPS  128u       /* that a bound is about */
 #define MICROSECONDS 1000000.0
 
 void account_init(struct account *account, const struct arena *arena)

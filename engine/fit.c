@@ -17,12 +17,12 @@
 #define USUAL_CONTEXT 8192.0
 #define USUAL_PAIRS   65536.0
 
-enum term { TERM_BASE, TERM_ROWS, TERM_PRODUCTS, TERM_CONTEXT, TERM_PAIRS };
-static_assert(TERM_PAIRS + 1 == FIT_TERMS, "terms");
+enum term { TERM_BASE, TERM_ROWS, TERM_PRODUCTS, TERM_CONTEXT, TERM_PAIRS, TERM_TAIL };
+static_assert(TERM_TAIL + TIMING_TILE - 1 == FIT_TERMS, "terms");
 
 /* Microseconds for a weight of 1. */
 struct units {
-    double base, row, context, pair; /* products have the table's own */
+    double base, row, context, pair; /* products have the table's own; tails that of rows */
 };
 
 static struct units units_of(const struct timing_stage *start)
@@ -45,7 +45,7 @@ struct timing_stage fit_timing(const struct stage_fit_shm *fit, const struct tim
     const struct units units = units_of(start);
     const double *weight = fit->weight;
     double products = fit->speed * (1 + weight[TERM_PRODUCTS]);
-    return (struct timing_stage){
+    struct timing_stage timing = {
         .base_us = fit->speed * (start->base_us + weight[TERM_BASE] * units.base),
         .row_us = fit->speed * (start->row_us + weight[TERM_ROWS] * units.row),
         .weights_us = products * start->weights_us,
@@ -53,6 +53,9 @@ struct timing_stage fit_timing(const struct stage_fit_shm *fit, const struct tim
         .context_us = fit->speed * (start->context_us + weight[TERM_CONTEXT] * units.context),
         .pair_us = fit->speed * (start->pair_us + weight[TERM_PAIRS] * units.pair),
     };
+    for (uint32_t i = 0; i < TIMING_TILE - 1; i++)
+        timing.tail_us[i] = fit->speed * (start->tail_us[i] + weight[TERM_TAIL + i] * units.row);
+    return timing;
 }
 
 static double at_least(double value, double least)
@@ -67,6 +70,8 @@ static void keep_positive(double *weight, const struct timing_stage *start, cons
     weight[TERM_PRODUCTS] = at_least(weight[TERM_PRODUCTS], PRODUCTS_LEAST - 1);
     weight[TERM_CONTEXT] = at_least(weight[TERM_CONTEXT], -start->context_us / units->context);
     weight[TERM_PAIRS] = at_least(weight[TERM_PAIRS], -start->pair_us / units->pair);
+    for (uint32_t i = 0; i < TIMING_TILE - 1; i++)
+        weight[TERM_TAIL + i] = at_least(weight[TERM_TAIL + i], -start->tail_us[i] / units->row);
 }
 
 /* One step of least squares: what each weight contributes to the relative time, and by how much all of it was wrong. */
@@ -100,13 +105,16 @@ void fit_observe(struct stage_fit_shm *fit, const struct timing_stage *start, co
         return;
     double error = fmin(fmax((measured_us - predicted_us) / predicted_us, -ERROR_MAX), ERROR_MAX);
     double share = fit->speed / predicted_us; /* of the predicted time, for a microsecond at full speed */
-    const double contribution[FIT_TERMS] = {
+    double contribution[FIT_TERMS] = {
         [TERM_BASE] = share * units.base,
         [TERM_ROWS] = share * units.row * shape->rows,
         [TERM_PRODUCTS] = share * fmax(start->weights_us, start->token_us * shape->tokens),
         [TERM_CONTEXT] = share * units.context * shape->context,
         [TERM_PAIRS] = share * units.pair * shape->pairs,
     };
+    uint32_t rest = (uint32_t)((uint64_t)shape->tokens % TIMING_TILE);
+    if (rest > 0)
+        contribution[TERM_TAIL + rest - 1] = share * units.row;
     learn(fit, contribution, error);
     keep_positive(fit->weight, start, &units);
     fit->speed += SPEED_GAIN * fit->speed * error + SPEED_RETURN * (1 - fit->speed);

@@ -24,12 +24,20 @@ void shape_remove(struct shape *shape, uint32_t past, uint32_t tokens)
     shape->pairs -= pairs_of(past, tokens);
 }
 
+static double tail_us(const struct timing_stage *stage, double tokens)
+{
+    uint64_t whole = (uint64_t)tokens, rest = whole % TIMING_TILE;
+    if (tokens == (double)whole)
+        return rest == 0 ? 0 : stage->tail_us[rest - 1];
+    return (stage->tail_us[0] + stage->tail_us[1] + stage->tail_us[2]) / TIMING_TILE;
+}
+
 double timing_stage_us(const struct timing_stage *stage, const struct shape *shape)
 {
     double products = stage->token_us * shape->tokens;
     return stage->base_us + stage->row_us * shape->rows +
            (products > stage->weights_us ? products : stage->weights_us) + stage->context_us * shape->context +
-           stage->pair_us * shape->pairs;
+           stage->pair_us * shape->pairs + tail_us(stage, shape->tokens);
 }
 
 double timing_link_us(const struct timing_link *link, const struct shape *shape)
@@ -80,6 +88,7 @@ int timing_validate(const struct timing *timing, struct err *err)
             check_time("stages", i, "token_us", s->token_us, err) ||
             check_time("stages", i, "context_us", s->context_us, err) ||
             check_time("stages", i, "pair_us", s->pair_us, err) ||
+            check_time("stages", i, "tail_us", s->tail_us[0] + s->tail_us[1] + s->tail_us[2], err) ||
             (!is_last && (check_time("links", i, "latency_us", l->latency_us, err) ||
                           check_time("links", i, "token_us", l->token_us, err))))
             return -EINVAL;

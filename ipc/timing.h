@@ -10,7 +10,9 @@
  *           + pair * (sum over prefill chunks of chunk * (past + chunk / 2))
  *   link  = latency + token * tokens
  *
- * The max is the roofline: below weights / token tokens a microbatch only waits for the weights to be read.
+ * The max is the roofline: below weights / token tokens a microbatch only waits for the weights to be read. A described
+ * pipeline ends there. A measured one adds the tail: kernels take TIMING_TILE tokens together, and one, two or three at the
+ * end take longer than their share.
  */
 #ifndef EVENFLOW_TIMING_H
 #define EVENFLOW_TIMING_H
@@ -21,9 +23,11 @@
 #include "ipc/base.h"
 
 #define TIMING_STAGES_MAX 32
+#define TIMING_TILE       4u
 
 struct timing_stage {
     double base_us, row_us, weights_us, token_us, context_us, pair_us;
+    double tail_us[TIMING_TILE - 1]; /* by tokens at the end, 1.. */
 };
 
 struct timing_link {
@@ -49,6 +53,7 @@ struct shape {
 void shape_add(struct shape *shape, uint32_t past, uint32_t tokens);
 void shape_remove(struct shape *shape, uint32_t past, uint32_t tokens);
 
+/* Where tokens are a share, not a whole number, the tail is the mean one. */
 double timing_stage_us(const struct timing_stage *stage, const struct shape *shape);
 double timing_link_us(const struct timing_link *link, const struct shape *shape);
 
@@ -62,13 +67,13 @@ double timing_traversal_us(const struct timing *timing, const struct shape *shap
 int timing_validate(const struct timing *timing, struct err *err);
 
 /* What sched has learned of a stage (engine/fit.h), kept for its successor. */
-#define FIT_TERMS 5u
+#define FIT_TERMS 8u
 struct stage_fit_shm {
     double weight[FIT_TERMS];                /* W: sched   R: its successor */
     double covariance[FIT_TERMS][FIT_TERMS]; /* likewise */
     double speed;                            /* likewise; 0: nothing learned yet */
-    double pad;
+    double pad[7];
 };
-static_assert(sizeof(struct stage_fit_shm) == 256, "shared");
+static_assert(sizeof(struct stage_fit_shm) == 640, "shared");
 
 #endif

@@ -8,6 +8,7 @@
 
 #include "engine/policy.h"
 #include "ipc/clock.h"
+#include "ipc/stats.h"
 #include "stages/timed.h"
 #include "tests/engine.h"
 #include "tests/plans.h"
@@ -206,6 +207,35 @@ Test(timed, an_engine_takes_as_long_as_the_simulator_says_with_batch, .timeout =
 Test(timed, an_engine_takes_as_long_as_the_simulator_says_with_even, .timeout = 60)
 {
     expect_as_simulated("even", 8);
+}
+
+Test(timed, an_engine_predicts_described_times_and_knows_where_all_time_went, .timeout = 60)
+{
+    struct own_engine engine;
+    struct launch launch;
+    struct err err;
+    const char *options = "--backend timed --cost " PIPELINE " --policy even --window 8 --num-blocks 200";
+    cr_assert_eq(prepare(&launch, options, &err), 0, "%s", err.text);
+    engine_start(&engine, options);
+    served_s(&engine, &launch.plan);
+    json_t *status = engine_get(&engine, "/status", NULL), *stage;
+    size_t i;
+    json_array_foreach(json_object_get(status, "stages"), i, stage) {
+        double sum = 0;
+        for (uint32_t cause = 0; cause < STAGE_TIME_COUNT; cause++)
+            sum += json_number_value(json_object_get(stage, stage_time_labels[cause]));
+        cr_expect_float_eq(sum, 1, 0.001);
+        cr_expect_gt(json_number_value(json_object_get(stage, "busy")), 0.5);
+        cr_expect_eq(json_number_value(json_object_get(stage, "waiting_for_cpu")), 0); /* it needs none */
+        cr_expect_lt(json_number_value(json_object_get(stage, "prediction_error")), 0.001);
+    }
+    cr_expect_eq(i, 4);
+    json_t *pipeline = json_object_get(status, "pipeline");
+    cr_expect_gt(json_number_value(json_object_get(pipeline, "depth")), 2);
+    cr_expect_eq(engine_metric(&engine, "evenflow_stage_predicted_steps_total"),
+                 4 * engine_metric(&engine, "evenflow_steps_total"));
+    json_decref(status);
+    cr_assert_eq(own_engine_stop(&engine), 0);
 }
 
 Test(timed, an_engine_stops_in_the_middle_of_a_step, .timeout = 60)

@@ -7,15 +7,7 @@ set -eu
 model=$1
 pipeline=tests/data/13b_ethernet.pipeline.json
 requests=${REQUESTS:-256} input=${INPUT_LEN:-128} output=${OUTPUT_LEN:-128} blocks=${BLOCKS:-934} budget=${BUDGET:-16384}
-bin=$(dirname "$0")/../${BUILD:-build}/bin
-work=$(mktemp -d)
-engine=
-trap '[ -z "$engine" ] || { kill $engine; wait $engine || true; }; rm -rf "$work"' EXIT
-mkfifo "$work/ready"
-number()
-{
-    python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"
-}
+. "$(dirname "$0")/bench-engine.sh"
 echo "policy      simulated s    served s   difference"
 for policy in ${POLICIES:-default batch even}; do
     window=4
@@ -27,16 +19,11 @@ json.dump({"config": {"max_num_batched_tokens": budget, "max_num_seqs": 256, "nu
            "requests": [{"id": f"r{i}", "prompt": [[i, prompt]], "max_tokens": output} for i in range(n)]}, sys.stdout)' \
         "$requests" "$input" "$output" "$blocks" "$budget" $window >"$work/scenario.json"
     simulated=$("$bin/evenflow" sim "$work/scenario.json" --pipeline $pipeline --policy "$policy" --json | number makespan_s)
-    "$bin/evenflow" serve "$model" --socket "$work/bench.sock" --log-level warn --ready-fd 9 --backend timed --cost $pipeline \
-        --freeze-model --policy "$policy" --window $window --num-blocks "$blocks" --max-num-batched-tokens "$budget" \
-        --max-num-seqs 256 --no-enable-prefix-caching 9>"$work/ready" &
-    engine=$!
-    read -r _ <"$work/ready" || true # a newline when it is ready, the end of the file when it has failed
-    served=$("$bin/evenflow" bench --socket "$work/bench.sock" --num-prompts "$requests" --max-concurrency "$requests" \
+    start_engine "$model" --backend timed --cost $pipeline --freeze-model --policy "$policy" --window $window \
+        --num-blocks "$blocks" --max-num-batched-tokens "$budget" --max-num-seqs 256 --no-enable-prefix-caching
+    served=$("$bin/evenflow" bench --socket "$socket" --num-prompts "$requests" --max-concurrency "$requests" \
         --input-len "$input" --output-len "$output" --json | number duration)
-    kill $engine
-    wait $engine || true
-    engine=
+    stop_engine
     python3 -c 'import sys
 policy, simulated, served = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
 print(f"{policy:11s} {simulated:11.2f} {served:11.2f} {100 * (served / simulated - 1):+10.2f} %")' "$policy" "$simulated" "$served"
