@@ -32,15 +32,13 @@ void forecast_share(struct forecast *forecast, double blocks)
         forecast->usage[point] -= blocks * fmin(1, forecast->usage[point] / now);
 }
 
-bool forecast_try(struct forecast *forecast, const struct outlook *outlook, double blocks, double later)
+bool forecast_try(struct forecast *forecast, const struct outlook *outlook, double blocks)
 {
     struct forecast with = *forecast;
     forecast_add(&with, outlook);
-    for (uint32_t point = 0; point < FORECAST_POINTS; point++) {
-        double room = blocks * (1 - (1 - later) * point / (FORECAST_POINTS - 1));
-        if (with.usage[point] + CERTAINTY * sqrt(with.variance[point]) > room)
+    for (uint32_t point = 0; point < FORECAST_POINTS; point++)
+        if (with.usage[point] + CERTAINTY * sqrt(with.variance[point]) > blocks)
             return false;
-    }
     *forecast = with;
     return true;
 }

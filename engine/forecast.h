@@ -33,8 +33,7 @@ void forecast_add(struct forecast *forecast, const struct outlook *outlook);
 /* Blocks that several sequences hold were counted for each of them. */
 void forecast_share(struct forecast *forecast, double blocks);
 
-/* Adds the sequence if `blocks` suffice for everybody at every moment; else nothing is changed. later: share of the blocks
- * that may be taken at the horizon, in between in proportion: what is left is for those that come meanwhile. */
-bool forecast_try(struct forecast *forecast, const struct outlook *outlook, double blocks, double later);
+/* Adds the sequence if `blocks` suffice for everybody at every moment; else nothing is changed. */
+bool forecast_try(struct forecast *forecast, const struct outlook *outlook, double blocks);
 
 #endif

@@ -9,12 +9,12 @@ static const uint32_t chunk_sizes[] = {16,  32,  48,  64,   80,   96,   128,  16
 /* What one slot takes of every server, and its way through all of them. */
 struct times {
     double stage_us[TIMING_STAGES_MAX], link_us[TIMING_STAGES_MAX];
-    double way_us;
+    double most_us, way_us; /* of one server; of the whole way */
 };
 
 static struct times times_of(const struct timing *timing, const struct shape *shape)
 {
-    struct times times = {.way_us = timing_traversal_us(timing, shape)};
+    struct times times = {.most_us = timing_bottleneck_us(timing, shape), .way_us = timing_traversal_us(timing, shape)};
     for (uint64_t i = 0; i < timing->stage_count; i++) {
         times.stage_us[i] = timing_stage_us(&timing->stages[i], shape);
         if (i + 1 < timing->stage_count)
@@ -68,6 +68,9 @@ static double delay_behind_us(const struct timing *timing, const struct times *f
     return fmax(0, most - front->stage_us[0]);
 }
 
+#define SURPRISE                                                                                                       \
+    0.5 /* of its time: so much an additional slot holds up others, since it comes at no particular moment */
+
 #define CANDIDATES_MAX (ARRAY_COUNT(chunk_sizes) * SLOTS_MAX * 5)
 
 /* What is compared. */
@@ -108,7 +111,9 @@ static void consider_mixed(struct candidates *c, uint32_t decode_slots, uint32_t
         .decode_slots = decode_slots, .prompt_slots = prompt_slots, .prompt_tokens = tokens, .in_flight = prompt_slots};
     if (prompt_slots >= decode_slots) {
         uint32_t more = prompt_slots - decode_slots;
-        double way = both->way_us + (more > 0 ? delay_behind_us(c->timing, &c->apart, both) : 0);
+        double way = both->way_us;
+        if (more > 0)
+            way += delay_behind_us(c->timing, &c->apart, both) + SURPRISE * c->apart.most_us;
         double sum = busiest_us(c->timing, both, decode_slots, &c->apart, more);
         pattern.cycle_us = fmax(fmax(way, sum), c->apart.way_us * prompt_slots / c->aims->depth);
     } else {
@@ -127,7 +132,7 @@ static void consider_apart(struct candidates *c, uint32_t decode_slots, uint32_t
     struct pattern pattern = {
         .decode_slots = decode_slots, .prompt_slots = prompt_slots, .prompt_tokens = tokens, .is_apart = true};
     double room = c->aims->depth - decode_slots;
-    double way = decode->way_us + delay_behind_us(c->timing, &c->apart, decode);
+    double way = decode->way_us + delay_behind_us(c->timing, &c->apart, decode) + SURPRISE * c->apart.most_us;
     pattern.cycle_us = fmax(way, busiest_us(c->timing, decode, decode_slots, &c->apart, prompt_slots));
     pattern.cycle_us = fmax(pattern.cycle_us, c->apart.way_us * prompt_slots / room);
     pattern.in_flight = (uint32_t)fmin(room, ceil(c->apart.way_us * prompt_slots / pattern.cycle_us));
@@ -229,35 +234,43 @@ static void find_worth(struct candidates *c)
         least = fmin(least, cycle - slots * tokens * c->token_worth_us);
     }
     c->row_worth_us = fmax(least / rows, c->token_worth_us);
+    if (c->aims->has_target && c->aims->prompt_rate * c->token_worth_us > 1)
+        c->row_worth_us = c->token_worth_us;
 }
 
-#define TRANSIENT   8 /* times what is computed while weights are read: for so little prompt rows are not regrouped */
+#define TRANSIENT   8   /* times what is computed while weights are read: for so little prompt rows are not regrouped */
+#define UNNOTICED   1.2 /* times the cycle without prompts: so much longer is no great harm */
 #define NEARLY_BEST 0.97 /* of the work per time: for so little a shorter cycle is worth more */
 
 static bool suffices(const struct candidates *c, uint32_t i)
 {
-    return prompt_tokens_of(c, &c->patterns[i]) >= c->aims->prompt_rate * c->patterns[i].cycle_us ||
+    double rate = fmax(c->aims->prompt_rate, c->aims->urgency / c->token_worth_us);
+    return prompt_tokens_of(c, &c->patterns[i]) >= rate * c->patterns[i].cycle_us ||
            c->rates[i] >= NEARLY_BEST * c->best_rate;
 }
 
-static struct pattern best_of(const struct candidates *c)
+/* The one that gets most work done per time in a cycle of at most so long; UINT32_MAX: there is none. */
+static uint32_t best_within(const struct candidates *c, double cycle_us)
 {
-    uint32_t best = 0, shortest = 0, most = UINT32_MAX; /* most: work per time among the cycles that are short enough */
-    bool found = false;
-    for (uint32_t i = 0; i < c->count; i++) {
-        double cycle_us = c->patterns[i].cycle_us;
-        if (suffices(c, i) && (!found || cycle_us < c->patterns[best].cycle_us)) {
+    uint32_t best = UINT32_MAX;
+    for (uint32_t i = 0; i < c->count; i++)
+        if (c->patterns[i].cycle_us <= cycle_us && (best == UINT32_MAX || c->rates[i] > c->rates[best]))
             best = i;
-            found = true;
-        }
-        if (cycle_us < c->patterns[shortest].cycle_us)
-            shortest = i;
-        if (cycle_us <= c->aims->cycle_max_us && (most == UINT32_MAX || c->rates[i] > c->rates[most]))
-            most = i;
+    return best;
+}
+
+static struct pattern best_of(const struct candidates *c, double decode_us)
+{
+    double enough_us = INFINITY, shortest_us = INFINITY;
+    for (uint32_t i = 0; i < c->count; i++) {
+        shortest_us = fmin(shortest_us, c->patterns[i].cycle_us);
+        if (suffices(c, i))
+            enough_us = fmin(enough_us, c->patterns[i].cycle_us);
     }
-    if (c->aims->cycle_max_us == 0 || c->patterns[best].cycle_us <= c->aims->cycle_max_us)
-        return c->patterns[best];
-    return c->patterns[most != UINT32_MAX ? most : shortest];
+    enough_us = fmax(enough_us, UNNOTICED * decode_us);
+    if (c->aims->cycle_max_us > 0)
+        enough_us = fmax(shortest_us, fmin(enough_us, c->aims->cycle_max_us));
+    return c->patterns[best_within(c, enough_us)];
 }
 
 struct pattern pattern_choose(const struct timing *timing, const struct load *load, const struct aims *aims)
@@ -270,21 +283,15 @@ struct pattern pattern_choose(const struct timing *timing, const struct load *lo
     c.aims = aims;
     c.best_rate = c.count = 0;
     find_worth(&c);
+    struct pattern plain = load->rows > 0 ? decode_only(timing, load, aims) : (struct pattern){0};
     c.slots_min = 1;
     c.slots_max = decode_slots_max(load, aims);
     if (load->rows > 0 && (double)load->backlog <= TRANSIENT * ridge_tokens(timing))
-        c.slots_min = c.slots_max = decode_only(timing, load, aims).decode_slots;
+        c.slots_min = c.slots_max = plain.decode_slots;
     for (uint32_t slots = c.slots_min; slots <= c.slots_max; slots++) {
         struct shape shape = decode_share(load, slots);
         c.decode[slots] = times_of(timing, &shape);
     }
     consider_all(&c);
-    return best_of(&c);
-}
-
-uint32_t pattern_window(const struct pattern *pattern)
-{
-    if (pattern->is_apart)
-        return pattern->decode_slots + pattern->in_flight;
-    return (uint32_t)max_u64(pattern->decode_slots, pattern->in_flight);
+    return best_of(&c, plain.cycle_us);
 }

@@ -26,6 +26,8 @@ struct aims {
     double rows_later;   /* decoding rows that there could be at once: what work costs then is its worth */
     double prompt_share; /* tokens of prompt that there are for every token of an answer */
     double prompt_rate;  /* tokens of prompt per microsecond that suffice: more only if it costs nobody time */
+    bool has_target;     /* what prompt_rate says is a promise: where nothing keeps it, prompts come first */
+    double urgency;      /* likewise, as a share of the most prompt that can be computed per time */
     double cycle_max_us; /* between two tokens of an answer, where that is possible; 0: any */
 };
 
@@ -40,8 +42,5 @@ struct pattern {
 
 /* The shortest cycle among those that compute enough prompt or get nearly the most work done per time. */
 struct pattern pattern_choose(const struct timing *timing, const struct load *load, const struct aims *aims);
-
-/* Slots in flight that the pattern fills the window with. */
-uint32_t pattern_window(const struct pattern *pattern);
 
 #endif

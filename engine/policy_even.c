@@ -24,13 +24,13 @@
 #define AGES         64u
 #define LOOK_AGAIN   8 /* steps */
 #define ADMITTED_MAX 32
-#define LATER        1
 
-/* When and for what the pattern in use was chosen. */
+/* For what the pattern in use was chosen, and when. */
 struct choice {
-    struct load load;
-    struct aims aims;
     struct pattern pattern;
+    struct load load;
+    uint64_t step;
+    double prompt_rate, urgency;
 };
 
 struct even {
@@ -100,7 +100,7 @@ static void open_even(struct sched *sched)
 
 /* ---- what comes and goes ---- */
 
-#define ARRIVING_US 5e6 /* what came so long ago counts a third */
+#define ARRIVING_US 6e7 /* what came so long ago counts a third */
 
 static void age_arriving(struct even *even, uint64_t now_us)
 {
@@ -218,29 +218,14 @@ static void forecast_running(struct sched *sched)
     forecast_share(&even->forecast, held - (double)(sched->plan->num_blocks - policy_free_blocks(sched)));
 }
 
-/* Sequences that are admitted together grow together and end together: then there is room for fewer of them than of
- * sequences of all ages. So where memory is what limits, some of the room to come is left for later ones. */
-static double share_for_now(const struct sched *sched)
-{
-    const struct even *even = state_of(sched);
-    uint32_t first = sched->table.waiting.first, block_size = sched->plan->block_size;
-    struct outlook outlook = outlook_of(sched, first);
-    double blocks =
-        (double)outlook.known / block_size + lengths_mean(&even->lengths, outlook.more + 1) / 2 / block_size;
-    double all = sched->table.running.count + sched->table.waiting.count;
-    return sched->plan->num_blocks / (blocks + 0.5) < fmin(sched->plan->max_num_seqs, all) ? LATER : 1;
-}
-
-static bool has_room_for(struct sched *sched, uint32_t sequence, const struct policy_hit *hit, double later)
+static bool has_room_for(struct sched *sched, uint32_t sequence, const struct policy_hit *hit)
 {
     struct even *even = state_of(sched);
     struct outlook outlook = outlook_of(sched, sequence);
     double blocks = (double)sched->plan->num_blocks - policy_blocks_reserved(sched);
-    blocks += hit->blocks - hit->free_blocks; /* somebody holds them anyway */
-    if (sched->table.running.count == 0 && even->admissible == 0)
-        later = 1; /* alone it always fits */
-    return forecast_try(&even->forecast, &outlook, blocks, later) ||
-           (sched->table.running.count == 0 && even->admissible == 0);
+    blocks += hit->blocks - hit->free_blocks;                                 /* somebody holds them anyway */
+    bool is_alone = sched->table.running.count == 0 && even->admissible == 0; /* then it always fits */
+    return forecast_try(&even->forecast, &outlook, blocks) || is_alone;
 }
 
 static bool is_time_to_look(const struct sched *sched)
@@ -265,13 +250,11 @@ static void look_who_fits(struct sched *sched)
     even->admissible_tokens = 0;
     even->has_more = true; /* unless one is found that does not fit */
     forecast_running(sched);
-    double later = share_for_now(sched);
     for (uint32_t s = table->waiting.first; s != SEQ_NONE && even->admissible < ADMITTED_MAX; s = table->seqs[s].next) {
         if (table->seqs[s].in_flight > 0)
             continue;
         struct policy_hit hit = policy_find_prefix(sched, s);
-        if (table->running.count + even->admissible >= sched->plan->max_num_seqs ||
-            !has_room_for(sched, s, &hit, later)) {
+        if (table->running.count + even->admissible >= sched->plan->max_num_seqs || !has_room_for(sched, s, &hit)) {
             even->has_more = false;
             break;
         }
@@ -289,9 +272,10 @@ static bool may_admit(const struct sched *sched)
 
 /* ---- 3: pattern ---- */
 
-#define PATIENCE_US 2e5 /* in which the prompts that wait shall be computed, where no target says it */
-#define HEADROOM    1.1 /* over what arrives */
-#define CROWD       32u /* so many waiting are too many for any rate to matter: the most that can be */
+#define URGENCY      2   /* as many times those who wait count as those who decode */
+#define NEAR         16  /* a sixteenth more or less is nearly the same */
+#define CHOICE_STEPS 64  /* after which it is chosen anew in any case */
+#define CROWD        32u /* so many waiting are too many for any rate to matter: the most that can be */
 
 /* Prompt that could be computed now: of begun sequences, and of those that may be admitted. */
 static struct load load_of(const struct sched *sched)
@@ -305,23 +289,30 @@ static struct load load_of(const struct sched *sched)
     return load;
 }
 
-/* Tokens of prompt per microsecond that keep up with what arrives and serve those that wait in time. */
+/* Tokens of prompt per microsecond that keep up with what arrives; with a target, that serve those that wait in time. */
 static double prompt_rate(struct sched *sched)
 {
     struct even *even = state_of(sched);
     const struct seq_table *table = &sched->table;
-    double tokens = (double)even->begun_tokens, patience_us = PATIENCE_US, target_us = sched->plan->ttft_slo_ms * 1e3;
+    double tokens = (double)even->begun_tokens, target_us = sched->plan->ttft_slo_ms * 1e3;
     age_arriving(even, sched->now_us);
     if (table->waiting.count > CROWD)
         return INFINITY;
+    if (target_us == 0)
+        return even->arriving;
     for (uint32_t s = table->waiting.first; s != SEQ_NONE; s = table->seqs[s].next)
         tokens += table->seqs[s].known;
-    if (target_us > 0) {
-        uint32_t oldest = even->begun_count > 0 ? even->begun[0] : table->waiting.first;
-        double age_us = oldest != SEQ_NONE ? (double)(sched->now_us - table->seqs[oldest].arrived_us) : 0;
-        patience_us = fmax(0.05 * target_us, 0.5 * (target_us - age_us));
-    }
-    return HEADROOM * even->arriving + tokens / patience_us;
+    uint32_t oldest = even->begun_count > 0 ? even->begun[0] : table->waiting.first;
+    double age_us = (double)(sched->now_us - table->seqs[oldest].arrived_us);
+    double patience_us = fmax(0.05 * target_us, 0.5 * (target_us - age_us));
+    return fmax(even->arriving, tokens / patience_us);
+}
+
+/* Those who wait for their first token hold up those who have one: the more there are of them, the better the reason. */
+static double urgency(const struct sched *sched)
+{
+    const struct even *even = state_of(sched);
+    return URGENCY * (even->begun_count + sched->table.waiting.count) / fmax(1, even->decoding);
 }
 
 /* Decoding rows that there could be: as many as blocks suffice for. */
@@ -340,24 +331,54 @@ static double prompt_share(const struct sched *sched)
     const struct even *even = state_of(sched);
     const struct seq_table *table = &sched->table;
     uint32_t s = table->waiting.count > 0 ? table->waiting.first : even->begun[0];
-    double prompt = 0, answer = 0;
-    for (uint32_t i = 0; s != SEQ_NONE && i < ADMITTED_MAX; s = table->seqs[s].next, i++) {
+    double prompt = 0, answer = 0, mean = 0;
+    for (uint32_t i = 0, limit = 0; s != SEQ_NONE && i < ADMITTED_MAX; s = table->seqs[s].next, i++) {
+        uint32_t more = outlook_of(sched, s).more + 1;
+        mean = i > 0 && more == limit ? mean : lengths_mean(&even->lengths, more);
+        limit = more;
         prompt += arena_sequence(sched->arena, s)->prompt_tokens;
-        answer += lengths_mean(&even->lengths, outlook_of(sched, s).more + 1);
+        answer += mean;
     }
     return prompt / fmax(1, answer);
+}
+
+static bool is_near(double a, double b)
+{
+    return a == b || fabs(a - b) <= fabs(b) / NEAR;
+}
+
+/* The load is nearly what the pattern was chosen for: choosing costs more than planning. */
+static bool is_still_right(const struct sched *sched, const struct load *load, double rate, double hurry)
+{
+    const struct even *even = state_of(sched);
+    const struct choice *choice = &even->choice;
+    bool has_backlog = load->backlog > 0, had_backlog = choice->load.backlog > 0;
+    return choice->pattern.cycle_us > 0 && sched->next_step < choice->step + CHOICE_STEPS &&
+           has_backlog == had_backlog && load->backlog <= choice->load.backlog &&
+           2 * load->backlog >= choice->load.backlog && is_near(load->rows, choice->load.rows) &&
+           is_near(load->context, choice->load.context) &&
+           (!has_backlog || (is_near(rate, choice->prompt_rate) && is_near(hurry, choice->urgency)));
 }
 
 static const struct pattern *choose_pattern(struct sched *sched, const struct load *load)
 {
     struct even *even = state_of(sched);
+    double rate = load->backlog > 0 ? prompt_rate(sched) : 0, hurry = urgency(sched);
+    if (is_still_right(sched, load, rate, hurry))
+        return &even->choice.pattern;
     struct aims aims = {.depth = sched->plan->window,
                         .tokens_max = sched->plan->max_num_batched_tokens,
                         .rows_later = rows_later(sched),
                         .prompt_share = load->backlog > 0 ? prompt_share(sched) : 0,
-                        .prompt_rate = prompt_rate(sched),
+                        .prompt_rate = rate,
+                        .has_target = sched->plan->ttft_slo_ms > 0,
+                        .urgency = hurry,
                         .cycle_max_us = sched->plan->itl_slo_ms * 1e3};
-    even->choice = (struct choice){.load = *load, .aims = aims, .pattern = pattern_choose(&even->timing, load, &aims)};
+    even->choice = (struct choice){.pattern = pattern_choose(&even->timing, load, &aims),
+                                   .load = *load,
+                                   .step = sched->next_step,
+                                   .prompt_rate = rate,
+                                   .urgency = hurry};
     return &even->choice.pattern;
 }
 
