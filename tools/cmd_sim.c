@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "tools/commands.h"
+#include "tools/gantt.h"
 #include "tools/pipeline.h"
 #include "tools/replay.h"
 #include "tools/sim.h"
@@ -22,6 +23,8 @@ struct values {
     char policy[OPTION_TEXT_MAX];
     char pipeline[OPTION_TEXT_MAX];
     char workload[OPTION_TEXT_MAX], trace[OPTION_TEXT_MAX], rate[OPTION_TEXT_MAX], write_scenario[OPTION_TEXT_MAX];
+    char svg[OPTION_TEXT_MAX];
+    double svg_from, svg_to;
     uint64_t seed, num_prompts;
     bool list_workloads;
     char steps[OPTION_TEXT_MAX];
@@ -41,8 +44,8 @@ struct values {
 static const struct option_spec specs[] = {
     {"policy", NULL, 0, OPTION_TEXT, AT(policy), "even", 0, 0, "NAME[,NAME]",
      "Scheduling policy: " POLICY_NAMES_SIMULATED "; several are run one after the other"},
-    {"pipeline", NULL, 0, OPTION_TEXT, AT(pipeline), NULL, 0, 0, "FILE",
-     "Time is this described pipeline's; without it one engine step after the other"},
+    {"pipeline", NULL, 0, OPTION_TEXT, AT(pipeline), NULL, 0, 0, "FILE|NAME",
+     "Time is this described pipeline's, or " PIPELINE_NAMES "'s; without it one engine step after the other"},
     {"steps", NULL, 0, OPTION_TEXT, AT(steps), NULL, 0, 0, "FILE", "Writes one line per step; - is standard output"},
     {"workload", NULL, 0, OPTION_TEXT, AT(workload), NULL, 0, 0, "NAME", "Makes the scenario up: see --list-workloads"},
     {"list-workloads", NULL, 0, OPTION_FLAG, AT(list_workloads), NULL, 0, 0, "", "Lists the workloads and stops"},
@@ -54,6 +57,10 @@ static const struct option_spec specs[] = {
     {"trace", NULL, 0, OPTION_TEXT, AT(trace), NULL, 0, 0, "FILE",
      "Makes the scenario from a CSV file: arrival_s,prompt_tokens,output_tokens"},
     {"write-scenario", NULL, 0, OPTION_TEXT, AT(write_scenario), NULL, 0, 0, "FILE", "Keeps the scenario that was run"},
+    {"svg", NULL, 0, OPTION_TEXT, AT(svg), NULL, 0, 0, "FILE",
+     "Draws stages over time, the policies one under the other; needs --pipeline"},
+    {"svg-from", NULL, 0, OPTION_DECIMAL, AT(svg_from), "0", 0, 1e9, "S", "From this second on"},
+    {"svg-to", NULL, 0, OPTION_DECIMAL, AT(svg_to), "0", 0, 1e9, "S", "Up to this second; 0: to the end"},
     {"replay", NULL, 0, OPTION_TEXT, AT(replay), NULL, 0, 0, "FILE",
      "Plans again from what serve --record wrote, and says whether every step is the same"},
     {"json", NULL, 0, OPTION_FLAG, AT(json), NULL, 0, 0, "", "Prints the summary as JSON"},
@@ -229,11 +236,12 @@ static int find_policies(const char *names, const struct policy **policies, uint
 /* ---- running ---- */
 
 static int run_policies(struct sim *sims, json_t *root, const char *name, const struct policy *const *policies,
-                        uint32_t count, const struct timing *timing, FILE *steps)
+                        uint32_t count, const struct timing *timing, FILE *steps, bool keeps_spans)
 {
     struct err err;
     for (uint32_t i = 0; i < count; i++) {
         sims[i].out = steps;
+        sims[i].keeps_spans = keeps_spans;
         if (sim_open(&sims[i], root, policies[i], timing, &err) != 0) {
             err_prefix(&err, -EINVAL, "%s", name);
             return command_fail(1, "sim", err.text);
@@ -281,6 +289,10 @@ static int simulate(const struct values *values, json_t *root, const char *name)
         return 2;
     if (has_steps && count > 1)
         return command_fail(2, "sim", "--steps: writes the steps of one policy");
+    if (values->svg[0] != '\0' && !has_clock)
+        return command_fail(2, "sim", "--svg: needs --pipeline, which says how long things take");
+    if (values->svg_to > 0 && values->svg_to <= values->svg_from)
+        return command_fail(2, "sim", "--svg-to: must be behind --svg-from");
     if (has_clock && pipeline_read(&timing, values->pipeline, &err) != 0)
         return command_fail(1, "sim", err.text);
     if (write_scenario(root, values->write_scenario) != 0)
@@ -289,15 +301,18 @@ static int simulate(const struct values *values, json_t *root, const char *name)
         steps = strcmp(values->steps, "-") == 0 ? stdout : fopen(values->steps, "we");
     if (has_steps && steps == NULL)
         return command_fail(1, "sim", "--steps: cannot create the file");
-    int status = run_policies(sims, root, name, policies, count, has_clock ? &timing : NULL, steps);
+    int status =
+        run_policies(sims, root, name, policies, count, has_clock ? &timing : NULL, steps, values->svg[0] != '\0');
     if (steps != NULL && steps != stdout && fclose(steps) != 0)
         return command_fail(1, "sim", "--steps: cannot write the file");
     if (status != 0)
         return status;
     print_summaries(sims, count, has_clock, values->json);
+    if (values->svg[0] != '\0' && gantt_write(values->svg, sims, count, values->svg_from, values->svg_to, &err) != 0)
+        status = command_fail(1, "sim", err.text);
     for (uint32_t i = 0; i < count; i++)
         sim_close(&sims[i]);
-    return 0;
+    return status;
 }
 
 static int run(const void *pointer, char **positional, int positional_count)

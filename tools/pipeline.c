@@ -67,8 +67,59 @@ static int read_servers(struct timing *timing, json_t *stages, json_t *links, st
     return 0;
 }
 
+/* Four equal stages but for the output head of the last one. */
+struct machine {
+    const char *name;
+    struct timing_stage stage;
+    double last_base_us, last_weights_us;
+    struct timing_link link;
+    double return_us, plan_us;
+};
+
+static const struct machine machines[] = {
+    {.name = "13b",
+     .stage = {.row_us = 150, .weights_us = 13791, .token_us = 141, .context_us = 0.4452, .pair_us = 0.004551},
+     .last_base_us = 0,
+     .last_weights_us = 14504,
+     .link = {.latency_us = 300, .token_us = 182.86},
+     .return_us = 1000,
+     .plan_us = 1000},
+    {.name = "32b",
+     .stage = {.base_us = 1000,
+               .row_us = 20,
+               .weights_us = 12311,
+               .token_us = 86.63,
+               .context_us = 0.04965,
+               .pair_us = 0.001752},
+     .last_base_us = 2500,
+     .last_weights_us = 12311,
+     .link = {.latency_us = 100, .token_us = 18.62},
+     .return_us = 300,
+     .plan_us = 200},
+};
+
+static bool find_machine(struct timing *timing, const char *name)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(machines); i++) {
+        const struct machine *machine = &machines[i];
+        if (strcmp(machine->name, name) != 0)
+            continue;
+        *timing = (struct timing){.stage_count = 4, .return_us = machine->return_us, .plan_us = machine->plan_us};
+        for (uint32_t s = 0; s < 4; s++)
+            timing->stages[s] = machine->stage;
+        for (uint32_t s = 0; s < 3; s++)
+            timing->links[s] = machine->link;
+        timing->stages[3].base_us = machine->last_base_us;
+        timing->stages[3].weights_us = machine->last_weights_us;
+        return true;
+    }
+    return false;
+}
+
 int pipeline_read(struct timing *timing, const char *path, struct err *err)
 {
+    if (find_machine(timing, path))
+        return 0;
     json_error_t problem;
     json_t *root = json_load_file(path, 0, &problem);
     *timing = (struct timing){0};

@@ -67,6 +67,9 @@ void sim_run_clock(struct sim *sim);
 /* The summary of a run on the clock, a new object. */
 json_t *sim_summary(const struct sim *sim);
 
+/* Share of the requests whose first token came within so long and the others so often: 0 to 1. */
+double sim_goodput(const struct sim *sim, double ttft_ms, double tpot_ms);
+
 /* ---- for the drivers ---- */
 
 void sim_accept(struct sim *sim, uint32_t index);

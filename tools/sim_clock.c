@@ -220,6 +220,26 @@ static double slot_cv(const struct sim *sim)
     return windows > 0 ? sum / (double)windows : 0;
 }
 
+static double ttft_us(const struct sim_request *request)
+{
+    return request->first_token_us - request->arrival_us;
+}
+
+static double tpot_us(const struct sim_request *request)
+{
+    return request->tokens > 1 ? (request->last_token_us - request->first_token_us) / (double)(request->tokens - 1) : 0;
+}
+
+double sim_goodput(const struct sim *sim, double ttft_ms, double tpot_ms)
+{
+    uint32_t good = 0;
+    for (uint32_t i = 0; i < sim->scenario.request_count; i++) {
+        const struct sim_request *r = &sim->scenario.requests[i];
+        good += r->tokens > 0 && ttft_us(r) <= ttft_ms * 1e3 && tpot_us(r) <= tpot_ms * 1e3;
+    }
+    return (double)good / sim->scenario.request_count;
+}
+
 json_t *sim_summary(const struct sim *sim)
 {
     uint32_t count = sim->scenario.request_count;
@@ -231,9 +251,9 @@ json_t *sim_summary(const struct sim *sim)
         preemptions += r->preemptions;
         output += r->tokens;
         if (r->tokens > 0)
-            ttft[ttft_count++] = r->first_token_us - r->arrival_us;
+            ttft[ttft_count++] = ttft_us(r);
         if (r->tokens > 1)
-            tpot[tpot_count++] = (r->last_token_us - r->first_token_us) / (double)(r->tokens - 1);
+            tpot[tpot_count++] = tpot_us(r);
     }
     struct pipeline_bounds bounds = pipeline_bounds(&sim->plan.timing, &sim->scenario, &sim->plan);
     json_t *busy = json_array();
