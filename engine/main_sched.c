@@ -6,6 +6,7 @@
 
 #include "engine/policy.h"
 #include "engine/record.h"
+#include "engine/recover.h"
 #include "engine/sched.h"
 #include "ipc/arena.h"
 #include "ipc/bell.h"
@@ -41,6 +42,46 @@ static void look_at_request(struct sched_process *p, uint32_t slot)
     }
 }
 
+/* What to do follows from the slot, not from who said that one should look at it. */
+static void look_at_slot(struct sched_process *p, uint32_t slot)
+{
+    switch (journal_request_state(arena_request(&p->arena, slot))) {
+    case REQUEST_ACCEPTED:
+        look_at_request(p, slot);
+        break;
+    case REQUEST_DRAINED:
+        record_drained(&p->record, slot);
+        sched_drained(&p->core, slot);
+        break;
+    case REQUEST_FREE:
+        break;
+    }
+}
+
+struct slot_order {
+    uint64_t order;
+    uint32_t slot;
+};
+
+static int compare_orders(const void *a, const void *b)
+{
+    const struct slot_order *x = a, *y = b;
+    return (x->order > y->order) - (x->order < y->order);
+}
+
+/* Rings are hints: what was accepted or drained before we looked is found in the slots. In the order of acceptance. */
+static void look_at_all_requests(struct sched_process *p)
+{
+    uint32_t count = p->arena.plan->requests_max;
+    struct slot_order *orders = base_alloc(count * sizeof(*orders));
+    for (uint32_t slot = 0; slot < count; slot++)
+        orders[slot] = (struct slot_order){arena_request(&p->arena, slot)->order, slot};
+    qsort(orders, count, sizeof(*orders), compare_orders);
+    for (uint32_t i = 0; i < count; i++)
+        look_at_slot(p, orders[i].slot);
+    free(orders);
+}
+
 static uint32_t take_requests(struct sched_process *p)
 {
     struct msg_request message;
@@ -50,18 +91,7 @@ static uint32_t take_requests(struct sched_process *p)
             log_error("front names request slot %u of %u", message.slot, p->arena.plan->requests_max);
             exit(1);
         }
-        /* What to do follows from the slot, not from the message: it only says where to look. */
-        switch (journal_request_state(arena_request(&p->arena, message.slot))) {
-        case REQUEST_ACCEPTED:
-            look_at_request(p, message.slot);
-            break;
-        case REQUEST_DRAINED:
-            record_drained(&p->record, message.slot);
-            sched_drained(&p->core, message.slot);
-            break;
-        case REQUEST_FREE:
-            break;
-        }
+        look_at_slot(p, message.slot);
         ring_release(&p->requests);
     }
     return count;
@@ -157,6 +187,16 @@ static void update_counters(struct sched_process *p)
     counter_set(p->shm, COUNTER_SCHED_SEQUENCE_SLOTS_FREE, core->table.free.count);
 }
 
+/* Totals go on where a predecessor's were last shown. */
+static void restore_counters(struct sched_process *p)
+{
+    p->core.steps = counter_read(p->shm, COUNTER_SCHED_STEPS);
+    p->core.prompt_tokens = counter_read(p->shm, COUNTER_SCHED_PROMPT_TOKENS);
+    p->core.generated_tokens = counter_read(p->shm, COUNTER_SCHED_GENERATED_TOKENS);
+    p->core.preemptions = counter_read(p->shm, COUNTER_SCHED_PREEMPTIONS);
+    p->core.cached_tokens = counter_read(p->shm, COUNTER_SCHED_CACHED_TOKENS);
+}
+
 /* One turn; the number of things done. */
 static uint32_t sched_do_work(struct sched_process *p)
 {
@@ -205,15 +245,22 @@ static int sched_open(struct sched_process *p, int birth_socket, struct err *err
     arena_ring_front_to_sched_consumer(&p->arena, &p->requests);
     arena_ring_sched_to_front_producer(&p->arena, &p->hints);
     arena_ring_stage_consumer(&p->arena, p->arena.plan->stage_count - 1, &p->results);
-    record_open(&p->record, p->arena.record, &p->arena);
+    bool is_successor = p->arena.epoch > 1;
+    if (is_successor && p->arena.record >= 0)
+        log_warn("the recording ends here: it cannot say what was in flight when a scheduler died");
+    record_open(&p->record, is_successor ? -1 : p->arena.record, &p->arena);
     p->tokens = base_alloc(p->arena.layout.step_results_max * sizeof(*p->tokens));
     tell_time(p);
-    /* Rings are hints: requests that were accepted before we looked are found in their slots. */
-    for (uint32_t slot = 0; slot < p->arena.plan->requests_max; slot++)
-        if (journal_request_state(arena_request(&p->arena, slot)) == REQUEST_ACCEPTED)
-            look_at_request(p, slot);
+    if (is_successor) {
+        restore_counters(p);
+        sched_recover(&p->core, p->results.next);
+    }
+    look_at_all_requests(p);
     plan_steps(p);
     update_counters(p);
+    /* A predecessor may have published and died before it rang. */
+    bell_ring(&p->stage);
+    bell_ring(&p->front);
     return 0;
 }
 

@@ -6,6 +6,7 @@
 #include "engine/fit.h"
 #include "engine/policy.h"
 #include "engine/prefix.h"
+#include "engine/recover.h"
 #include "ipc/journal.h"
 
 void sched_init(struct sched *sched, const struct arena *arena, const struct policy *policy)
@@ -71,7 +72,7 @@ static struct seq *seq_of(const struct sched *sched, uint32_t sequence)
 
 /* ---- news ---- */
 
-static void add_news(struct sched *sched, uint32_t slot)
+void sched_add_news(struct sched *sched, uint32_t slot)
 {
     if (sched->requests[slot].has_news)
         return;
@@ -90,8 +91,7 @@ bool sched_next_news(struct sched *sched, uint32_t *slot)
 
 /* ---- requests ---- */
 
-/* Tokens that the log of one of its sequences can come to. */
-static uint32_t log_entries(const struct request_shm *request)
+uint32_t sched_log_entries(const struct request_shm *request)
 {
     return request->flags & REQUEST_SCORE ? request->prompt_tokens - 1 : request->max_tokens;
 }
@@ -127,7 +127,7 @@ static bool is_prompt_sound(const struct sched *sched, uint32_t slot)
 
 static uint32_t log_pages_for(const struct request_shm *request)
 {
-    return (uint32_t)div_up_u64(log_entries(request), LOG_PAGE_TOKENS);
+    return (uint32_t)div_up_u64(sched_log_entries(request), LOG_PAGE_TOKENS);
 }
 
 /* Some day there will be logs and slots for it: one that waits for more than there are would hold up all behind it. */
@@ -148,8 +148,7 @@ static void copy_tokens(const struct sched *sched, uint32_t sequence, uint32_t f
         tokens[i] = journal_log_entry(sched->arena, sequence, first + i - shm->prompt_tokens)->token;
 }
 
-/* Hashes of the blocks that have become full. */
-static void extend_hashes(struct sched *sched, uint32_t sequence)
+void sched_extend_hashes(struct sched *sched, uint32_t sequence)
 {
     struct seq *seq = seq_of(sched, sequence);
     struct block_hash_shm *hashes = arena_block_hashes(sched->arena, sequence);
@@ -196,11 +195,11 @@ static void create_sequence(struct sched *sched, uint32_t slot, uint32_t choice)
     for (uint32_t i = 0; i < shm->log_page_count; i++)
         arena_log_list(arena, sequence)[i] = sched->free_log_pages[--sched->free_log_page_count];
     *seq_of(sched, sequence) = (struct seq){.known = request->prompt_tokens - is_score,
-                                            .log_capacity = log_entries(request),
+                                            .log_capacity = sched_log_entries(request),
                                             .priority = request->priority,
                                             .order = request->order,
                                             .arrived_us = sched->now_us};
-    extend_hashes(sched, sequence);
+    sched_extend_hashes(sched, sequence);
     arena_answer(arena, slot)->sequences[choice] = sequence;
     start_waiting(sched, sequence, false);
     if (sched->policy->arrived != NULL)
@@ -259,7 +258,7 @@ static void answer_with_nothing(struct sched *sched, uint32_t slot)
     struct answer_shm *answer = arena_answer(sched->arena, slot);
     answer->sequence_count = 0;
     journal_answer_set(answer, sched->requests[slot].generation);
-    add_news(sched, slot);
+    sched_add_news(sched, slot);
 }
 
 void sched_accept(struct sched *sched, uint32_t slot)
@@ -286,10 +285,11 @@ static void release_blocks(struct sched *sched, uint32_t sequence)
     kv_give_back(&sched->kv, arena_block_table(sched->arena, sequence), shm->block_count);
     shm->block_count = 0;
     shm->computed = 0;
+    journal_order(); /* nobody else's table names these blocks before ours no longer does */
     seq_of(sched, sequence)->published = 0;
 }
 
-static void finish(struct sched *sched, uint32_t sequence, enum finish_reason reason)
+void sched_finish(struct sched *sched, uint32_t sequence, enum finish_reason reason)
 {
     struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
     seq_list_remove(&sched->table, sequence);
@@ -298,7 +298,7 @@ static void finish(struct sched *sched, uint32_t sequence, enum finish_reason re
     seq_set_state(&sched->table, sequence, SEQUENCE_DONE);
     if (sched->policy->ended != NULL && reason != FINISH_ABORT)
         sched->policy->ended(sched, sequence);
-    add_news(sched, shm->request);
+    sched_add_news(sched, shm->request);
 }
 
 void sched_cancel(struct sched *sched, uint32_t slot)
@@ -315,8 +315,9 @@ void sched_cancel(struct sched *sched, uint32_t slot)
         return;
     }
     for (uint32_t i = 0; i < answer->sequence_count; i++)
-        if (journal_sequence_state(arena_sequence(sched->arena, answer->sequences[i])) != SEQUENCE_DONE)
-            finish(sched, answer->sequences[i], FINISH_ABORT);
+        if (sched->table.seqs[answer->sequences[i]].in != &sched->table.free &&
+            journal_sequence_state(arena_sequence(sched->arena, answer->sequences[i])) != SEQUENCE_DONE)
+            sched_finish(sched, answer->sequences[i], FINISH_ABORT);
 }
 
 void sched_drained(struct sched *sched, uint32_t slot)
@@ -332,6 +333,8 @@ void sched_drained(struct sched *sched, uint32_t slot)
     for (uint32_t i = 0; i < answer->sequence_count; i++) {
         uint32_t sequence = answer->sequences[i];
         struct sequence_shm *shm = arena_sequence(arena, sequence);
+        if (journal_sequence_state(shm) == SEQUENCE_FREE)
+            continue; /* a predecessor came so far */
         for (uint32_t page = shm->log_page_count; page-- > 0;)
             sched->free_log_pages[sched->free_log_page_count++] = arena_log_list(arena, sequence)[page];
         shm->log_page_count = 0;
@@ -341,7 +344,7 @@ void sched_drained(struct sched *sched, uint32_t slot)
     answer->sequence_count = 0;
     sched->requests[slot].generation = 0;
     journal_answer_set(answer, 0);
-    add_news(sched, slot);
+    sched_add_news(sched, slot);
     take_in(sched);
 }
 
@@ -460,15 +463,16 @@ static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence
     shape_add(&sched->shape, row->first_pos, tokens);
 }
 
-/* Blocks that are full once the step is computed can be found from now on: whoever is given one runs behind this row, in
- * this step or in a later one. */
-static void publish_blocks(struct sched *sched, uint32_t sequence)
+void sched_publish_blocks(struct sched *sched, uint32_t sequence)
 {
     struct seq *seq = seq_of(sched, sequence);
     uint32_t full = arena_sequence(sched->arena, sequence)->computed / sched->plan->block_size;
-    for (; seq->published < full && seq->published < seq->hashed; seq->published++)
-        kv_publish(&sched->kv, arena_block_table(sched->arena, sequence)[seq->published],
-                   &arena_block_hashes(sched->arena, sequence)[seq->published]);
+    for (; seq->published < full && seq->published < seq->hashed; seq->published++) {
+        uint32_t block = arena_block_table(sched->arena, sequence)[seq->published];
+        if (!sched->kv.blocks[block]
+                 .is_published) /* after a predecessor's death several sequences may hold it unpublished */
+            kv_publish(&sched->kv, block, &arena_block_hashes(sched->arena, sequence)[seq->published]);
+    }
 }
 
 bool policy_take_blocks(struct sched *sched, uint32_t sequence, uint32_t tokens)
@@ -478,6 +482,7 @@ bool policy_take_blocks(struct sched *sched, uint32_t sequence, uint32_t tokens)
     check(shm->block_count + more <= sched->arena->layout.blocks_per_sequence);
     if (!kv_take(&sched->kv, arena_block_table(sched->arena, sequence) + shm->block_count, more))
         return false;
+    journal_order(); /* numbers of blocks before their count */
     shm->block_count += more;
     return true;
 }
@@ -493,8 +498,12 @@ bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens)
         return false;
     fill_row(sched, arena_step_rows(sched->arena, sched->record) + sched->record->row_count, sequence, tokens);
     sched->row_of[sequence] = ++sched->record->row_count;
+    shm->computed_before = shm->computed;
+    journal_order();
+    shm->planned_step = (uint32_t)sched->next_step;
+    journal_order();
     shm->computed += tokens;
-    publish_blocks(sched, sequence);
+    sched_publish_blocks(sched, sequence);
     return true;
 }
 
@@ -508,6 +517,8 @@ bool policy_admit_blocks(struct sched *sched, uint32_t sequence, const struct po
         return false;
     if (sched->table.running.count == sched->plan->max_num_seqs || needed + hit->free_blocks > sched->kv.free_count)
         return false;
+    shm->admitted_step = (uint32_t)sched->next_step;
+    journal_order();
     for (uint32_t i = 0; i < hit->blocks; i++) {
         uint32_t block = kv_find(&sched->kv, &arena_block_hashes(sched->arena, sequence)[i]);
         kv_hold(&sched->kv, block);
@@ -605,7 +616,7 @@ static void note_account(struct sched *sched, struct account_step *step)
     }
 }
 
-static void note_flight(struct sched *sched)
+void sched_note_flight(struct sched *sched)
 {
     const struct step_shm *record = sched->record;
     struct flight *flight = &sched->flights[record->step % sched->plan->window];
@@ -625,10 +636,21 @@ static void note_flight(struct sched *sched)
                                               .result_first = row->result_first,
                                               .result_count = row->result_count,
                                               .flags = row->flags};
-        seq_of(sched, row->sequence)->in_flight++;
         sched->row_of[row->sequence] = 0;
-        if (row->first_pos < shm->prompt_tokens)
-            sched->prompt_tokens += min_u64(row->token_count, shm->prompt_tokens - row->first_pos);
+        if (shm->generation ==
+            row->sequence_generation) /* another one may have the slot, in a step that was planned before */
+            seq_of(sched, row->sequence)->in_flight++;
+    }
+    sched->in_flight++;
+}
+
+static void count_prompt_tokens(struct sched *sched)
+{
+    const struct row_shm *rows = arena_step_rows(sched->arena, sched->record);
+    for (uint32_t i = 0; i < sched->record->row_count; i++) {
+        uint32_t prompt = arena_sequence(sched->arena, rows[i].sequence)->prompt_tokens;
+        if (rows[i].first_pos < prompt)
+            sched->prompt_tokens += min_u64(rows[i].token_count, prompt - rows[i].first_pos);
     }
 }
 
@@ -649,44 +671,54 @@ struct step_shm *sched_plan(struct sched *sched)
         sched->wants_another_plan = sched->table.running.count < running; /* so it comes to an end */
         return NULL;
     }
-    note_flight(sched);
+    sched_note_flight(sched);
+    count_prompt_tokens(sched);
     sched->next_step++;
-    sched->in_flight++;
     sched->steps++;
     return sched->record;
 }
 
 /* ---- results ---- */
 
-static bool is_end(const struct sched *sched, const struct request_shm *request, uint32_t token, uint32_t committed)
+/* What the last of `committed` tokens makes of its sequence; FINISH_NONE: it goes on. */
+static enum finish_reason end_by(const struct sched *sched, uint32_t sequence, uint32_t token, uint32_t committed)
 {
+    const struct request_shm *request = policy_request(sched, sequence);
     for (uint32_t i = 0; i < request->stop_token_count; i++)
         if (request->stop_tokens[i] == token && committed >= request->min_tokens)
-            return true;
-    if (request->flags & REQUEST_IGNORE_EOS || committed < request->min_tokens)
-        return false;
-    for (uint32_t i = 0; i < sched->plan->end_token_count; i++)
+            return FINISH_STOP;
+    bool can_end = !(request->flags & REQUEST_IGNORE_EOS) && committed >= request->min_tokens;
+    for (uint32_t i = 0; i < sched->plan->end_token_count && can_end; i++)
         if (sched->plan->end_tokens[i] == token)
-            return true;
-    return false;
+            return FINISH_STOP;
+    return committed == seq_of(sched, sequence)->log_capacity ? FINISH_LENGTH : FINISH_NONE;
 }
 
-/* A new token of a sequence: into its log first, then everything that follows from it. */
-static void commit_token(struct sched *sched, uint32_t sequence, const struct token_shm *token)
+void sched_finish_if_ended(struct sched *sched, uint32_t sequence)
 {
-    struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
-    const struct request_shm *request = arena_request(sched->arena, shm->request);
-    struct seq *seq = seq_of(sched, sequence);
-    journal_log_append(sched->arena, sequence, token);
-    uint32_t committed = journal_log_committed(shm);
+    uint32_t committed = journal_log_committed(arena_sequence(sched->arena, sequence));
+    enum finish_reason reason = FINISH_NONE;
+    if (policy_request(sched, sequence)->flags & REQUEST_SCORE)
+        reason = committed == seq_of(sched, sequence)->log_capacity ? FINISH_LENGTH : FINISH_NONE;
+    else if (committed > 0)
+        reason = end_by(sched, sequence, journal_log_entry(sched->arena, sequence, committed - 1)->token, committed);
+    if (reason != FINISH_NONE)
+        sched_finish(sched, sequence, reason);
+}
+
+/* A new token of a sequence: into its log first, then everything that follows from it. A token that is there already was
+ * committed by a predecessor, which died before it let go of the step's results; what follows was made up for at the start. */
+static void commit_token(struct sched *sched, const struct flight_row *row, const struct token_shm *token)
+{
+    struct seq *seq = seq_of(sched, row->sequence);
+    if (row->first_pos + row->token_count < seq->known)
+        return;
+    journal_log_append(sched->arena, row->sequence, token);
     seq->known++;
-    extend_hashes(sched, sequence);
+    sched_extend_hashes(sched, row->sequence);
     sched->generated_tokens++;
-    add_news(sched, shm->request);
-    if (is_end(sched, request, token->token, committed))
-        finish(sched, sequence, FINISH_STOP);
-    else if (committed == seq->log_capacity)
-        finish(sched, sequence, FINISH_LENGTH);
+    sched_add_news(sched, arena_sequence(sched->arena, row->sequence)->request);
+    sched_finish_if_ended(sched, row->sequence);
 }
 
 /* Scores of a row's tokens; those that are there already (from before a preemption) are the same bits again. */
@@ -696,9 +728,8 @@ static void commit_scores(struct sched *sched, const struct flight_row *row, con
     for (uint32_t i = 0; i < row->result_count; i++)
         if (row->first_pos + i == journal_log_committed(shm))
             journal_log_append(sched->arena, row->sequence, &results[i]);
-    add_news(sched, shm->request);
-    if (journal_log_committed(shm) == seq_of(sched, row->sequence)->log_capacity)
-        finish(sched, row->sequence, FINISH_LENGTH);
+    sched_add_news(sched, shm->request);
+    sched_finish_if_ended(sched, row->sequence);
 }
 
 static bool results_are_sound(const struct sched *sched, const struct flight *flight, const struct token_shm *results,
@@ -750,7 +781,7 @@ bool sched_return(struct sched *sched, uint64_t step, const struct token_shm *re
         if (row->flags & ROW_SCORE)
             commit_scores(sched, row, results + row->result_first);
         else if (row->result_count == 1)
-            commit_token(sched, row->sequence, &results[row->result_first]);
+            commit_token(sched, row, &results[row->result_first]);
     }
     return true;
 }

@@ -31,6 +31,13 @@
 #define LISTEN_BACKLOG 1024
 #define STOP_GRACE_NS  5000000000ull /* after COMMAND_STOP a process has so long to leave by itself */
 
+/* A life is fruitless when it ended without progress, before it had lasted. A successor starts at once after the first of
+ * them in a row, then later and later; at the end there is no point in another one. */
+#define LASTING_NS      1000000000ull
+#define BACK_OFF_NS     50000000ull
+#define BACK_OFF_MAX_NS 5000000000ull
+#define FRUITLESS_MAX   12u
+
 enum phase { PHASE_STARTING, PHASE_SERVING, PHASE_DRAINING, PHASE_STOPPING };
 
 struct region {
@@ -42,7 +49,12 @@ struct child {
     enum role role;
     uint32_t index;
     pid_t pid;
-    int pidfd; /* -1: not running */
+    int pidfd;             /* -1: not running */
+    uint32_t epoch;        /* number of its life, from 1 */
+    uint64_t born_ns;      /* this life */
+    uint64_t progress;     /* of all lives before */
+    uint32_t fruitless;    /* lives in a row */
+    uint64_t successor_ns; /* when the next life begins; 0: it has begun */
 };
 
 struct supervisor {
@@ -80,10 +92,13 @@ static int create_region(struct supervisor *s, uint32_t id, const char *name, st
     return region->read_only < 0 ? region->read_only : 0;
 }
 
-static int write_head(struct supervisor *s, uint32_t id, struct err *err)
+static int write_head(struct supervisor *s, uint32_t id, uint32_t epoch, struct err *err)
 {
-    struct region_head head = {
-        .magic = REGION_MAGIC, .layout_hash = LAYOUT_HASH, .bytes = s->layout.region_bytes[id], .id = id, .epoch = 1};
+    struct region_head head = {.magic = REGION_MAGIC,
+                               .layout_hash = LAYOUT_HASH,
+                               .bytes = s->layout.region_bytes[id],
+                               .id = id,
+                               .epoch = epoch};
     if (pwrite(s->regions[id].fd, &head, sizeof(head), 0) != (ssize_t)sizeof(head))
         return err_set(err, -errno, "shared memory: cannot write the head of region %u: %s", id, strerror(errno));
     return 0;
@@ -116,11 +131,11 @@ static int create_regions(struct supervisor *s, struct err *err)
     for (size_t i = 0; i < ARRAY_COUNT(single) && ret == 0; i++) {
         ret = create_region(s, single[i].id, single[i].name, err);
         if (ret == 0 && single[i].has_head)
-            ret = write_head(s, single[i].id, err);
+            ret = write_head(s, single[i].id, 1, err);
     }
     for (uint32_t stage = 0; stage < s->plan->stage_count && ret == 0; stage++) {
         ret = create_region(s, REGION_STAGE + stage, "evenflow-stage", err);
-        ret = ret ? ret : write_head(s, REGION_STAGE + stage, err);
+        ret = ret ? ret : write_head(s, REGION_STAGE + stage, 1, err);
         ret = ret ? ret : create_region(s, REGION_KV + stage, "evenflow-kv", err);
         ret = ret ? ret : create_region(s, REGION_WEIGHTS + stage, "evenflow-weights", err);
         ret = ret ? ret : watch_process(s, ROLE_STAGE, stage, REGION_STAGE + stage, s->layout.stage_process, err);
@@ -245,7 +260,7 @@ static void add_region(const struct supervisor *s, struct birth *birth, int *fds
 static void fill_birth(const struct supervisor *s, const struct child *child, struct birth *birth, int *fds)
 {
     const uint32_t stages = s->plan->stage_count;
-    *birth = (struct birth){.magic = BIRTH_MAGIC, .role = child->role, .index = child->index, .epoch = 1};
+    *birth = (struct birth){.magic = BIRTH_MAGIC, .role = child->role, .index = child->index, .epoch = child->epoch};
     add_region(s, birth, fds, BIRTH_REGION_READ, REGION_PLAN);
     add_region(s, birth, fds, BIRTH_REGION_READ, REGION_SUP);
     birth_add(birth, fds, BIRTH_BELL, process_number(ROLE_SUPERVISOR, 0), s->bells[0]);
@@ -283,7 +298,8 @@ static void fill_birth(const struct supervisor *s, const struct child *child, st
         if (!is_last)
             add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + i + 1);
         add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_KV + i);
-        add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_WEIGHTS + i);
+        birth->weights_loaded = shm_is_sealed(s->regions[REGION_WEIGHTS + i].fd);
+        add_region(s, birth, fds, birth->weights_loaded ? BIRTH_REGION_READ : BIRTH_REGION_WRITE, REGION_WEIGHTS + i);
         uint32_t next = is_last ? process_number(ROLE_SCHED, 0) : process_number(ROLE_STAGE, i + 1);
         birth_add(birth, fds, BIRTH_BELL, next, s->bells[next]);
         birth_add(birth, fds, BIRTH_MODEL, 0, s->model);
@@ -323,9 +339,37 @@ _Noreturn static void exec_child(const struct supervisor *s, const struct child 
     _exit(127);
 }
 
+/* The region that a process writes, and where its process block is. */
+static uint32_t region_of(const struct supervisor *s, const struct child *child, size_t *process_block)
+{
+    *process_block = child->role == ROLE_FRONT   ? s->layout.front_process
+                     : child->role == ROLE_SCHED ? s->layout.sched_process
+                                                 : s->layout.stage_process;
+    return child->role == ROLE_FRONT   ? REGION_FRONT
+           : child->role == ROLE_SCHED ? REGION_SCHED
+                                       : REGION_STAGE + child->index;
+}
+
+/* Nobody writes the region now: the one that did is proven dead. The next one is born into a new epoch, and is not ready. */
+static int begin_life(struct supervisor *s, struct child *child, struct err *err)
+{
+    size_t process_block;
+    uint32_t region = region_of(s, child, &process_block), starting = PROCESS_STARTING;
+    off_t state = (off_t)(process_block + offsetof(struct process_shm, state));
+    child->born_ns = clock_ns();
+    child->successor_ns = 0;
+    if (++child->epoch == 1)
+        return 0; /* the region is new */
+    if (pwrite(s->regions[region].fd, &starting, sizeof(starting), state) != (ssize_t)sizeof(starting))
+        return err_set(err, -errno, "shared memory: cannot write region %u: %s", region, strerror(errno));
+    return write_head(s, region, child->epoch, err);
+}
+
 static int start_child(struct supervisor *s, struct child *child, struct err *err)
 {
     int sockets[2];
+    if (begin_life(s, child, err) != 0)
+        return -EIO;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) != 0)
         return err_set(err, -errno, "%s: cannot create its birth socket: %s", role_name(child->role), strerror(errno));
     struct birth birth;
@@ -441,6 +485,46 @@ static void describe_end(const siginfo_t *info, char *text, size_t size)
                  info->si_code == CLD_DUMPED ? ", core dumped" : "");
 }
 
+static uint64_t progress_of(const struct supervisor *s, const struct child *child)
+{
+    /* relaxed: its writer is dead */
+    return atomic_load_explicit(&s->processes[process_number(child->role, child->index)]->progress,
+                                memory_order_relaxed);
+}
+
+/* When a successor begins; false: there is no point in another one. */
+static bool plan_successor(struct supervisor *s, struct child *child)
+{
+    uint64_t progress = progress_of(s, child), now_ns = clock_ns(), wait_ns = 0;
+    bool was_fruitful = progress != child->progress || now_ns - child->born_ns >= LASTING_NS;
+    child->progress = progress;
+    child->fruitless = was_fruitful ? 0 : child->fruitless + 1;
+    if (child->fruitless > FRUITLESS_MAX)
+        return false;
+    if (child->fruitless > 1)
+        wait_ns = min_u64(BACK_OFF_NS << (child->fruitless - 2), BACK_OFF_MAX_NS);
+    child->successor_ns = now_ns + wait_ns;
+    return true;
+}
+
+static void begin_successors(struct supervisor *s)
+{
+    uint64_t now_ns = clock_ns();
+    for (uint32_t i = 1; i < s->process_count; i++) {
+        struct child *child = &s->children[i];
+        struct err err;
+        if (child->successor_ns == 0 || child->successor_ns > now_ns || s->phase == PHASE_STOPPING)
+            continue;
+        if (start_child(s, child, &err) != 0) {
+            log_error("%s; ending the engine", err.text);
+            stop(s, 1);
+            continue;
+        }
+        /* relaxed: shown to people, decides nothing */
+        atomic_store_explicit(&s->shm->processes[i].restarts, child->epoch - 1, memory_order_relaxed);
+    }
+}
+
 /* The pidfd has fired: the process is gone and nothing of it writes any more. */
 static void on_death(struct supervisor *s, struct child *child)
 {
@@ -457,7 +541,15 @@ static void on_death(struct supervisor *s, struct child *child)
         log_debug("%s %u (process %d) %s", role_name(child->role), child->index, (int)child->pid, end);
         return;
     }
-    log_error("%s %u (process %d) %s; ending the engine", role_name(child->role), child->index, (int)child->pid, end);
+    bool can_go_on = (s->phase == PHASE_SERVING || s->phase == PHASE_DRAINING) && child->role != ROLE_FRONT;
+    if (can_go_on && plan_successor(s, child)) {
+        log_warn("%s %u (process %d) %s; a successor goes on", role_name(child->role), child->index, (int)child->pid,
+                 end);
+        atomic_store_explicit(&s->shm->ready, 0, memory_order_relaxed); /* relaxed: as in stop() */
+        return;
+    }
+    log_error("%s %u (process %d) %s; ending the engine%s", role_name(child->role), child->index, (int)child->pid, end,
+              can_go_on ? ": its lives end without progress" : "");
     stop(s, 1);
 }
 
@@ -475,6 +567,8 @@ static void on_bell(struct supervisor *s)
     uint64_t rings;
     ssize_t got = read(s->bells[0], &rings, sizeof(rings));
     check(got == (ssize_t)sizeof(rings));
+    if (s->phase == PHASE_SERVING && all_ready(s))
+        atomic_store_explicit(&s->shm->ready, 1, memory_order_relaxed); /* relaxed: as in stop() */
     if (s->phase == PHASE_STARTING && all_ready(s)) {
         s->phase = PHASE_SERVING;
         atomic_store_explicit(&s->shm->ready, 1, memory_order_relaxed); /* relaxed: as in stop() */
@@ -507,12 +601,22 @@ static void on_deadline(struct supervisor *s)
     kill_all(s);
 }
 
+static int milliseconds_to(uint64_t deadline_ns)
+{
+    uint64_t now = clock_ns();
+    return now >= deadline_ns ? 0 : (int)min_u64((deadline_ns - now) / 1000000 + 1, INT32_MAX);
+}
+
+/* Until something has to be done unasked; -1: nothing. */
 static int milliseconds_left(const struct supervisor *s)
 {
-    if (s->deadline_ns == 0)
-        return -1;
-    uint64_t now = clock_ns();
-    return now >= s->deadline_ns ? 0 : (int)min_u64((s->deadline_ns - now) / 1000000 + 1, INT32_MAX);
+    uint64_t next_ns = s->deadline_ns;
+    for (uint32_t i = 1; i < s->process_count; i++) {
+        uint64_t successor_ns = s->children[i].successor_ns;
+        if (successor_ns != 0 && (next_ns == 0 || successor_ns < next_ns))
+            next_ns = successor_ns;
+    }
+    return next_ns == 0 ? -1 : milliseconds_to(next_ns);
 }
 
 /* ---- life ---- */
@@ -590,7 +694,7 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
 
 int supervisor_run(struct supervisor *s)
 {
-    while (running_count(s) > 0) {
+    while (running_count(s) > 0 || (s->phase != PHASE_STOPPING && milliseconds_left(s) >= 0)) {
         struct pollfd polls[PROCESSES_MAX + 2];
         polls[0] = (struct pollfd){.fd = s->bells[0], .events = POLLIN};
         polls[1] = (struct pollfd){.fd = s->signals, .events = POLLIN};
@@ -601,7 +705,7 @@ int supervisor_run(struct supervisor *s)
             check(errno == EINTR);
             continue;
         }
-        if (s->deadline_ns != 0 && milliseconds_left(s) == 0)
+        if (s->deadline_ns != 0 && milliseconds_to(s->deadline_ns) == 0)
             on_deadline(s);
         if (polls[1].revents)
             on_signal(s);
@@ -610,6 +714,7 @@ int supervisor_run(struct supervisor *s)
                 on_death(s, &s->children[i]);
         if (polls[0].revents)
             on_bell(s);
+        begin_successors(s);
     }
     remove_socket(s);
     log_info("ended with status %d", s->exit_status);

@@ -8,7 +8,10 @@
  *             all ready            SIGTERM            drained
  *   STARTING -----------> SERVING ---------> DRAINING ---------> STOPPING -> exit 0
  *      |                     |                   |                  ^
- *      +---------------------+-- a process dies -+------------------+          exit 1
+ *      +- a process dies ----+- it dies in vain -+------------------+          exit 1
+ *
+ * While it serves and drains, a process that dies has a successor, at once or, when lives end without progress, later; in
+ * the end not at all (docs/death.md).
  */
 #ifndef EVENFLOW_SUPERVISOR_H
 #define EVENFLOW_SUPERVISOR_H

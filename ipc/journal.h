@@ -33,6 +33,14 @@ void journal_prompt_read(const struct arena *arena, uint32_t request_slot, uint3
 void journal_prompt_write(const struct arena *arena, uint32_t request_slot, uint32_t first, uint32_t count,
                           const uint32_t *tokens);
 
+/* What stands before in the program is in memory before what follows, whatever the compiler would like: for words that nobody
+ * reads while their writer lives, but a successor does. */
+static inline void journal_order(void)
+{
+    /* acq_rel: a signal fence orders the compiler alone, and a process's own death cuts its stores in program order */
+    atomic_signal_fence(memory_order_acq_rel);
+}
+
 /* sched: the state word of a sequence, release; front: acquire. */
 void journal_sequence_set_state(struct sequence_shm *sequence, enum sequence_state state);
 enum sequence_state journal_sequence_state(const struct sequence_shm *sequence);

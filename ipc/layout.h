@@ -37,7 +37,7 @@
 #include "ipc/stats.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x0000000000000007ull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x0000000000000008ull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -182,7 +182,10 @@ struct sequence_shm {
     uint32_t log_page_count;
     uint32_t preemptions;
     uint32_t cached_tokens; /* prompt tokens found in the prefix cache at admission */
-    uint32_t pad[3];
+    /* For a successor, which takes back what a step did that was never published (low halves of step numbers): */
+    uint32_t admitted_step;   /* in which it began to run */
+    uint32_t planned_step;    /* of its last row */
+    uint32_t computed_before; /* `computed` without that row */
 };
 static_assert(sizeof(struct sequence_shm) == 64, "shared");
 

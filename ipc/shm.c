@@ -71,3 +71,9 @@ int shm_seal(int fd, struct err *err)
         return err_set(err, -errno, "shared memory: cannot seal descriptor %d: %s", fd, strerror(errno));
     return 0;
 }
+
+bool shm_is_sealed(int fd)
+{
+    int seals = fcntl(fd, F_GET_SEALS);
+    return seals >= 0 && (seals & F_SEAL_WRITE);
+}

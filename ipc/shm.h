@@ -27,5 +27,6 @@ void *shm_map(int fd, size_t bytes, int access, const char *name, struct err *er
 
 /* No more writing by anybody, ever; the caller has unmapped its writable view. 0, or -errno with err. */
 int shm_seal(int fd, struct err *err);
+bool shm_is_sealed(int fd);
 
 #endif

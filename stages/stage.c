@@ -100,6 +100,7 @@ int stage_init(struct stage *stage, struct arena *arena, const struct kernels *k
         arena_ring_stage_consumer(arena, stage->index - 1, &stage->in);
     arena_ring_stage_producer(arena, stage->index, &stage->out);
     stage->next = stage->is_last ? arena_pull(arena, ROLE_SCHED, 0) : arena_pull(arena, ROLE_STAGE, stage->index + 1);
+    bell_ring(&stage->next); /* a predecessor may have published and died before it rang */
     return 0;
 }
 
