@@ -195,6 +195,10 @@ static void restore_counters(struct sched_process *p)
     p->core.generated_tokens = counter_read(p->shm, COUNTER_SCHED_GENERATED_TOKENS);
     p->core.preemptions = counter_read(p->shm, COUNTER_SCHED_PREEMPTIONS);
     p->core.cached_tokens = counter_read(p->shm, COUNTER_SCHED_CACHED_TOKENS);
+    p->core.account.step_us = counter_read(p->shm, COUNTER_SCHED_STEP_US);
+    p->core.account.all_loaded_us = counter_read(p->shm, COUNTER_SCHED_LOADED_US);
+    p->core.account.all_bound_us = counter_read(p->shm, COUNTER_SCHED_BOUND_US);
+    p->core.account.efficiency_permille = counter_read(p->shm, COUNTER_SCHED_EFFICIENCY_PERMILLE);
 }
 
 /* One turn; the number of things done. */

@@ -597,23 +597,16 @@ void policy_preempt(struct sched *sched, uint32_t sequence)
 
 /* ---- planning: the step ---- */
 
-/* What the account will want to know of a step. */
+/* What the account will want to know of a step; of its rows later. */
 static void note_account(struct sched *sched, struct account_step *step)
 {
     const struct timing *timing = arena_timing(sched->arena);
-    const struct step_shm *record = sched->record;
-    const struct row_shm *rows = arena_step_rows(sched->arena, record);
     *step = (struct account_step){.shape = sched->shape,
-                                  .planned_us = record->planned_us,
+                                  .planned_us = sched->record->planned_us,
                                   .results_us = sched->results_us,
                                   .sequences = sched->table.running.count + sched->table.waiting.count};
     for (uint64_t stage = 0; stage < timing->stage_count; stage++)
         step->predicted_us[stage] = timing_stage_us(&timing->stages[stage], &sched->shape);
-    for (uint32_t i = 0; i < record->row_count; i++) {
-        bool is_decode = rows[i].first_pos >= arena_sequence(sched->arena, rows[i].sequence)->prompt_tokens;
-        step->decode_rows += is_decode;
-        step->decode_blocks += is_decode ? rows[i].block_count : 0;
-    }
 }
 
 void sched_note_flight(struct sched *sched)
@@ -640,6 +633,10 @@ void sched_note_flight(struct sched *sched)
         if (shm->generation ==
             row->sequence_generation) /* another one may have the slot, in a step that was planned before */
             seq_of(sched, row->sequence)->in_flight++;
+        if (row->first_pos >= shm->prompt_tokens) {
+            flight->account.decode_rows++;
+            flight->account.decode_blocks += row->block_count;
+        }
     }
     sched->in_flight++;
 }

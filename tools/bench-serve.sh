@@ -5,18 +5,13 @@
 set -eu
 model=$1
 shift
-bin=$(dirname "$0")/../${BUILD:-build}/bin
-work=$(mktemp -d)
-mkfifo "$work/ready"
-"$bin/evenflow" serve "$model" --socket "$work/bench.sock" --log-level warn --ready-fd 9 "$@" 9>"$work/ready" &
-engine=$!
-trap 'kill $engine 2>/dev/null || true; wait $engine 2>/dev/null || true; rm -rf "$work"' EXIT
-read -r _ <"$work/ready" || true # a newline when it is ready, the end of the file when it has failed
+. "$(dirname "$0")/bench-engine.sh"
+start_engine "$model" "$@"
 echo "clients  decode tok/s  output tok/s  tpot p50 ms  ttft p50 ms"
 for clients in 1 16 32; do
     prompts=$((clients * 2))
     [ "$clients" -gt 1 ] || prompts=4
-    "$bin/evenflow" bench --socket "$work/bench.sock" --num-prompts $prompts --max-concurrency $clients \
+    "$bin/evenflow" bench --socket "$socket" --num-prompts $prompts --max-concurrency $clients \
         --input-len "${INPUT_LEN:-128}" --output-len "${OUTPUT_LEN:-128}" --json |
         python3 -c 'import json, sys
 clients, r = int(sys.argv[1]), json.load(sys.stdin)

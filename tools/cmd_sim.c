@@ -180,6 +180,9 @@ static int run_replay(const char *path, bool is_json)
         return command_fail(1, "sim", result.err.text);
     fprintf(stderr, "%llu steps of %llu requests, %llu tokens: the same\n", (unsigned long long)result.steps,
             (unsigned long long)result.requests, (unsigned long long)result.tokens);
+    for (uint32_t stage = 0; stage < result.stages; stage++)
+        fprintf(stderr, "stage %u: predicted times are off by %.1f %% on average\n", stage,
+                100 * result.prediction_errors[stage]);
     return 0;
 }
 

@@ -9,6 +9,7 @@
 #include "engine/record.h"
 #include "engine/sched.h"
 #include "ipc/journal.h"
+#include "ipc/stats.h"
 
 struct replay {
     FILE *file;
@@ -166,6 +167,17 @@ static int replay_entries(struct replay *r, struct err *err)
     return ret;
 }
 
+static void note_errors(struct replay *r)
+{
+    r->result->stages = r->plan.stage_count;
+    for (uint32_t stage = 0; stage < r->plan.stage_count; stage++) {
+        const struct stage_account_shm *account = &arena_accounts(&r->arena)[stage];
+        double steps = (double)account_read(&account->predicted_steps);
+        if (steps > 0)
+            r->result->prediction_errors[stage] = (double)account_read(&account->error_millionths) / 1e6 / steps;
+    }
+}
+
 int replay_file(struct replay_result *result, const char *path, struct err *err)
 {
     struct replay *r = base_alloc(sizeof(*r));
@@ -184,6 +196,7 @@ int replay_file(struct replay_result *result, const char *path, struct err *err)
         arena_in_memory(&r->arena, &r->plan);
         sched_init(&r->sched, &r->arena, policy);
         ret = replay_entries(r, err);
+        note_errors(r);
         sched_fini(&r->sched);
         arena_in_memory_free(&r->arena);
     }

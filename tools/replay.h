@@ -8,11 +8,15 @@
 #include <stdint.h>
 
 #include "ipc/base.h"
+#include "ipc/plan.h"
 
 struct replay_result {
     uint64_t requests, steps, tokens;
-    uint64_t first_difference; /* step number; 0: every step is the same */
-    struct err err;            /* what differs */
+    uint32_t stages;
+    double
+        prediction_errors[STAGES_MAX]; /* mean relative error of the stage-time model, before it learned from a step */
+    uint64_t first_difference;         /* step number; 0: every step is the same */
+    struct err err;                    /* what differs */
 };
 
 /* 0 when the file could be read to its end or to the first difference; -errno with err. */
