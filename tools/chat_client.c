@@ -5,92 +5,108 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tools/client.h"
+#include "tools/commands.h"
+#include "tools/line.h"
+#include "tools/live.h"
 
-struct answer {
-    char *text;
-    size_t size, room;
+struct chat {
+    const struct chat_options *options;
+    json_t *messages;
 };
 
-static void on_event(struct client_call *call, void *context, const char *data, size_t size)
+static void begin(struct chat *chat)
 {
-    (void)call;
-    struct answer *answer = context;
-    json_t *event = json_loadb(data, size, 0, NULL); /* "[DONE]" is not JSON and says nothing more */
-    json_t *choice = json_array_get(json_object_get(event, "choices"), 0);
-    const char *text = json_string_value(json_object_get(json_object_get(choice, "delta"), "content"));
-    if (text != NULL) {
-        fputs(text, stdout);
-        fflush(stdout);
-        size_t more = strlen(text);
-        if (answer->size + more + 1 > answer->room) {
-            answer->room = 2 * (answer->size + more) + 256;
-            answer->text = realloc(answer->text, answer->room);
-            check(answer->text != NULL);
-        }
-        memcpy(answer->text + answer->size, text, more + 1);
-        answer->size += more;
-    }
-    json_decref(event);
+    const char *system = chat->options->system;
+    json_decref(chat->messages);
+    chat->messages = json_array();
+    if (system != NULL && system[0] != '\0')
+        json_array_append_new(chat->messages, json_pack("{s:s, s:s}", "role", "system", "content", system));
 }
 
-/* One question. The answer joins the conversation. */
-static int ask(const struct chat_options *options, json_t *messages, const char *question)
+/* One question. It and its answer join the conversation; a question that was refused does not. */
+static enum live_result ask(struct chat *chat, const char *question)
 {
+    const struct chat_options *options = chat->options;
     json_t *message = json_pack("{s:s, s:s}", "role", "user", "content", question);
     if (message == NULL) {
-        fprintf(stderr, "evenflow: the text is not valid UTF-8\n");
-        return 1;
+        command_fail(1, options->command, "the text is not valid UTF-8");
+        return LIVE_REFUSED;
     }
-    json_array_append_new(messages, message);
-    json_t *body = json_pack("{s:O, s:b, s:f, s:I}", "messages", messages, "stream", 1, "temperature",
-                             options->temperature, "seed", (json_int_t)options->seed);
+    json_array_append_new(chat->messages, message);
+    json_t *body = json_pack("{s:O, s:f, s:I}", "messages", chat->messages, "temperature", options->temperature, "seed",
+                             (json_int_t)options->seed);
     if (options->max_tokens != 0)
         json_object_set_new(body, "max_tokens", json_integer((json_int_t)options->max_tokens));
-    char *text = json_dumps(body, JSON_COMPACT);
-    struct answer answer = {0};
-    struct client_call call = {.method = "POST",
-                               .path = "/v1/chat/completions",
-                               .body = text,
-                               .body_size = strlen(text),
-                               .on_event = on_event,
-                               .context = &answer};
-    client_run(options->socket, &call, 1, 1);
-    putchar('\n');
-    fflush(stdout);
-    int status = call.status == 200 ? 0 : 1;
-    if (status != 0)
-        fprintf(stderr, "evenflow: %s\n", call.status == 0 ? call.err.text : call.answer);
-    else
-        json_array_append_new(messages,
-                              json_pack("{s:s, s:s}", "role", "assistant", "content", answer.text ? answer.text : ""));
-    client_call_free(&call);
-    free(answer.text);
-    free(text);
+    struct live_answer answer;
+    enum live_result result = live_ask(&answer, options->socket, "/v1/chat/completions", body);
+    live_print_rate(&answer, result);
+    if (result >= LIVE_REFUSED) {
+        command_fail(1, options->command, answer.err.text);
+        json_array_remove(chat->messages, json_array_size(chat->messages) - 1);
+    } else {
+        json_array_append_new(chat->messages, json_pack("{s:s, s:s}", "role", "assistant", "content",
+                                                        answer.text != NULL ? answer.text : ""));
+    }
+    live_free(&answer);
     json_decref(body);
-    return status;
+    return result;
 }
 
-int chat_client_run(const struct chat_options *options, const char *prompt, int is_interactive)
+/* The next question, its lines joined; NULL: there is none. To be freed. */
+static char *read_question(struct line *input)
 {
-    json_t *messages = json_array();
-    if (options->system != NULL && options->system[0] != '\0')
-        json_array_append_new(messages, json_pack("{s:s, s:s}", "role", "system", "content", options->system));
-    int status = prompt != NULL ? ask(options, messages, prompt) : 0;
-    char *line = NULL;
-    size_t room = 0;
-    while (is_interactive && status == 0) {
-        fputs("\n> ", stdout);
-        fflush(stdout);
-        if (getline(&line, &room, stdin) <= 0) {
-            putchar('\n');
+    char *question = NULL;
+    size_t size = 0;
+    for (bool goes_on = true; goes_on;) {
+        const char *text = line_read(input, question == NULL ? "> " : ". ");
+        if (text == NULL)
             break;
-        }
-        line[strcspn(line, "\r\n")] = '\0';
-        if (line[0] != '\0')
-            status = ask(options, messages, line);
+        size_t length = strlen(text);
+        goes_on = length > 0 && text[length - 1] == '\\';
+        question = realloc(question, size + length + 1);
+        check(question != NULL);
+        memcpy(question + size, text, length + 1);
+        size += length;
+        if (goes_on)
+            question[size - 1] = '\n';
     }
-    free(line);
-    json_decref(messages);
-    return status;
+    return question;
+}
+
+static enum live_result converse(struct chat *chat, struct line *input)
+{
+    bool is_person = line_is_on_terminal(input);
+    enum live_result result = LIVE_ANSWERED;
+    while (is_person || result == LIVE_ANSWERED) {
+        char *question = read_question(input);
+        if (question == NULL)
+            break;
+        if (is_person && strcmp(question, "/new") == 0)
+            begin(chat);
+        else if (question[0] != '\0')
+            result = ask(chat, question);
+        free(question);
+    }
+    if (is_person)
+        putchar('\n');
+    return is_person ? LIVE_ANSWERED : result;
+}
+
+int chat_client_run(const struct chat_options *options, const char *prompt, bool reads_more)
+{
+    struct chat chat = {.options = options};
+    begin(&chat);
+    enum live_result result = prompt != NULL ? ask(&chat, prompt) : LIVE_ANSWERED;
+    if (reads_more) {
+        struct line *input = line_open("evenflow");
+        if (line_is_on_terminal(input) && prompt == NULL)
+            fputs(
+                "\33[2mOne question a line. Ctrl-C ends an answer, /new forgets what was said, Ctrl-D leaves.\33[0m\n",
+                stderr);
+        if (line_is_on_terminal(input) || result == LIVE_ANSWERED)
+            result = converse(&chat, input);
+        line_close(input);
+    }
+    json_decref(chat.messages);
+    return live_exit_status(result);
 }

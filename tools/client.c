@@ -494,3 +494,11 @@ void client_call_free(struct client_call *call)
     free(call->answer);
     call->answer = NULL;
 }
+
+bool client_event_has_token(const char *data, size_t size)
+{
+    /* quotes within a text are escaped: these can only be keys */
+    static const char unfinished[] = "\"finish_reason\":null", role[] = "\"delta\":{\"role\":";
+    return memmem(data, size, unfinished, sizeof(unfinished) - 1) != NULL &&
+           memmem(data, size, role, sizeof(role) - 1) == NULL;
+}

@@ -75,4 +75,8 @@ void client_run(const char *socket_path, struct client_call *calls, size_t count
 
 void client_call_free(struct client_call *call);
 
+/* In streams of OpenAI's API: whether an event carries a token. A chat's first event (the role) does not, nor does the one
+ * with the finish reason, nor usage. */
+bool client_event_has_token(const char *data, size_t size);
+
 #endif

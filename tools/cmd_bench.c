@@ -91,15 +91,6 @@ struct bench {
 
 /* ---- what comes back ---- */
 
-/* Not a token: a chat's first event (the role), the event with the finish reason, usage. Quotes within a text are escaped,
- * so these can only be keys. */
-static bool carries_token(const char *data, size_t size)
-{
-    static const char unfinished[] = "\"finish_reason\":null", role[] = "\"delta\":{\"role\":";
-    return memmem(data, size, unfinished, sizeof(unfinished) - 1) != NULL &&
-           memmem(data, size, role, sizeof(role) - 1) == NULL;
-}
-
 static void take_token(struct request *request)
 {
     struct bench *bench = request->bench;
@@ -136,7 +127,7 @@ static void on_event(struct client_call *call, void *context, const char *data, 
     (void)call;
     struct request *request = context;
     static const char usage[] = "\"usage\":{", error[] = "{\"error\":";
-    if (carries_token(data, size)) {
+    if (client_event_has_token(data, size)) {
         take_token(request);
     } else if (memmem(data, size, usage, sizeof(usage) - 1) != NULL || strncmp(data, error, sizeof(error) - 1) == 0) {
         json_t *answer = json_loadb(data, size, 0, NULL);

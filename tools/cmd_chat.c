@@ -30,19 +30,22 @@ static int run(const void *pointer, char **positional, int positional_count)
     const struct values *values = pointer;
     char socket[OPTION_TEXT_MAX];
     config_socket_path(socket, sizeof(socket), values->socket);
-    const struct chat_options options = {.socket = socket,
+    const struct chat_options options = {.command = "chat",
+                                         .socket = socket,
                                          .system = values->system,
                                          .max_tokens = values->max_tokens,
                                          .temperature = values->temperature,
                                          .seed = values->seed};
     const char *prompt = positional_count > 0 ? positional[0] : NULL;
-    return chat_client_run(&options, prompt, prompt == NULL || isatty(STDIN_FILENO));
+    bool is_terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
+    return chat_client_run(&options, prompt, prompt == NULL || is_terminal);
 }
 
-const struct subcommand command_chat = {.name = "chat",
-                                        .usage = "[OPTIONS] [PROMPT]",
-                                        .help = "Talks to a running engine, one question a line",
-                                        .options = &table,
-                                        .values_bytes = sizeof(struct values),
-                                        .positional_max = 1,
-                                        .run = run};
+const struct subcommand command_chat = {
+    .name = "chat",
+    .usage = "[OPTIONS] [PROMPT]",
+    .help = "Talks to a running engine: one question a line, Ctrl-C ends an answer, Ctrl-D the chat",
+    .options = &table,
+    .values_bytes = sizeof(struct values),
+    .positional_max = 1,
+    .run = run};

@@ -11,6 +11,7 @@
 #include "tools/bodies.h"
 #include "tools/client.h"
 #include "tools/commands.h"
+#include "tools/live.h"
 #include "tools/progress.h"
 
 struct values {
@@ -264,39 +265,20 @@ static int complete_jsonl(const struct values *values, const char *socket)
 
 /* ---- one prompt ---- */
 
-static void print_event(struct client_call *call, void *context, const char *data, size_t size)
-{
-    (void)call;
-    (void)context;
-    json_t *event = json_loadb(data, size, 0, NULL);
-    json_t *choice = json_array_get(json_object_get(event, "choices"), 0);
-    const char *text = json_string_value(json_object_get(choice, "text"));
-    if (text != NULL) {
-        fputs(text, stdout);
-        fflush(stdout);
-    }
-    json_decref(event);
-}
-
 static int complete_prompt(const struct values *values, const char *socket, const char *prompt)
 {
-    json_t *body = json_pack("{s:s, s:I, s:f, s:b}", "prompt", prompt, "max_tokens", (json_int_t)values->max_tokens,
-                             "temperature", values->temperature, "stream", 1);
+    json_t *body = json_pack("{s:s, s:I, s:f}", "prompt", prompt, "max_tokens", (json_int_t)values->max_tokens,
+                             "temperature", values->temperature);
     if (body == NULL)
         return command_fail(2, "complete", "the prompt is not valid UTF-8");
-    char *text = json_dumps(body, JSON_COMPACT);
-    struct client_call call = {
-        .method = "POST", .path = "/v1/completions", .body = text, .body_size = strlen(text), .on_event = print_event};
-    client_run(socket, &call, 1, 1);
-    free(text);
+    struct live_answer answer;
+    enum live_result result = live_ask(&answer, socket, "/v1/completions", body);
+    live_print_rate(&answer, result);
+    if (result >= LIVE_REFUSED)
+        command_fail(1, "complete", answer.err.text);
+    live_free(&answer);
     json_decref(body);
-    int status = 0;
-    if (call.status == 200)
-        putchar('\n');
-    else
-        status = command_fail_call("complete", &call);
-    client_call_free(&call);
-    return status;
+    return live_exit_status(result);
 }
 
 static int run(const void *pointer, char **positional, int positional_count)

@@ -25,7 +25,7 @@ static int run(const void *values, char **positional, int positional_count)
         return command_fail(1, "run", err.text);
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
-    const struct chat_options options = {.socket = engine.socket};
+    const struct chat_options options = {.command = "run", .socket = engine.socket};
     const char *prompt = positional_count > 1 ? positional[1] : NULL;
     bool is_terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
     int answer = chat_client_run(&options, prompt, prompt == NULL || is_terminal);
@@ -34,7 +34,7 @@ static int run(const void *values, char **positional, int positional_count)
     int status = own_engine_stop(&engine);
     if (status != 0)
         fprintf(stderr, "evenflow run: the engine ended with status %d\n", status);
-    return answer != 0 || status != 0;
+    return answer != 0 ? answer : status != 0;
 }
 
 const struct subcommand command_run_model = {.name = "run",

@@ -12,8 +12,7 @@ int command_fail(int status, const char *command, const char *text)
     return status;
 }
 
-/* "prompt is missing (status 400)" out of OpenAI's error object. */
-static void describe_failure(const struct client_call *call, struct err *err)
+void command_describe_failure(const struct client_call *call, struct err *err)
 {
     if (call->status == 0) {
         *err = call->err;
@@ -29,20 +28,13 @@ static void describe_failure(const struct client_call *call, struct err *err)
     json_decref(answer);
 }
 
-int command_fail_call(const char *command, const struct client_call *call)
-{
-    struct err err;
-    describe_failure(call, &err);
-    return command_fail(1, command, err.text);
-}
-
 json_t *command_get(const char *socket_path, const char *path, struct err *err)
 {
     struct client_call call = {.method = "GET", .path = path};
     client_run(socket_path, &call, 1, 1);
     json_t *answer = call.status == 200 ? json_loadb(call.answer, call.answer_size, 0, NULL) : NULL;
     if (answer == NULL)
-        describe_failure(&call, err);
+        command_describe_failure(&call, err);
     client_call_free(&call);
     return answer;
 }

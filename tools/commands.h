@@ -24,8 +24,8 @@ extern const struct subcommand *const commands[]; /* NULL-terminated */
 
 /* "evenflow complete: text", on standard error. Returns status. */
 int command_fail(int status, const char *command, const char *text);
-/* The same for a call that has not been answered with 200: says why. Returns 1. */
-int command_fail_call(const char *command, const struct client_call *call);
+/* "prompt is missing (status 400)": why a call has not been answered with 200. */
+void command_describe_failure(const struct client_call *call, struct err *err);
 
 /* What a running engine answers to GET: a new value, or NULL with err. */
 json_t *command_get(const char *socket_path, const char *path, struct err *err);
