@@ -63,8 +63,9 @@ static char *read_question(struct line *input)
             break;
         size_t length = strlen(text);
         goes_on = length > 0 && text[length - 1] == '\\';
-        question = realloc(question, size + length + 1);
-        check(question != NULL);
+        char *joined = realloc(question, size + length + 1);
+        check(joined != NULL);
+        question = joined;
         memcpy(question + size, text, length + 1);
         size += length;
         if (goes_on)
