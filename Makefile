@@ -187,10 +187,14 @@ $(BUILD)/man/%.1: $(BUILD)/bin/evenflow
 	@mkdir -p $(@D)
 	$(Q)$(BUILD)/bin/evenflow man > $@
 
-install: all man ## Install programs and man pages under PREFIX (default /usr/local); DESTDIR is honoured
+COMPLETIONS := bash-completion/completions/evenflow zsh/site-functions/_evenflow fish/vendor_completions.d/evenflow.fish
+install: all man ## Install programs, man pages and completions for shells under PREFIX (default /usr/local); DESTDIR is honoured
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(MAN_PAGES) $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/,$(dir $(COMPLETIONS)))
+	for file in $(COMPLETIONS); do \
+	    shell=$${file%%/*}; $(BUILD)/bin/evenflow completion $${shell%%-*} > $(DESTDIR)$(PREFIX)/share/$$file; done
 
 clean: ## Remove everything that was built (not the model)
 	rm -rf build

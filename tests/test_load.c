@@ -265,20 +265,18 @@ static void drip(const struct crowd *crowd, size_t second)
     }
 }
 
-static void start_slow(struct crowd *crowd)
+static void start_slow(struct crowd *crowd, size_t i)
 {
-    for (int i = 0; i < sizes->bad; i++) {
-        char head[256];
-        char *body = crowd->bodies[crowd->body_count] = body_of(crowd->body_count, SLOW_TOKENS, true);
-        crowd->body_count++;
-        crowd->slow[i] = connect_plainly();
-        crowd->dripping[i] = connect_plainly();
-        snprintf(head, sizeof(head),
-                 "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n",
-                 strlen(body));
-        send_plainly(crowd->slow[i], head);
-        send_plainly(crowd->slow[i], body);
-    }
+    char head[256];
+    char *body = crowd->bodies[crowd->body_count] = body_of(crowd->body_count, SLOW_TOKENS, true);
+    crowd->body_count++;
+    crowd->slow[i] = connect_plainly();
+    crowd->dripping[i] = connect_plainly();
+    snprintf(head, sizeof(head),
+             "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n",
+             strlen(body));
+    send_plainly(crowd->slow[i], head);
+    send_plainly(crowd->slow[i], body);
 }
 
 /* Their sequences have ended and their blocks are free long before they have read what they were sent. */
@@ -319,16 +317,18 @@ static double rate_beside(enum manners manners, const struct holdings *before)
         crowd.others[i] = streaming(&crowd, OTHERS_TOKENS, false, &crowd.others_tokens[i]);
         client_start(client, &crowd.others[i]);
     }
-    if (manners == MISBEHAVED)
-        start_slow(&crowd);
+    /* both crowds come in the same order, so that the same rows share the others' steps */
     for (size_t i = 0; i < bad; i++) {
         uint64_t events = 1 + i % 5;
         crowd.leavers[i] =
             streaming(&crowd, manners == MISBEHAVED ? OTHERS_TOKENS : (int)events, false, &crowd.leavers_tokens[i]);
         crowd.leavers[i].abandon_after_events = manners == MISBEHAVED ? events : 0;
         client_start(client, &crowd.leavers[i]);
-        if (manners == MISBEHAVED)
+        client_turn(client, 0);
+        if (manners == MISBEHAVED) {
+            start_slow(&crowd, i);
             continue;
+        }
         crowd.readers[i] = streaming(&crowd, SLOW_TOKENS, true, &crowd.readers_tokens[i]);
         client_start(client, &crowd.readers[i]);
     }

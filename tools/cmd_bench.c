@@ -356,19 +356,29 @@ static void set_integer(json_t *out, const char *key, uint64_t value)
 static json_t *cpu_per_token(const struct bench *bench)
 {
     json_t *out = json_object();
-    set_real(out, "client", bench->client_cpu_us / (double)max_u64(bench->tokens, 1));
+    if (bench->tokens == 0)
+        return out;
+    set_real(out, "client", bench->client_cpu_us / (double)bench->tokens);
     for (uint32_t i = 0; i < bench->after.count && i < bench->before.count; i++) {
         const struct engine_process *before = &bench->before.list[i], *after = &bench->after.list[i];
         char name[64];
         snprintf(name, sizeof(name), strcmp(after->role, "stage") == 0 ? "%s %u" : "%s", after->role, after->index);
         if (before->pid == after->pid && after->cpu_ns != 0)
-            set_real(out, name, (double)(after->cpu_ns - before->cpu_ns) / 1e3 / (double)max_u64(bench->tokens, 1));
+            set_real(out, name, (double)(after->cpu_ns - before->cpu_ns) / 1e3 / (double)bench->tokens);
     }
     return out;
 }
 
-static void add_details(json_t *out, const struct bench *bench)
+static int compare_index(const void *a, const void *b)
 {
+    const struct request *x = a, *y = b;
+    return x->index > y->index ? 1 : -1;
+}
+
+/* In the order of the dataset, whenever they were sent. */
+static void add_details(json_t *out, struct bench *bench)
+{
+    qsort(bench->requests, bench->count, sizeof(*bench->requests), compare_index);
     static const char *const names[] = {"start_times", "input_lens", "output_lens", "ttfts", "itls", "errors"};
     json_t *lists[ARRAY_COUNT(names)];
     for (size_t i = 0; i < ARRAY_COUNT(names); i++) {
@@ -499,8 +509,9 @@ static void print_table(json_t *result)
             print_row(result, title, key);
         }
     }
-    print_heading("CPU Time per Generated Token", '-');
     json_t *cpu = json_object_get(result, "cpu_us_per_token");
+    if (json_object_size(cpu) > 0)
+        print_heading("CPU Time per Generated Token", '-');
     const char *name;
     json_t *value;
     json_object_foreach(cpu, name, value) {

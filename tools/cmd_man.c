@@ -23,7 +23,7 @@ static int run(const void *values, char **positional, int positional_count)
         printf(".SS evenflow %s %s\n%s.\n", commands[i]->name, commands[i]->usage, commands[i]->help);
         options_print_man(commands[i]->options, stdout);
     }
-    printf(".SH EXIT STATUS\n0 on success, 1 on a failure, 2 on wrong usage.\n"
+    printf(".SH EXIT STATUS\n0 on success, 1 on a failure, 2 on wrong usage, 130 where Ctrl\\-C ended an answer.\n"
            ".SH ENVIRONMENT\n.TP\nEVENFLOW_SOCKET\nThe socket of the engine, where \\-\\-socket is not given.\n"
            ".TP\nEVENFLOW_...\nOptions of\n.BR \"evenflow serve\" ,\nupper case, dashes as underscores.\n");
     return 0;

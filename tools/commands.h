@@ -31,7 +31,7 @@ void command_describe_failure(const struct client_call *call, struct err *err);
 json_t *command_get(const char *socket_path, const char *path, struct err *err);
 
 extern const struct subcommand command_serve, command_run_model, command_chat, command_complete, command_tokenize,
-    command_detokenize, command_render, command_perplexity, command_inspect, command_status, command_bench, command_sim,
-    command_bench_policies, command_man;
+    command_detokenize, command_render, command_perplexity, command_inspect, command_status, command_top,
+    command_completion, command_bench, command_sim, command_bench_policies, command_man;
 
 #endif

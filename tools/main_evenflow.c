@@ -11,7 +11,7 @@ static void print_usage(FILE *out)
     fprintf(out, "usage: evenflow COMMAND [OPTIONS] ...\n\n"
                  "evenflow serves a language model over a pipeline of processes.\n\n");
     for (size_t i = 0; commands[i] != NULL; i++)
-        fprintf(out, "  %-12s %s\n", commands[i]->name, commands[i]->help);
+        fprintf(out, "  %-15s %s\n", commands[i]->name, commands[i]->help);
     fprintf(out, "\nevenflow COMMAND --help tells more; evenflow --version which build this is.\n");
 }
 
@@ -30,10 +30,13 @@ static int run_command(const struct subcommand *command, int argc, char **argv)
     if (ret < 0)
         return command_fail(2, command->name, err.text);
     if (positional_count < command->positional_min || positional_count > command->positional_max) {
-        fprintf(stderr, "usage: evenflow %s %s\n", command->name, command->usage);
+        fprintf(stderr, "usage: evenflow %s %s; --help tells more\n", command->name, command->usage);
         return 2;
     }
-    return command->run(values, positional, positional_count);
+    ret = command->run(values, positional, positional_count);
+    if (fflush(stdout) != 0 || ferror(stdout)) /* a full disk, or nobody who reads */
+        return command_fail(1, command->name, "cannot write to standard output");
+    return ret;
 }
 
 int main(int argc, char **argv)
@@ -42,9 +45,15 @@ int main(int argc, char **argv)
         print_usage(stderr);
         return 2;
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+    bool is_help = strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0;
+    if (is_help && argc == 2) {
         print_usage(stdout);
         return 0;
+    }
+    char help[] = "--help", *help_argv[] = {argv[0], argv[argc > 2 ? 2 : 1], help, NULL};
+    if (is_help) { /* evenflow help serve */
+        argv = help_argv;
+        argc = 3;
     }
     if (strcmp(argv[1], "--version") == 0) {
         printf("evenflow " EVENFLOW_VERSION " (numerics %s)\n", version_numerics);
