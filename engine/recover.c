@@ -110,7 +110,7 @@ static void recover_sequence(struct sched *sched, uint32_t sequence)
     bool is_score = request->flags & REQUEST_SCORE;
     struct seq *seq = &sched->table.seqs[sequence];
     *seq = (struct seq){.known = shm->prompt_tokens + (is_score ? 0 : committed) - is_score,
-                        .log_capacity = sched_log_entries(request),
+                        .log_capacity = journal_log_entries(request),
                         .priority = request->priority,
                         .order = request->order,
                         .arrived_us = sched->now_us};

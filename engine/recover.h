@@ -30,8 +30,6 @@ void sched_recover(struct sched *sched, uint64_t returned);
 
 /* ---- what sched.c lends for it ---- */
 
-/* Tokens that the log of one of its sequences can come to. */
-uint32_t sched_log_entries(const struct request_shm *request);
 /* Hashes of the blocks that have become full. */
 void sched_extend_hashes(struct sched *sched, uint32_t sequence);
 /* Blocks that are full once the steps so far are computed can be found from now on: whoever is given one runs behind those

@@ -12,20 +12,22 @@
 void sched_init(struct sched *sched, const struct arena *arena, const struct policy *policy)
 {
     const struct plan *plan = arena->plan;
-    *sched = (struct sched){.arena = arena,
-                            .plan = plan,
-                            .policy = policy,
-                            .next_step = 1,
-                            .intake_first = SEQ_NONE,
-                            .intake_last = SEQ_NONE,
-                            .requests = base_alloc(plan->requests_max * sizeof(*sched->requests)),
-                            .free_log_pages = base_alloc(plan->log_pages * sizeof(uint32_t)),
-                            .flights = base_alloc(plan->window * sizeof(*sched->flights)),
-                            .row_of = base_alloc(plan->sequences_max * sizeof(uint32_t)),
-                            .preempted = base_alloc(plan->max_num_seqs * sizeof(uint32_t)),
-                            .block_tokens = base_alloc(plan->block_size * sizeof(uint32_t)),
-                            .news = base_alloc(plan->requests_max * sizeof(uint32_t)),
-                            .policy_state = policy->state_bytes != NULL ? base_alloc(policy->state_bytes(plan)) : NULL};
+    *sched = (struct sched){
+        .arena = arena,
+        .plan = plan,
+        .policy = policy,
+        .next_step = 1,
+        .intake_first = SEQ_NONE,
+        .intake_last = SEQ_NONE,
+        .requests = base_alloc(plan->requests_max * sizeof(*sched->requests)),
+        .free_log_pages = base_alloc(plan->log_pages * sizeof(uint32_t)),
+        .flights = base_alloc(plan->window * sizeof(*sched->flights)),
+        .row_of = base_alloc(plan->sequences_max * sizeof(uint32_t)),
+        .preempted = base_alloc(plan->max_num_seqs * sizeof(uint32_t)),
+        .block_tokens = base_alloc(plan->block_size * sizeof(uint32_t)),
+        .news = base_alloc(plan->requests_max * sizeof(uint32_t)),
+        .tops = base_alloc((size_t)arena->layout.step_results_max * LOGPROBS_MAX * sizeof(struct top_shm)),
+        .policy_state = policy->state_bytes != NULL ? base_alloc(policy->state_bytes(plan)) : NULL};
     kv_init(&sched->kv, plan->num_blocks);
     hitrate_init(&sched->hitrate, HITRATE_WINDOW_MAX);
     seq_init(&sched->table, arena);
@@ -59,6 +61,7 @@ void sched_fini(struct sched *sched)
     free(sched->preempted);
     free(sched->block_tokens);
     free(sched->news);
+    free(sched->tops);
     free(sched->policy_state);
     kv_fini(&sched->kv);
     seq_fini(&sched->table);
@@ -91,11 +94,6 @@ bool sched_next_news(struct sched *sched, uint32_t *slot)
 
 /* ---- requests ---- */
 
-uint32_t sched_log_entries(const struct request_shm *request)
-{
-    return request->flags & REQUEST_SCORE ? request->prompt_tokens - 1 : request->max_tokens;
-}
-
 /* What front promised; another process's word is looked at before it is used. */
 static bool is_sound(const struct sched *sched, const struct request_shm *request)
 {
@@ -105,14 +103,16 @@ static bool is_sound(const struct sched *sched, const struct request_shm *reques
     return request->generation != 0 && request->choices >= 1 && request->choices <= CHOICES_MAX &&
            request->prompt_tokens >= (is_score ? 2 : 1) && (is_score || request->max_tokens >= 1) &&
            (uint64_t)request->prompt_tokens + request->max_tokens <= capacity &&
-           request->stop_token_count <= STOP_TOKENS_MAX;
+           request->stop_token_count <= STOP_TOKENS_MAX && request->bias_count <= LOGIT_BIAS_MAX &&
+           request->top_logprobs <= LOGPROBS_MAX;
 }
 
 /* Its pages exist and hold tokens of the vocabulary: a stage ends the engine over any other. */
 static bool is_prompt_sound(const struct sched *sched, uint32_t slot)
 {
-    uint32_t count = arena_request(sched->arena, slot)->prompt_tokens;
-    for (uint32_t page = 0; page < div_up_u64(count, PAGE_TOKENS); page++)
+    const struct request_shm *request = arena_request(sched->arena, slot);
+    uint32_t count = request->prompt_tokens;
+    for (uint32_t page = 0; page < div_up_u64(journal_prompt_words(request), PAGE_TOKENS); page++)
         if (arena_prompt_list(sched->arena, slot)[page] >= sched->plan->prompt_pages)
             return false;
     for (uint32_t first = 0, run; first < count; first += run) {
@@ -125,16 +125,11 @@ static bool is_prompt_sound(const struct sched *sched, uint32_t slot)
     return true;
 }
 
-static uint32_t log_pages_for(const struct request_shm *request)
-{
-    return (uint32_t)div_up_u64(sched_log_entries(request), LOG_PAGE_TOKENS);
-}
-
 /* Some day there will be logs and slots for it: one that waits for more than there are would hold up all behind it. */
 static bool can_be_taken_in(const struct sched *sched, const struct request_shm *request)
 {
     return request->choices <= sched->plan->sequences_max &&
-           (uint64_t)request->choices * log_pages_for(request) <= sched->plan->log_pages;
+           (uint64_t)request->choices * journal_log_pages(request) <= sched->plan->log_pages;
 }
 
 /* Tokens known at positions first.. of a sequence: prompt, then the committed ones. */
@@ -191,11 +186,11 @@ static void create_sequence(struct sched *sched, uint32_t slot, uint32_t choice)
     shm->prompt_tokens = request->prompt_tokens;
     shm->computed = shm->block_count = shm->preemptions = shm->cached_tokens = 0;
     journal_log_clear(shm);
-    shm->log_page_count = log_pages_for(request);
+    shm->log_page_count = journal_log_pages(request);
     for (uint32_t i = 0; i < shm->log_page_count; i++)
         arena_log_list(arena, sequence)[i] = sched->free_log_pages[--sched->free_log_page_count];
     *seq_of(sched, sequence) = (struct seq){.known = request->prompt_tokens - is_score,
-                                            .log_capacity = sched_log_entries(request),
+                                            .log_capacity = journal_log_entries(request),
                                             .priority = request->priority,
                                             .order = request->order,
                                             .arrived_us = sched->now_us};
@@ -212,7 +207,7 @@ static void take_in(struct sched *sched)
     while (sched->intake_first != SEQ_NONE) {
         uint32_t slot = sched->intake_first;
         const struct request_shm *request = arena_request(sched->arena, slot);
-        uint32_t pages = request->choices * log_pages_for(request);
+        uint32_t pages = request->choices * journal_log_pages(request);
         if (pages > sched->free_log_page_count || request->choices > sched->table.free.count)
             return;
         sched->intake_first = sched->requests[slot].next;
@@ -451,6 +446,13 @@ static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence
         .temperature = request->temperature,
         .top_p = request->top_p,
         .min_p = request->min_p,
+        .presence_penalty = request->presence_penalty,
+        .frequency_penalty = request->frequency_penalty,
+        .repetition_penalty = request->repetition_penalty,
+        .request = shm->request,
+        .prompt_tokens = shm->prompt_tokens,
+        .bias_count = request->bias_count,
+        .top_logprobs = request->top_logprobs,
     };
     copy_tokens(sched, sequence, row->first_pos, tokens, arena_step_tokens(sched->arena, record) + row->token_first);
     if (is_score) /* all but the last token are computed, so one always follows */
@@ -628,6 +630,7 @@ void sched_note_flight(struct sched *sched)
                                               .token_count = row->token_count,
                                               .result_first = row->result_first,
                                               .result_count = row->result_count,
+                                              .top_logprobs = row->top_logprobs,
                                               .flags = row->flags};
         sched->row_of[row->sequence] = 0;
         if (shm->generation ==
@@ -703,6 +706,12 @@ void sched_finish_if_ended(struct sched *sched, uint32_t sequence)
         sched_finish(sched, sequence, reason);
 }
 
+/* The list of most probable tokens beside a row's result; NULL when none was asked for. */
+static const struct top_shm *tops_of(const struct sched *sched, const struct flight_row *row, uint32_t result)
+{
+    return row->top_logprobs > 0 ? sched->tops + (size_t)(row->result_first + result) * LOGPROBS_MAX : NULL;
+}
+
 /* A new token of a sequence: into its log first, then everything that follows from it. A token that is there already was
  * committed by a predecessor, which died before it let go of the step's results; what follows was made up for at the start. */
 static void commit_token(struct sched *sched, const struct flight_row *row, const struct token_shm *token)
@@ -710,7 +719,7 @@ static void commit_token(struct sched *sched, const struct flight_row *row, cons
     struct seq *seq = seq_of(sched, row->sequence);
     if (row->first_pos + row->token_count < seq->known)
         return;
-    journal_log_append(sched->arena, row->sequence, token);
+    journal_log_append(sched->arena, row->sequence, token, tops_of(sched, row, 0));
     seq->known++;
     sched_extend_hashes(sched, row->sequence);
     sched->generated_tokens++;
@@ -724,7 +733,7 @@ static void commit_scores(struct sched *sched, const struct flight_row *row, con
     struct sequence_shm *shm = arena_sequence(sched->arena, row->sequence);
     for (uint32_t i = 0; i < row->result_count; i++)
         if (row->first_pos + i == journal_log_committed(shm))
-            journal_log_append(sched->arena, row->sequence, &results[i]);
+            journal_log_append(sched->arena, row->sequence, &results[i], tops_of(sched, row, i));
     sched_add_news(sched, shm->request);
     sched_finish_if_ended(sched, row->sequence);
 }
@@ -737,6 +746,23 @@ static bool results_are_sound(const struct sched *sched, const struct flight *fl
     for (uint32_t i = 0; i < count; i++)
         if (results[i].token >= sched->plan->vocab_size || results[i].top_token >= sched->plan->vocab_size)
             return false;
+    return true;
+}
+
+/* Lists of most probable tokens, copied before they are looked at. */
+static bool take_tops(struct sched *sched, const struct flight *flight)
+{
+    for (uint32_t i = 0; i < flight->row_count; i++) {
+        const struct flight_row *row = &flight->rows[i];
+        for (uint32_t j = 0; j < row->result_count && row->top_logprobs > 0; j++) {
+            size_t at = (size_t)(row->result_first + j) * LOGPROBS_MAX;
+            memcpy(sched->tops + at, arena_tops(sched->arena, flight->step) + at,
+                   row->top_logprobs * sizeof(*sched->tops));
+            for (uint32_t k = 0; k < row->top_logprobs; k++)
+                if (sched->tops[at + k].token >= sched->plan->vocab_size)
+                    return false;
+        }
+    }
     return true;
 }
 
@@ -763,7 +789,7 @@ bool sched_return(struct sched *sched, uint64_t step, const struct token_shm *re
 {
     const struct flight *flight = &sched->flights[step % sched->plan->window];
     if (sched->in_flight == 0 || step != sched->next_step - sched->in_flight || flight->step != step ||
-        !results_are_sound(sched, flight, results, count))
+        !results_are_sound(sched, flight, results, count) || !take_tops(sched, flight))
         return false;
     sched->in_flight--;
     for (uint32_t i = 0; i < flight->row_count; i++) {

@@ -36,6 +36,7 @@ struct flight_row {
     uint32_t first_pos;
     uint32_t token_count;
     uint32_t result_first, result_count;
+    uint32_t top_logprobs;
     uint32_t flags; /* enum row_flag */
 };
 
@@ -80,6 +81,8 @@ struct sched {
     uint32_t preempted_count;
     bool wants_another_plan; /* the last plan gave no step, but preempted: the blocks may serve others at once */
     uint32_t *block_tokens;  /* (block_size): scratch for a hash */
+
+    struct top_shm *tops; /* (step_results_max, LOGPROBS_MAX): of the results at hand */
 
     uint32_t *news; /* (requests_max): slots, oldest first */
     uint32_t news_count;

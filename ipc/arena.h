@@ -188,6 +188,14 @@ static inline struct token_shm *arena_results(const struct arena *arena, uint64_
                                         arena->layout.stage_results + slot * arena->layout.result_stride);
 }
 
+/* (step_results_max, LOGPROBS_MAX): the most probable tokens beside each result, where they were asked for. */
+static inline struct top_shm *arena_tops(const struct arena *arena, uint64_t step)
+{
+    size_t slot = step & (arena->layout.step_slots - 1);
+    return (struct top_shm *)(void *)(arena->regions[REGION_STAGE + arena->plan->stage_count - 1] +
+                                      arena->layout.stage_tops + slot * arena->layout.tops_stride);
+}
+
 /* What stage `stage` measured of a step; whether it is that step's is for its field to say. */
 static inline struct step_time_shm *arena_step_time(const struct arena *arena, uint32_t stage, uint64_t step)
 {

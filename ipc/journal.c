@@ -48,7 +48,7 @@ static uint32_t *prompt_run(const struct arena *arena, uint32_t slot, uint32_t p
 
 void journal_prompt_read(const struct arena *arena, uint32_t slot, uint32_t first, uint32_t count, uint32_t *tokens)
 {
-    check((uint64_t)first + count <= arena->plan->max_model_len);
+    check((uint64_t)first + count <= arena->plan->max_model_len + 2 * LOGIT_BIAS_MAX);
     while (count > 0) {
         uint32_t run;
         const uint32_t *source = prompt_run(arena, slot, first, count, &run);
@@ -62,7 +62,7 @@ void journal_prompt_read(const struct arena *arena, uint32_t slot, uint32_t firs
 void journal_prompt_write(const struct arena *arena, uint32_t slot, uint32_t first, uint32_t count,
                           const uint32_t *tokens)
 {
-    check((uint64_t)first + count <= arena->plan->max_model_len);
+    check((uint64_t)first + count <= arena->plan->max_model_len + 2 * LOGIT_BIAS_MAX);
     while (count > 0) {
         uint32_t run;
         uint32_t *target = prompt_run(arena, slot, first, count, &run);
@@ -93,12 +93,45 @@ static struct token_shm *log_entry(const struct arena *arena, uint32_t sequence,
     return arena_log_page(arena, page) + index % LOG_PAGE_TOKENS;
 }
 
-void journal_log_append(const struct arena *arena, uint32_t sequence, const struct token_shm *token)
+uint32_t journal_log_entries(const struct request_shm *request)
+{
+    return request->flags & REQUEST_SCORE ? request->prompt_tokens - 1 : request->max_tokens;
+}
+
+static uint32_t entry_pages(const struct request_shm *request)
+{
+    return (uint32_t)div_up_u64(journal_log_entries(request), LOG_PAGE_TOKENS);
+}
+
+uint32_t journal_log_pages(const struct request_shm *request)
+{
+    uint32_t tops = request->top_logprobs;
+    return entry_pages(request) +
+           (tops > 0 ? (uint32_t)div_up_u64(journal_log_entries(request), TOPS_PER_PAGE(tops)) : 0);
+}
+
+/* The lists stand in the pages behind those of the entries. */
+static struct top_shm *log_tops(const struct arena *arena, uint32_t sequence, uint32_t index)
+{
+    const struct request_shm *request = arena_request(arena, arena_sequence(arena, sequence)->request);
+    check(request->top_logprobs >= 1 && request->top_logprobs <= LOGPROBS_MAX);
+    uint32_t per_page = TOPS_PER_PAGE(request->top_logprobs), at = entry_pages(request) + index / per_page;
+    check(at < arena->layout.log_pages_per_sequence);
+    uint32_t page = arena_log_list(arena, sequence)[at];
+    check(page < arena->plan->log_pages);
+    return (struct top_shm *)(void *)arena_log_page(arena, page) + (size_t)(index % per_page) * request->top_logprobs;
+}
+
+void journal_log_append(const struct arena *arena, uint32_t sequence, const struct token_shm *token,
+                        const struct top_shm *tops)
 {
     struct sequence_shm *shm = arena_sequence(arena, sequence);
     /* relaxed: our own word */
     uint32_t index = atomic_load_explicit(&shm->committed, memory_order_relaxed);
     *log_entry(arena, sequence, index) = *token;
+    if (tops != NULL)
+        memcpy(log_tops(arena, sequence, index), tops,
+               arena_request(arena, shm->request)->top_logprobs * sizeof(*tops));
     /* release: pairs with the acquire in journal_log_committed(): the entry (and its page number) before its count */
     atomic_store_explicit(&shm->committed, index + 1, memory_order_release);
 }
@@ -118,6 +151,11 @@ uint32_t journal_log_committed(const struct sequence_shm *sequence)
 const struct token_shm *journal_log_entry(const struct arena *arena, uint32_t sequence, uint32_t index)
 {
     return log_entry(arena, sequence, index);
+}
+
+const struct top_shm *journal_log_tops(const struct arena *arena, uint32_t sequence, uint32_t index)
+{
+    return log_tops(arena, sequence, index);
 }
 
 void journal_answer_set(struct answer_shm *answer, uint32_t request_generation)

@@ -26,7 +26,13 @@ void journal_request_renew(struct request_shm *request);
 void journal_request_cancel(struct request_shm *request);
 bool journal_request_is_cancelled(const struct request_shm *request);
 
-/* Copies prompt ids [first, first + count) of a request out of its pages. */
+/* Words of a request's prompt pages: its ids, then the pairs of its logit_bias. */
+static inline uint32_t journal_prompt_words(const struct request_shm *request)
+{
+    return request->prompt_tokens + 2 * request->bias_count;
+}
+
+/* Copies prompt ids (words) [first, first + count) of a request out of its pages. */
 void journal_prompt_read(const struct arena *arena, uint32_t request_slot, uint32_t first, uint32_t count,
                          uint32_t *tokens);
 /* front, before ACCEPTED: the pages are in the list already. */
@@ -45,12 +51,20 @@ static inline void journal_order(void)
 void journal_sequence_set_state(struct sequence_shm *sequence, enum sequence_state state);
 enum sequence_state journal_sequence_state(const struct sequence_shm *sequence);
 
-/* sched: writes entry `committed` (its page is in the list already) and makes it exist. */
-void journal_log_append(const struct arena *arena, uint32_t sequence, const struct token_shm *token);
+/* Entries that the log of one of a request's sequences can come to, and the pages they need, lists of most probable tokens
+ * included. */
+uint32_t journal_log_entries(const struct request_shm *request);
+uint32_t journal_log_pages(const struct request_shm *request);
+/* sched: writes entry `committed` (its pages are in the list already) and makes it exist. tops: (request's top_logprobs), or
+ * NULL when it asks for none. */
+void journal_log_append(const struct arena *arena, uint32_t sequence, const struct token_shm *token,
+                        const struct top_shm *tops);
 /* sched, for a new sequence: the log is empty. */
 void journal_log_clear(struct sequence_shm *sequence);
 uint32_t journal_log_committed(const struct sequence_shm *sequence); /* acquire */
 const struct token_shm *journal_log_entry(const struct arena *arena, uint32_t sequence, uint32_t index);
+/* (request's top_logprobs), which is more than 0. */
+const struct top_shm *journal_log_tops(const struct arena *arena, uint32_t sequence, uint32_t index);
 
 /* sched: answers for this generation of the request exist from now on (release); 0: none. front: acquire. */
 void journal_answer_set(struct answer_shm *answer, uint32_t request_generation);

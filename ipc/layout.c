@@ -24,7 +24,7 @@ static void layout_front(struct layout *l, const struct plan *plan)
     size_t offset = sizeof(struct region_head);
     /* accepted, cancelled, drained: three messages in the life of a slot, and the next life may begin before they are read */
     l->front_ring_slots = power_of_two_at_least(6 * plan->requests_max);
-    l->prompt_pages_per_request = (uint32_t)div_up_u64(plan->max_model_len, PAGE_TOKENS);
+    l->prompt_pages_per_request = (uint32_t)div_up_u64(plan->max_model_len + 2 * LOGIT_BIAS_MAX, PAGE_TOKENS);
     l->front_process = take(&offset, sizeof(struct process_shm));
     l->front_ring = take(&offset, (size_t)l->front_ring_slots * sizeof(struct ring_slot_shm));
     l->front_requests = take(&offset, (size_t)plan->requests_max * sizeof(struct request_shm));
@@ -57,7 +57,8 @@ static void layout_io(struct layout *l, const struct plan *plan)
 static void layout_sched(struct layout *l, const struct plan *plan)
 {
     l->blocks_per_sequence = (uint32_t)div_up_u64(plan->max_model_len, plan->block_size);
-    l->log_pages_per_sequence = (uint32_t)div_up_u64(plan->max_model_len, LOG_PAGE_TOKENS);
+    l->log_pages_per_sequence = (uint32_t)(div_up_u64(plan->max_model_len, LOG_PAGE_TOKENS) +
+                                           div_up_u64(plan->max_model_len, TOPS_PER_PAGE(LOGPROBS_MAX)));
     l->sched_ring_slots = power_of_two_at_least(4 * plan->requests_max);
     l->step_slots = power_of_two_at_least(2 * plan->window);
     l->step_rows_max = plan->max_num_seqs;
@@ -97,6 +98,7 @@ static void layout_stages(struct layout *l, const struct plan *plan)
     l->activation_slots = power_of_two_at_least(plan->window);
     l->activation_stride = align_up_u64((size_t)plan->max_num_batched_tokens * plan->width * sizeof(float), PAGE_BYTES);
     l->result_stride = align_up_u64((size_t)l->step_results_max * sizeof(struct token_shm), 128);
+    l->tops_stride = align_up_u64((size_t)l->step_results_max * LOGPROBS_MAX * sizeof(struct top_shm), 128);
     for (uint32_t stage = 0; stage < plan->stage_count; stage++) {
         bool is_last = stage + 1 == plan->stage_count;
         size_t offset = sizeof(struct region_head);
@@ -107,6 +109,8 @@ static void layout_stages(struct layout *l, const struct plan *plan)
         /* the last stage returns results where the others keep activations */
         l->stage_activations = l->stage_results = rest;
         rest += is_last ? l->step_slots * l->result_stride : l->activation_slots * l->activation_stride;
+        l->stage_tops = l->stage_results + l->step_slots * l->result_stride;
+        rest += is_last ? l->step_slots * l->tops_stride : 0;
         l->region_bytes[REGION_STAGE + stage] = align_up_u64(rest, PAGE_BYTES);
         l->region_bytes[REGION_KV + stage] = align_up_u64(
             (uint64_t)plan->num_blocks * plan->slices[stage].layer_count * plan->kv_block_bytes, PAGE_BYTES);

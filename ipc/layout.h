@@ -8,7 +8,7 @@
  *   plan       launcher    all                  struct plan; sealed
  *   vocab      launcher    front                tokenizer tables (engine/tok.h); sealed
  *   sup        supervisor  all                  struct sup_shm: commands, the table of processes
- *   front      front       sched                process block, requests, prompt pages, ring front -> sched
+ *   front      front       sched, last stage    process block, requests, prompt pages, ring front -> sched
  *   conns      front       front's successor    connection buffers: the only shared memory that holds text
  *   io         front, and   front's successor    what the kernel says of front's operations, see engine/io.h; fresh memory for
  *              kernel                           every life of front, which also sees (io past) what the life before left
@@ -37,7 +37,7 @@
 #include "ipc/stats.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x0000000000000008ull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x000000000000000aull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -120,6 +120,9 @@ enum request_state {
     REQUEST_DRAINED,  /* the client has its answer (or is gone): sched may forget its sequences */
 };
 
+#define LOGPROBS_MAX   20u   /* most probable tokens that can be asked for beside each token */
+#define LOGIT_BIAS_MAX 1024u /* entries of a request's logit_bias */
+
 enum request_flag {
     REQUEST_IGNORE_EOS = 1 << 0,  /* the model's end tokens do not end it */
     REQUEST_LOGITS_HASH = 1 << 1, /* hash of the row of logits with every token */
@@ -140,12 +143,17 @@ struct request_shm {
     uint32_t prompt_tokens;
     uint32_t max_tokens;
     uint32_t min_tokens;
-    uint32_t choices;  /* n */
-    uint32_t flags;    /* enum request_flag */
-    float temperature; /* 0: greedy */
-    float top_p;       /* 1: off */
-    float min_p;       /* 0: off */
-    uint32_t top_k;    /* 0: off */
+    uint32_t choices;         /* n */
+    uint32_t flags;           /* enum request_flag */
+    float temperature;        /* 0: greedy */
+    float top_p;              /* 1: off */
+    float min_p;              /* 0: off */
+    uint32_t top_k;           /* 0: off */
+    float presence_penalty;   /* 0: off */
+    float frequency_penalty;  /* 0: off */
+    float repetition_penalty; /* 1: off */
+    uint32_t bias_count;      /* pairs (token, bits of a float) behind the prompt's ids, in the same pages */
+    uint32_t top_logprobs;    /* of the most probable tokens, with every token; 0: none */
     uint32_t stop_token_count;
     uint32_t stop_tokens[STOP_TOKENS_MAX];
 };
@@ -214,6 +222,17 @@ struct token_shm {
 };
 static_assert(sizeof(struct token_shm) == 24, "shared");
 
+/* One of the most probable tokens at a place, the first one first. Of a result, or, in pages of the same pool, of a log
+ * entry. */
+struct top_shm {
+    uint32_t token;
+    float logprob;
+};
+static_assert(sizeof(struct top_shm) == 8, "shared");
+
+/* Lists of so many of them in a page of the log pool; a list lies in one page. */
+#define TOPS_PER_PAGE(count) ((uint32_t)(LOG_PAGE_TOKENS * sizeof(struct token_shm) / sizeof(struct top_shm)) / (count))
+
 /* ---- steps: sched writes (steps.h has the accessors) ---- */
 
 enum row_flag {
@@ -244,7 +263,13 @@ struct row_shm {
     float temperature;
     float top_p;
     float min_p;
-    uint32_t pad[7];
+    /* What changes the logits before a token is drawn: see sample.h. History and biases are found by these, in the prompt pages
+     * of `request` and in the log of `sequence`, where they do not change while the row's result is of use to anybody. */
+    float presence_penalty, frequency_penalty, repetition_penalty;
+    uint32_t request;
+    uint32_t prompt_tokens;
+    uint32_t bias_count;
+    uint32_t top_logprobs; /* entries of the result's list of most probable tokens */
 };
 static_assert(sizeof(struct row_shm) == 112, "shared");
 
@@ -324,7 +349,8 @@ struct layout {
     uint32_t step_rows_max, step_tokens_max, step_blocks_max, step_results_max;
 
     /* stage (the same for each) */
-    size_t stage_process, stage_times, stage_ring, stage_activations, activation_stride, stage_results, result_stride;
+    size_t stage_process, stage_times, stage_ring, stage_activations, activation_stride, stage_results, result_stride,
+        stage_tops, tops_stride;
     uint32_t stage_ring_slots;
     uint32_t activation_slots; /* = step_slots: buffer of a step is step & (slots - 1) */
 };

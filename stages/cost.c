@@ -91,7 +91,7 @@ struct layer_work {
 static void run_layer(void *context)
 {
     struct layer_work *work = context;
-    forward_run(work->forward, &work->step, work->in, work->out, NULL);
+    forward_run(work->forward, &work->step, work->in, work->out, NULL, NULL);
 }
 
 /* A layer of the model, in memory of the bench. */

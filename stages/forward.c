@@ -54,6 +54,7 @@ void forward_init(struct forward *forward, const struct kernels *kernels, struct
     model_rope_table(desc, forward->rope, limits->positions_max);
     if (slice->is_last) {
         sampler_init(&forward->sampler, kernels, desc->vocab_size);
+        adjust_init(&forward->adjuster, desc->vocab_size);
         forward->residual = floats(FORWARD_TILE, desc->width);
         forward->wanted_rows = floats(FORWARD_HEAD_ROWS, desc->width);
         forward->logits = floats(FORWARD_HEAD_ROWS, desc->vocab_size);
@@ -70,8 +71,10 @@ void forward_free(struct forward *forward)
         free(taken[i]);
     for (uint32_t part = 0; part < TEAM_MAX; part++)
         free(forward->attention_scratch[part]);
-    if (forward->slice->is_last)
+    if (forward->slice->is_last) {
         sampler_free(&forward->sampler);
+        adjust_free(&forward->adjuster);
+    }
     *forward = (struct forward){0};
 }
 
@@ -336,9 +339,30 @@ const float *forward_logits(struct forward *forward, const float *residual, uint
     return forward->logits;
 }
 
-/* One entry of the results from one row of logits. */
+/* The row's next token. */
+static uint32_t draw(struct forward *forward, const struct forward_step *step, const struct row_shm *row,
+                     const float *logits)
+{
+    const struct sample_params params = {
+        .temperature = row->temperature,
+        .top_p = row->top_p,
+        .min_p = row->min_p,
+        .top_k = row->top_k,
+        .seed = row->seed,
+        .choice = row->choice,
+        .position = row->first_pos + row->token_count,
+    };
+    if (adjust_is_wanted(row)) {
+        struct adjust_history history;
+        step->history(step->context, row, &history);
+        logits = adjust_logits(&forward->adjuster, logits, row, &history);
+    }
+    return sampler_draw(&forward->sampler, logits, &params);
+}
+
+/* One entry of the results from one row of logits, and its list of most probable tokens where it is asked for. */
 static struct token_shm judge(struct forward *forward, const struct forward_step *step,
-                              const struct forward_wanted *wanted, const float *logits)
+                              const struct forward_wanted *wanted, const float *logits, struct top_shm *tops)
 {
     const struct row_shm *row = &step->rows[wanted->row];
     struct token_shm result = {0};
@@ -347,21 +371,14 @@ static struct token_shm judge(struct forward *forward, const struct forward_step
         bool is_last = wanted->token + 1 == row->token_first + row->token_count;
         result.token = is_last ? row->score_next : step->tokens[wanted->token + 1];
     } else {
-        const struct sample_params params = {
-            .temperature = row->temperature,
-            .top_p = row->top_p,
-            .min_p = row->min_p,
-            .top_k = row->top_k,
-            .seed = row->seed,
-            .choice = row->choice,
-            .position = row->first_pos + row->token_count,
-        };
-        result.token = sampler_draw(&forward->sampler, logits, &params);
+        result.token = draw(forward, step, row, logits);
     }
     if (row->flags & (ROW_SCORE | ROW_LOGPROB)) {
         double log_sum = sampler_log_sum(&forward->sampler, logits);
         result.logprob = sampler_logprob(logits, log_sum, result.token);
         result.top_logprob = sampler_logprob(logits, log_sum, result.top_token);
+        if (row->top_logprobs > 0)
+            sampler_tops(&forward->sampler, logits, log_sum, row->top_logprobs, tops);
     }
     if (row->flags & ROW_LOGITS_HASH)
         result.logits_hash = hash_floats(logits, forward->desc->vocab_size);
@@ -369,20 +386,22 @@ static struct token_shm judge(struct forward *forward, const struct forward_step
 }
 
 /* Logits and results of the tokens gathered so far. */
-static void flush_wanted(struct forward *forward, const struct forward_step *step, struct token_shm *results)
+static void flush_wanted(struct forward *forward, const struct forward_step *step, struct token_shm *results,
+                         struct top_shm *tops)
 {
     if (forward->wanted_count == 0)
         return;
     const float *logits = forward_logits(forward, forward->wanted_rows, forward->wanted_count);
     for (uint32_t i = 0; i < forward->wanted_count; i++)
         results[forward->wanted[i].result] =
-            judge(forward, step, &forward->wanted[i], logits + (size_t)i * forward->desc->vocab_size);
+            judge(forward, step, &forward->wanted[i], logits + (size_t)i * forward->desc->vocab_size,
+                  tops + (size_t)forward->wanted[i].result * LOGPROBS_MAX);
     forward->wanted_count = 0;
 }
 
 /* Of the tile's residuals x (count, width), keeps those whose logits are wanted. */
 static void gather_wanted(struct forward *forward, const struct forward_step *step, const float *x, uint32_t first,
-                          struct token_shm *results)
+                          struct token_shm *results, struct top_shm *tops)
 {
     uint32_t width = forward->desc->width;
     for (uint32_t i = 0; i < forward->segment_count; i++) {
@@ -395,7 +414,7 @@ static void gather_wanted(struct forward *forward, const struct forward_step *st
             if (token < wanted_from || token - wanted_from >= row->result_count)
                 continue;
             if (forward->wanted_count == FORWARD_HEAD_ROWS)
-                flush_wanted(forward, step, results);
+                flush_wanted(forward, step, results, tops);
             memcpy(forward->wanted_rows + (size_t)forward->wanted_count * width, x + (size_t)(token - first) * width,
                    width * sizeof(float));
             forward->wanted[forward->wanted_count++] = (struct forward_wanted){
@@ -407,7 +426,7 @@ static void gather_wanted(struct forward *forward, const struct forward_step *st
 /* ---- the pass ---- */
 
 void forward_run(struct forward *forward, const struct forward_step *step, const float *in, float *out,
-                 struct token_shm *results)
+                 struct token_shm *results, struct top_shm *tops)
 {
     const struct model_slice *slice = forward->slice;
     uint32_t width = forward->desc->width;
@@ -429,8 +448,8 @@ void forward_run(struct forward *forward, const struct forward_step *step, const
         team_run(forward->team, run_layers,
                  &(struct tile){.forward = forward, .step = step, .x = x, .first = first, .count = count});
         if (slice->is_last)
-            gather_wanted(forward, step, x, first, results);
+            gather_wanted(forward, step, x, first, results, tops);
     }
     if (slice->is_last)
-        flush_wanted(forward, step, results);
+        flush_wanted(forward, step, results, tops);
 }

@@ -22,6 +22,7 @@
 #include "ipc/layout.h"
 #include "ipc/team.h"
 #include "kernels/kernels.h"
+#include "stages/adjust.h"
 #include "stages/model.h"
 #include "stages/sample.h"
 
@@ -60,6 +61,7 @@ struct forward {
     uint8_t *kv;
     size_t layer_block_bytes; /* one block of one layer */
     struct sampler sampler;   /* last stage */
+    struct adjuster adjuster; /* likewise */
 
     float *rope;                        /* (positions_max, 2, head_dim / 2) */
     float *residual;                    /* (FORWARD_TILE, width): last stage; the others work in the outgoing buffer */
@@ -92,6 +94,9 @@ struct forward_step {
     const uint32_t *tokens; /* (token_count) */
     uint32_t token_count;
     const uint32_t *blocks; /* block tables of the rows */
+    /* Last stage: the tokens before a row's next one, where adjust_is_wanted(). May be NULL when it never is. */
+    void (*history)(void *context, const struct row_shm *row, struct adjust_history *history);
+    void *context; /* of history() */
 };
 
 /* Bytes from one block of the slice to the next. */
@@ -106,9 +111,10 @@ void forward_init(struct forward *forward, const struct kernels *kernels, struct
 void forward_free(struct forward *forward);
 
 /* in: (token_count, width) from the stage before, NULL for the first. out: (token_count, width) for the next stage,
- * NULL for the last. results: entries as the rows' result_first says, NULL but for the last. */
+ * NULL for the last. results: entries as the rows' result_first says, NULL but for the last; tops: (results, LOGPROBS_MAX),
+ * written where a row asks for them. */
 void forward_run(struct forward *forward, const struct forward_step *step, const float *in, float *out,
-                 struct token_shm *results);
+                 struct token_shm *results, struct top_shm *tops);
 
 /* For measurements: the logits of `count` <= FORWARD_HEAD_ROWS tokens from their residuals (count, width). */
 const float *forward_logits(struct forward *forward, const float *residual, uint32_t count);

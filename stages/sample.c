@@ -224,3 +224,20 @@ float sampler_logprob(const float *logits, double log_sum, uint32_t token)
 {
     return (float)((double)logits[token] - log_sum);
 }
+
+void sampler_tops(struct sampler *sampler, const float *logits, double log_sum, uint32_t count, struct top_shm *tops)
+{
+    count = (uint32_t)min_u64(count, sampler->vocab_size);
+    for (uint32_t id = 0; id < sampler->vocab_size; id++)
+        sampler->kept[id] = (struct candidate){.id = id, .key = isnan(logits[id]) ? 0 : key_of(logits[id])};
+    cut(sampler, sampler->vocab_size, false, 0, count);
+    for (uint32_t i = 0; i < count; i++) { /* ids ascend, so behind its equals */
+        struct candidate candidate = sampler->kept[i];
+        uint32_t at = i;
+        for (; at > 0 && sampler->kept[at - 1].key < candidate.key; at--)
+            sampler->kept[at] = sampler->kept[at - 1];
+        sampler->kept[at] = candidate;
+    }
+    for (uint32_t i = 0; i < count; i++)
+        tops[i] = (struct top_shm){sampler->kept[i].id, sampler_logprob(logits, log_sum, sampler->kept[i].id)};
+}

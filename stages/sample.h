@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "ipc/layout.h"
 #include "kernels/kernels.h"
 
 /* Temperatures below this are greedy: 1 / temperature times a difference of logits must stay a number. */
@@ -51,6 +52,8 @@ uint32_t sampler_greedy(const struct sampler *sampler, const float *logits);
 /* Natural log of the softmax at temperature 1. log_sum comes from sampler_log_sum() for the same row. */
 double sampler_log_sum(const struct sampler *sampler, const float *logits);
 float sampler_logprob(const float *logits, double log_sum, uint32_t token);
+/* The `count` most probable tokens, the first one first, among equals the smaller id; 1..LOGPROBS_MAX. */
+void sampler_tops(struct sampler *sampler, const float *logits, double log_sum, uint32_t count, struct top_shm *tops);
 
 /* Philox4x32-10: four random words from a counter and a key. For tests; sampler_draw() uses it. */
 void philox(uint32_t out[4], const uint32_t counter[4], const uint32_t key[2]);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "ipc/clock.h"
+#include "ipc/journal.h"
 #include "ipc/log.h"
 #include "ipc/shm.h"
 #include "ipc/steps.h"
@@ -94,6 +95,8 @@ int stage_init(struct stage *stage, struct arena *arena, const struct kernels *k
     stage->rows = base_alloc(layout->step_rows_max * sizeof(*stage->rows));
     stage->tokens = base_alloc(layout->step_tokens_max * sizeof(*stage->tokens));
     stage->blocks = base_alloc(layout->step_blocks_max * sizeof(*stage->blocks));
+    stage->history = base_alloc(plan->max_model_len * sizeof(*stage->history));
+    stage->biases = base_alloc(LOGIT_BIAS_MAX * sizeof(*stage->biases));
     stage->process = arena_process(arena, ROLE_STAGE, stage->index);
     stage->bell = arena_bell(arena);
     if (stage->index > 0)
@@ -113,6 +116,8 @@ void stage_free(struct stage *stage)
     free(stage->rows);
     free(stage->tokens);
     free(stage->blocks);
+    free(stage->history);
+    free(stage->biases);
     *stage = (struct stage){0};
 }
 
@@ -152,7 +157,31 @@ static const char *row_fault(const struct stage *stage, const struct row_shm *ro
         return "result count out of bounds";
     if (row->flags & ROW_SCORE && row->result_count == row->token_count && row->score_next >= plan->vocab_size)
         return "scored token out of bounds";
+    if (row->top_logprobs > LOGPROBS_MAX)
+        return "more log-probabilities than there are places";
+    if (adjust_is_wanted(row) &&
+        (row->request >= plan->requests_max || row->sequence >= plan->sequences_max ||
+         row->prompt_tokens > row->first_pos + row->token_count || row->bias_count > LOGIT_BIAS_MAX))
+        return "history out of bounds";
     return NULL;
+}
+
+/* The tokens before a row's next one: prompt and log, which do not change while the row's result is of use to anybody. Where it
+ * is not, the slots may have new owners: what is read then are numbers of no meaning, within bounds all the same. */
+static void find_history(void *context, const struct row_shm *row, struct adjust_history *history)
+{
+    struct stage *stage = context;
+    uint32_t count = row->first_pos + row->token_count;
+    journal_prompt_read(stage->arena, row->request, 0, row->prompt_tokens, stage->history);
+    for (uint32_t i = row->prompt_tokens; i < count; i++)
+        stage->history[i] = journal_log_entry(stage->arena, row->sequence, i - row->prompt_tokens)->token;
+    journal_prompt_read(stage->arena, row->request, row->prompt_tokens, 2 * row->bias_count,
+                        (uint32_t *)(void *)stage->biases);
+    *history = (struct adjust_history){.tokens = stage->history,
+                                       .prompt_tokens = row->prompt_tokens,
+                                       .token_count = count,
+                                       .biases = stage->biases,
+                                       .bias_count = row->bias_count};
 }
 
 /* Copies the record out of shared memory and checks every field of the copy. */
@@ -165,7 +194,9 @@ static int take_record(struct stage *stage, uint64_t number)
                                 .row_count = record->row_count,
                                 .tokens = stage->tokens,
                                 .token_count = record->token_count,
-                                .blocks = stage->blocks};
+                                .blocks = stage->blocks,
+                                .history = find_history,
+                                .context = stage};
     stage->step = step;
     stage->block_count = record->block_count;
     stage->result_count = record->result_count;
@@ -223,10 +254,10 @@ static int find_input(struct stage *stage, uint64_t number, struct msg_step *mes
 static void compute(struct stage *stage, uint64_t number)
 {
     const struct arena *arena = stage->arena;
-    forward_run(&stage->forward, &stage->step,
-                stage->index == 0 ? NULL : arena_activations(arena, stage->index - 1, number),
-                stage->is_last ? NULL : arena_activations(arena, stage->index, number),
-                stage->is_last ? arena_results(arena, number) : NULL);
+    forward_run(
+        &stage->forward, &stage->step, stage->index == 0 ? NULL : arena_activations(arena, stage->index - 1, number),
+        stage->is_last ? NULL : arena_activations(arena, stage->index, number),
+        stage->is_last ? arena_results(arena, number) : NULL, stage->is_last ? arena_tops(arena, number) : NULL);
 }
 
 /* Lets the described time pass instead. False: the engine ends meanwhile. */

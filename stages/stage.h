@@ -45,9 +45,11 @@ struct stage {
     struct forward_step step;
     uint32_t block_count;
     uint32_t result_count;
-    struct row_shm *rows; /* (step_rows_max) */
-    uint32_t *tokens;     /* (step_tokens_max) */
-    uint32_t *blocks;     /* (step_blocks_max) */
+    struct row_shm *rows;       /* (step_rows_max) */
+    uint32_t *tokens;           /* (step_tokens_max) */
+    uint32_t *blocks;           /* (step_blocks_max) */
+    uint32_t *history;          /* (max_model_len): tokens before the one that is drawn */
+    struct adjust_bias *biases; /* (LOGIT_BIAS_MAX) */
 };
 
 /* Takes all memory. A stage that computes checks the model against the plan; when arena->weights is a descriptor, the

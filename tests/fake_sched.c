@@ -37,7 +37,7 @@ void fake_sched_take(const struct arena *arena, uint32_t slot)
 
 void fake_sched_commit(const struct arena *arena, uint32_t slot, uint32_t choice, const struct token_shm *token)
 {
-    journal_log_append(arena, sequence_number(slot, choice), token);
+    journal_log_append(arena, sequence_number(slot, choice), token, NULL);
 }
 
 void fake_sched_end(const struct arena *arena, uint32_t slot, uint32_t choice, enum finish_reason reason)

@@ -40,6 +40,7 @@ void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa
         first += count;
     }
     runner->results = base_alloc(RUNNER_STEP_MAX * sizeof(*runner->results));
+    runner->tops = base_alloc(RUNNER_STEP_MAX * LOGPROBS_MAX * sizeof(*runner->tops));
     runner->blocks = base_alloc(RUNNER_REQUESTS_MAX * runner->blocks_per_sequence * sizeof(uint32_t));
     /* Blocks of a sequence are scattered: 7 shares no divisor with a power of two. */
     uint32_t total = RUNNER_REQUESTS_MAX * runner->blocks_per_sequence;
@@ -58,6 +59,7 @@ void runner_close(struct runner *runner)
     }
     team_close(runner->team);
     free(runner->results);
+    free(runner->tops);
     free(runner->blocks);
 }
 
@@ -135,7 +137,8 @@ void runner_run(struct runner *runner, struct runner_request *requests, uint32_t
         for (uint32_t i = 0; i < runner->stage_count; i++) {
             bool is_last = i + 1 == runner->stage_count;
             forward_run(&runner->stages[i], &step, i == 0 ? NULL : runner->activations[i - 1],
-                        is_last ? NULL : runner->activations[i], is_last ? runner->results : NULL);
+                        is_last ? NULL : runner->activations[i], is_last ? runner->results : NULL,
+                        is_last ? runner->tops : NULL);
         }
         for (uint32_t i = 0; i < row_count; i++) {
             struct runner_request *request = &requests[owner[i]];

@@ -22,6 +22,7 @@ struct runner {
     uint8_t *kv[RUNNER_STAGES_MAX];
     float *activations[RUNNER_STAGES_MAX];
     struct token_shm *results;
+    struct top_shm *tops;
     uint32_t *blocks;
 };
 

@@ -115,7 +115,7 @@ Test(journal, prompts_cross_pages_and_logs_grow_by_one)
     arena_log_list(&arena, 1)[1] = 4;
     for (uint32_t i = 0; i < LOG_PAGE_TOKENS + 3; i++) {
         cr_assert_eq(journal_log_committed(arena_sequence(&arena, 1)), i);
-        journal_log_append(&arena, 1, &(struct token_shm){.token = i + 100});
+        journal_log_append(&arena, 1, &(struct token_shm){.token = i + 100}, NULL);
     }
     for (uint32_t i = 0; i < LOG_PAGE_TOKENS + 3; i++)
         cr_assert_eq(journal_log_entry(&arena, 1, i)->token, i + 100);

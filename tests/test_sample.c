@@ -295,3 +295,26 @@ Test(sample, logprobs_are_those_of_the_softmax)
     for (uint32_t i = 0; i < VOCAB; i += 37)
         cr_expect_float_eq(sampler_logprob(logits, log_sum, i), (double)logits[i] - log(sum), 1e-5);
 }
+
+Test(sample, the_most_probable_tokens_come_in_order_and_equals_by_their_ids)
+{
+    static float logits[VOCAB];
+    for (uint32_t i = 0; i < VOCAB; i++)
+        logits[i] = (float)((i * 2654435761u >> 20) % 50) / 7.0f - 3; /* many equals */
+    logits[77] = NAN;
+    double log_sum = 5;
+    struct top_shm tops[LOGPROBS_MAX];
+    for (uint32_t count = 1; count <= LOGPROBS_MAX; count++) {
+        sampler_tops(&sampler, logits, log_sum, count, tops);
+        bool is_taken[VOCAB] = {false};
+        for (uint32_t k = 0; k < count; k++) {
+            uint32_t best = VOCAB;
+            for (uint32_t i = 0; i < VOCAB; i++)
+                if (!is_taken[i] && !isnan(logits[i]) && (best == VOCAB || logits[i] > logits[best]))
+                    best = i;
+            is_taken[best] = true;
+            cr_assert_eq(tops[k].token, best, "place %u of %u", k, count);
+            cr_assert_float_eq(tops[k].logprob, logits[best] - (float)log_sum, 1e-6);
+        }
+    }
+}
