@@ -996,6 +996,36 @@ Test(sched, a_sequence_with_a_token_in_flight_is_not_admitted)
     close_world(&w);
 }
 
+/* The budget of batch is a share of what is queued and in flight: what was cancelled while it was queued is neither. */
+Test(sched, queued_work_that_is_cancelled_no_longer_counts_for_the_budget_of_batch)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.max_num_batched_tokens = 400;
+    plan.num_blocks = 256;
+    tested_policy = &policy_batch;
+    open_world(&w, &plan);
+    for (uint32_t slot = 0; slot < 8; slot++)
+        add(&w, slot, 40, 4);
+    const struct step_shm *record = plan_step(&w);
+    cr_assert_eq(record->token_count, 160); /* half of all */
+    for (uint32_t slot = 4; slot < 6; slot++) {
+        journal_request_cancel(request_at(&w, slot));
+        sched_cancel(&w.sched, slot);
+    }
+    record = plan_step(&w); /* two are queued, four in flight: (80 + 160) / 2 tokens would fit, two rows are there */
+    cr_assert_eq(record->row_count, 2);
+    return_step(&w);
+    record = plan_step(&w); /* four decode, two prompts of 40 are in flight: (4 + 80) / 2 */
+    cr_assert_eq(record->row_count, 4);
+    run_until_quiet(&w);
+    for (uint32_t slot = 0; slot < 8; slot++)
+        drain(&w, slot);
+    check_nothing_is_held(&w);
+    close_world(&w);
+    tested_policy = &policy_default;
+}
+
 /* ---- everything at once ---- */
 
 static uint64_t random_state;

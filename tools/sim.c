@@ -108,6 +108,18 @@ static const char *kind_of(const struct sim *sim, uint32_t index)
     return sequence_of(sim, index)->preemptions > 0 ? "resumed" : "new";
 }
 
+void sim_note_preempted(struct sim *sim)
+{
+    if (sim->out == NULL)
+        return;
+    if (sim->preempted == NULL)
+        sim->preempted = json_array();
+    for (uint32_t i = 0; i < sim->sched.preempted_count; i++) {
+        uint32_t index = arena_sequence(&sim->arena, sim->sched.preempted[i])->request;
+        json_array_append_new(sim->preempted, json_string(sim->scenario.requests[index].id));
+    }
+}
+
 void sim_describe_rows(struct sim *sim, const struct step_shm *record)
 {
     json_t *scheduled = list_in_line(sim, "scheduled"), *hits = sim->line != NULL ? json_object() : NULL;
@@ -134,11 +146,9 @@ void sim_describe_rows(struct sim *sim, const struct step_shm *record)
     }
     if (sim->line == NULL)
         return;
-    json_t *preempted = list_in_line(sim, "preempted");
-    for (uint32_t i = 0; i < sim->sched.preempted_count; i++) {
-        uint32_t index = arena_sequence(&sim->arena, sim->sched.preempted[i])->request;
-        json_array_append_new(preempted, json_string(sim->scenario.requests[index].id));
-    }
+    sim_note_preempted(sim);
+    json_object_set_new(sim->line, "preempted", sim->preempted);
+    sim->preempted = NULL;
     json_object_set_new(sim->line, "prefix_hit", hits);
 }
 
@@ -268,5 +278,6 @@ void sim_close(struct sim *sim)
     free(sim->itl_us);
     free(sim->slot_us);
     free(sim->spans);
+    json_decref(sim->preempted);
     *sim = (struct sim){0};
 }

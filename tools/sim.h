@@ -39,6 +39,7 @@ struct sim {
     uint8_t *was_running; /* (request_count): before the last plan */
     FILE *out;            /* step lines; NULL: none */
     json_t *line;
+    json_t *preempted; /* ids, of plans that gave no step: they belong to the next one's line */
 
     /* on a pipeline's clock */
     double now_us;
@@ -77,6 +78,8 @@ void sim_abort(struct sim *sim, uint32_t index, const char *key);
 /* Before and after a plan: the rows go into the line of the step, if lines are written. */
 void sim_note_running(struct sim *sim);
 void sim_describe_rows(struct sim *sim, const struct step_shm *record);
+/* The last plan gave no step, but may have preempted. */
+void sim_note_preempted(struct sim *sim);
 /* Results of a step to the scheduler; what followed from them into the line. */
 void sim_return_step(struct sim *sim, uint64_t step);
 void sim_write_line(struct sim *sim);

@@ -80,8 +80,10 @@ static bool plan_one(struct sim *sim, struct servers *free_at)
     sim_note_running(sim);
     sched_set_time(&sim->sched, (uint64_t)sim->now_us);
     struct step_shm *record = sched_plan(&sim->sched);
-    if (record == NULL)
+    if (record == NULL) {
+        sim_note_preempted(sim);
         return sim->sched.wants_another_plan;
+    }
     step_publish(record);
     const struct shape shape = *policy_shape(&sim->sched);
     struct sim_span span = send_through(sim, free_at, &shape);
