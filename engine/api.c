@@ -14,27 +14,22 @@
 #define VALUES_PER_TOKEN 64u
 #define VALUES_PER_BYTE  8u
 
-#define ROLE_BYTES_MAX 32u
-
 size_t api_text_bytes(const struct plan *plan)
 {
-    /* a turn adds fewer characters around its content than the body has around it in JSON; then the default turn */
-    return 2 * (size_t)plan->body_bytes_max + 4096;
+    /* a turn adds fewer characters around its content than the body has around it in JSON; then a template's own words */
+    return 2 * (size_t)plan->body_bytes_max + 65536;
 }
 
-void api_open(struct api *api, const struct plan *plan, const struct tok *tok)
+int api_open(struct api *api, const struct plan *plan, const struct tok *tok, struct err *err)
 {
     uint64_t kv_tokens = (uint64_t)plan->num_blocks * plan->block_size;
     *api = (struct api){.plan = plan, .tok = tok, .tokens_max = (uint32_t)min_u64(plan->max_model_len, kv_tokens)};
     api->tokens = base_alloc(((size_t)api->tokens_max + 1) * sizeof(*api->tokens));
     api->text_bytes = api_text_bytes(plan);
     api->text = base_alloc(api->text_bytes);
-    api->messages = base_alloc(API_MESSAGES_MAX * sizeof(*api->messages));
-    api->ranges = base_alloc(API_RANGES_MAX * sizeof(*api->ranges));
-    /* a model without a known template completes all the same; what is wrong is said to who asks for a chat */
-    chat_template_parse(&api->chat, tok_chat_template(tok), &api->chat_problem);
     json_arena_open(VALUES_BASE + (size_t)VALUES_PER_TOKEN * api->tokens_max +
                     (size_t)VALUES_PER_BYTE * plan->body_bytes_max);
+    return chat_template_open(&api->chat, tok, plan->body_bytes_max, err);
 }
 
 /* ---- errors ---- */
@@ -153,7 +148,7 @@ static int refuse_unsupported(const struct body *b)
         double neutral;
     } numbers[] = {{"presence_penalty", 0}, {"frequency_penalty", 0}, {"repetition_penalty", 1},
                    {"best_of", 1},          {"prompt_logprobs", 0},   {"length_penalty", 1}};
-    static const char *const others[] = {"logit_bias", "suffix",       "tools",          "functions",    "guided_json",
+    static const char *const others[] = {"logit_bias", "suffix",       "functions",      "guided_json",
                                          "audio",      "guided_regex", "guided_grammar", "guided_choice"};
     for (size_t i = 0; i < ARRAY_COUNT(numbers); i++) {
         json_t *value = field(b, numbers[i].name);
@@ -217,8 +212,10 @@ static uint32_t count_unknown(const struct body *b, enum api_endpoint endpoint)
                                          "guided_choice",
                                          "audio",
                                          "response_format"};
-    static const char *const special[2][4] = {
-        [API_COMPLETIONS] = {"prompt", "echo", "parse_special"}, [API_CHAT_COMPLETIONS] = {"messages", "top_logprobs"}};
+    static const char *const special[2][8] = {[API_COMPLETIONS] = {"prompt", "echo", "parse_special"},
+                                              [API_CHAT_COMPLETIONS] = {"messages", "top_logprobs", "tool_choice",
+                                                                        "chat_template_kwargs", "add_generation_prompt",
+                                                                        "documents", "parallel_tool_calls"}};
     uint32_t unknown = 0;
     const char *key;
     json_t *value;
@@ -410,96 +407,26 @@ static int get_prompt(const struct body *b, struct api_request *request)
     return 0;
 }
 
-/* "messages[3].content", for errors. */
-static const char *part_name(char name[64], size_t message, const char *field_name)
-{
-    snprintf(name, 64, "messages[%zu].%s", message, field_name);
-    return name;
-}
-
-/* Text parts, joined by newlines. */
-static int join_parts(const struct body *b, json_t *parts, size_t index, struct tok_text *text)
-{
-    char name[64];
-    size_t size = 0, count = json_array_size(parts);
-    for (size_t i = 0; i < count; i++) {
-        json_t *part = json_array_get(parts, i);
-        const char *type = json_string_value(json_object_get(part, "type"));
-        json_t *part_text = json_object_get(part, "text");
-        if (type == NULL || strcmp(type, "text") != 0 || !json_is_string(part_text))
-            return FAIL(
-                b, part_name(name, index, "content"),
-                "messages[%zu].content: part %zu must be {\"type\":\"text\",\"text\":...}; this model reads text only",
-                index, i);
-        size += json_string_length(part_text) + 1;
-    }
-    char *joined = json_arena_take(size + 1);
-    if (joined == NULL)
-        return api_fail(b->error, 413, "messages", "body_too_large",
-                        "the body holds more values than this server has memory for");
-    size = 0;
-    for (size_t i = 0; i < count; i++) {
-        json_t *part_text = json_object_get(json_array_get(parts, i), "text");
-        if (i > 0)
-            joined[size++] = '\n';
-        memcpy(joined + size, json_string_value(part_text), json_string_length(part_text));
-        size += json_string_length(part_text);
-    }
-    *text = (struct tok_text){joined, size};
-    return 0;
-}
-
-static bool is_role(json_t *role)
-{
-    size_t size = json_string_length(role);
-    for (size_t i = 0; i < size; i++)
-        if (json_string_value(role)[i] < 'a' || json_string_value(role)[i] > 'z')
-            return false;
-    return size > 0 && size <= ROLE_BYTES_MAX;
-}
-
-static int get_message(const struct body *b, json_t *message, size_t index)
-{
-    char name[64];
-    struct chat_message *target = &b->api->messages[index];
-    json_t *role = json_object_get(message, "role");
-    json_t *content = json_object_get(message, "content");
-    if (!json_is_object(message))
-        return FAIL(b, "messages", "messages[%zu] must be an object with role and content", index);
-    if (!is_role(role))
-        return FAIL(b, part_name(name, index, "role"),
-                    "messages[%zu].role must be a string of small letters: system, user, assistant", index);
-    target->role = (struct tok_text){json_string_value(role), json_string_length(role)};
-    if (json_is_array(content))
-        return join_parts(b, content, index, &target->content);
-    if (!json_is_string(content))
-        return FAIL(b, part_name(name, index, "content"),
-                    "messages[%zu].content must be a string or a list of text parts", index);
-    target->content = (struct tok_text){json_string_value(content), json_string_length(content)};
-    return 0;
-}
-
 static int get_messages(const struct body *b, struct api_request *request)
 {
     struct api *api = b->api;
-    json_t *messages = field(b, "messages");
-    size_t count = json_array_size(messages);
-    if (!api->chat.is_known)
-        return api_fail(b->error, 400, "", "chat_unavailable", "%s", api->chat_problem.text);
-    if (!json_is_array(messages) || count == 0 || count > API_MESSAGES_MAX)
-        return FAIL(b, "messages", "messages must be a list of 1 to %u messages", API_MESSAGES_MAX);
-    for (size_t i = 0; i < count; i++)
-        if (get_message(b, json_array_get(messages, i), i) != 0)
-            return -1;
-    size_t size;
-    uint32_t range_count;
-    if (!chat_render(&api->chat, api->messages, (uint32_t)count, api->text, api->text_bytes, &size, api->ranges,
-                     &range_count))
-        return api_fail(b->error, 413, "messages", "body_too_large",
-                        "the conversation is longer than this server takes");
+    struct chat_prompt prompt;
+    struct chat_error problem;
+    if (!chat_render(&api->chat, b->root, api->now_s, api->text, api->text_bytes, &prompt, &problem))
+        return api_fail(b->error, problem.is_too_large ? 413 : 400, problem.param,
+                        problem.is_too_large        ? "body_too_large"
+                        : api->chat.program == NULL ? "chat_unavailable"
+                                                    : "invalid_value",
+                        "%s", problem.message);
     request->prompt = api->tokens;
-    request->prompt_tokens =
-        tok_encode(api->tok, api->text, size, api->ranges, range_count, api->tokens, api->tokens_max + 1);
+    request->prompt_tokens = tok_encode(api->tok, api->text, prompt.size, prompt.ranges, prompt.range_count,
+                                        api->tokens, api->tokens_max + 1);
+    /* a template that writes the begin token itself must not give it twice */
+    uint32_t begin = tok_begin_token(api->tok);
+    if (request->prompt_tokens > 1 && request->prompt[0] == begin && request->prompt[1] == begin) {
+        request->prompt++;
+        request->prompt_tokens--;
+    }
     return 0;
 }
 
@@ -566,7 +493,7 @@ int api_parse(struct api *api, enum api_endpoint endpoint, const char *body, siz
               struct api_error *error)
 {
     struct body b;
-    *request = (struct api_request){.temperature = 1, .top_p = 1};
+    *request = (struct api_request){.temperature = 1, .top_p = 1, .created_s = api->now_s};
     request->format.kind = endpoint == API_CHAT_COMPLETIONS ? ANSWER_CHAT : ANSWER_COMPLETION;
     if (load_body(&b, api, body, size, error) != 0 || get_model(&b) != 0 || refuse_unsupported(&b) != 0 ||
         get_stream(&b, &request->format) != 0 || get_sampling(&b, request) != 0 ||

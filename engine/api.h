@@ -46,6 +46,7 @@ struct api_request {
     uint64_t seed;
     uint32_t stop_token_count;
     uint32_t stop_tokens[STOP_TOKENS_MAX];
+    uint64_t created_s;
     uint32_t unknown_fields;
 };
 
@@ -56,22 +57,17 @@ struct api {
     uint32_t *tokens;    /* (tokens_max + 1): one more shows that there were too many */
     char *text;          /* (text_bytes): a conversation as the template has it */
     size_t text_bytes;
-    struct chat_template chat;     /* of the model, if it is known */
-    struct err chat_problem;       /* else why there is no chat */
-    struct chat_message *messages; /* (API_MESSAGES_MAX) */
-    struct tok_range *ranges;      /* (API_RANGES_MAX) */
+    struct chat_template chat; /* of the model, if it has one */
+    uint64_t now_s;            /* wall clock, set by the caller before each api_parse(): what requests are dated with */
 };
-
-#define API_MESSAGES_MAX 4096u
-#define API_RANGES_MAX   (CHAT_RANGES_PER_MESSAGE * (API_MESSAGES_MAX + 2))
 
 /* The longest text that the tokenizer is given: what tok_attach() must be told. */
 size_t api_text_bytes(const struct plan *plan);
 
 enum api_endpoint { API_COMPLETIONS, API_CHAT_COMPLETIONS };
 
-/* Takes its memory; before base_seal(). Opens the arena of jansson. */
-void api_open(struct api *api, const struct plan *plan, const struct tok *tok);
+/* Takes its memory; before base_seal(). Opens the arena of jansson. 0, or -errno with err: the chat template is none. */
+int api_open(struct api *api, const struct plan *plan, const struct tok *tok, struct err *err);
 
 /* 0; or -1 with error. */
 int api_parse(struct api *api, enum api_endpoint endpoint, const char *body, size_t size, struct api_request *request,

@@ -1,36 +1,61 @@
-/* chat.h - a conversation to the prompt that the model was trained on.
+/* chat.h - a conversation, as clients send it, to the prompt that the model was trained on.
  *
- * Used by: front, evenflow render.   Owns: nothing.   Never blocks.
+ * Used by: front, the launcher (to check a template), evenflow render.   Owns: the compiled template, scratch for a rendering.
+ * Never blocks. Nothing is allocated once the template is open; jansson's values are the caller's.
  *
- * The template is the model's own (tokenizer.chat_template). This build knows one family, ChatML as SmolLM2 has it: a turn
- * is "<|im_start|>" role "\n" content "<|im_end|>\n", and a default system turn, whose text is taken from the template,
- * stands in front when the first message is no system message. What clients write can never become a control token: only
- * the template's own words lie in trusted ranges (tok.h).
+ * The template is the model's own (tokenizer.chat_template), or the one that --chat-template names. It is given what
+ * transformers gives: messages, tools, documents (or none), add_generation_prompt, bos_token, eos_token, and the fields of
+ * chat_template_kwargs. What clients write can never become a control token: only bytes that the template itself holds lie
+ * in trusted ranges (tok.h). Of a message, a role of OpenAI's is our own word; everything else is the client's.
  */
 #ifndef EVENFLOW_CHAT_H
 #define EVENFLOW_CHAT_H
 
+#include <jansson.h>
+
+#include "engine/jinja.h"
 #include "engine/tok.h"
 
-#define CHAT_RANGES_PER_MESSAGE 2u
+#define CHAT_MESSAGES_MAX 4096u
+#define CHAT_RANGES_MAX   65536u
 
-/* Not to be copied: it points into itself. */
 struct chat_template {
-    bool is_known;
-    struct tok_text default_system; /* its turn's content, in storage; size 0 and data NULL: no default turn */
-    char storage[1024];
+    struct jinja_program *program; /* NULL: the model has none */
+    bool takes_tools;
+    struct tok_text begin, end; /* bos_token and eos_token */
+    struct jinja_arena arena;   /* scratch of one rendering */
+    struct tok_range *ranges;   /* (CHAT_RANGES_MAX) */
 };
 
-struct chat_message {
-    struct tok_text role, content;
+/* Compiles the template that the vocabulary holds, with scratch for conversations of up to body_bytes of JSON. 0, also
+ * when it holds none; -ENOTSUP or -EINVAL with err, which names the line. */
+int chat_template_open(struct chat_template *chat, const struct tok *tok, size_t body_bytes, struct err *err);
+void chat_template_close(struct chat_template *chat);
+
+/* Why there is no prompt: whose fault it is decides the status. */
+struct chat_error {
+    bool is_too_large; /* the conversation is longer than the room for it */
+    char param[64];    /* the field at fault */
+    char message[400];
 };
 
-/* 0; -ENOTSUP with err when the template is not of the family: completions work, chat does not. */
-int chat_template_parse(struct chat_template *chat, struct tok_text source, struct err *err);
+struct chat_prompt {
+    size_t size;                    /* of the text */
+    const struct tok_range *ranges; /* trusted ones; of the template, until the next rendering */
+    uint32_t range_count;
+};
 
-/* The prompt's text and its trusted ranges (room for CHAT_RANGES_PER_MESSAGE * (count + 2)), with the beginning of the
- * assistant's turn at its end. False when it does not fit text_max. */
-bool chat_render(const struct chat_template *chat, const struct chat_message *messages, uint32_t count, char *text,
-                 size_t text_max, size_t *text_size, struct tok_range *ranges, uint32_t *range_count);
+/* The prompt of a request's body: its messages, tools, tool_choice, documents, add_generation_prompt and
+ * chat_template_kwargs. now_s is the time that the template may ask for. False with error when a field is not as it should
+ * be, when the template refuses the conversation, or when it runs into a limit. */
+bool chat_render(const struct chat_template *chat, json_t *body, uint64_t now_s, char *text, size_t text_max,
+                 struct chat_prompt *prompt, struct chat_error *error);
+
+/* The request wants tools to be called: it has tools, and tool_choice allows them. */
+bool chat_has_tools(json_t *body);
+
+/* A value of JSON for a template; strings stay where they are. Type JINJA_ABSENT: the arena is full, or nested deeper than
+ * templates may look. */
+struct jinja_value chat_value(struct jinja_arena *arena, json_t *json);
 
 #endif

@@ -33,6 +33,7 @@ struct config {
     uint64_t request_timeout_s;
     uint64_t drain_timeout_s;
     char served_model_name[OPTION_TEXT_MAX];
+    char chat_template[OPTION_TEXT_MAX];
     char isa[OPTION_TEXT_MAX];
     char io[OPTION_TEXT_MAX];
     char backend[OPTION_TEXT_MAX];

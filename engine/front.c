@@ -376,6 +376,7 @@ static void complete(struct front *f, uint32_t slot, enum api_endpoint endpoint,
         reply_error(f, slot, &error, NULL);
         return;
     }
+    f->api.now_s = clock_wall_s();
     if (api_parse(&f->api, endpoint, body, size, &asked, &error) != 0) {
         reply_error(f, slot, &error, NULL);
         return;
@@ -813,7 +814,9 @@ int front_init(struct front **front, const struct arena *arena, struct err *err)
     f->sched_epoch = ((const struct region_head *)(const void *)arena->regions[REGION_SCHED])->epoch;
     arena_ring_sched_to_front_consumer(arena, &f->hints);
     intake_open(&f->intake, arena);
-    api_open(&f->api, plan, &f->tok);
+    ret = api_open(&f->api, plan, &f->tok, err);
+    if (ret != 0)
+        return ret;
     f->connections = base_alloc(plan->connections_max * sizeof(*f->connections));
     f->free_connections = base_alloc(plan->connections_max * sizeof(uint32_t));
     for (uint32_t i = plan->connections_max; i-- > 0;) {

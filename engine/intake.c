@@ -4,7 +4,6 @@
 #include <string.h>
 #include <sys/random.h>
 
-#include "ipc/clock.h"
 #include "ipc/journal.h"
 
 static uint32_t pages_of(uint32_t prompt_tokens)
@@ -97,7 +96,7 @@ int intake_accept(struct intake *intake, const struct api_request *asked, uint32
     request->connection = connection;
     request->order = intake->next_order++;
     request->id = random_u64(intake);
-    request->created_s = clock_wall_s();
+    request->created_s = asked->created_s;
     request->seed = asked->has_seed ? asked->seed : random_u64(intake);
     request->priority = asked->priority;
     request->prompt_tokens = asked->prompt_tokens;

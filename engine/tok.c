@@ -6,7 +6,7 @@
 
 #include "engine/unicode.h"
 
-#define TOK_MAGIC 0x3230424b4f544645ull /* "EFTOKB02" */
+#define TOK_MAGIC 0x3330424b4f544645ull /* "EFTOKB03" */
 
 enum pre_tokenizer {
     PRE_GPT2,   /* GPT-2's pattern */
@@ -27,7 +27,7 @@ struct tok_blob {
     uint32_t special_count;
     uint32_t end_count;
     uint32_t pre; /* enum pre_tokenizer */
-    uint32_t bos, adds_bos;
+    uint32_t bos, adds_bos, eos;
     uint32_t template_size;
     uint64_t piece_starts; /* uint32_t (token_count + 1), into pieces */
     uint64_t pieces;       /* raw bytes of all tokens */
@@ -314,6 +314,7 @@ int tok_build(const struct tok_source *source, void **out, size_t *out_bytes, st
                             .pre = pre,
                             .bos = source->bos,
                             .adds_bos = source->adds_bos && source->bos != TOK_NONE,
+                            .eos = source->eos,
                             .template_size = (uint32_t)source->chat_template.size};
     while (head.merge_slots < 2 * (uint64_t)source->merge_count)
         head.merge_slots *= 2;
@@ -668,6 +669,16 @@ uint32_t tok_end_tokens(const struct tok *tok, uint32_t ids[TOK_END_TOKENS_MAX])
 {
     memcpy(ids, tok->blob->ends, tok->blob->end_count * sizeof(*ids));
     return tok->blob->end_count;
+}
+
+uint32_t tok_begin_token(const struct tok *tok)
+{
+    return tok->blob->bos;
+}
+
+uint32_t tok_end_token(const struct tok *tok)
+{
+    return tok->blob->eos;
 }
 
 struct tok_text tok_chat_template(const struct tok *tok)

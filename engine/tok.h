@@ -86,6 +86,10 @@ bool tok_is_control(const struct tok *tok, uint32_t id);
 /* Tokens that end an answer. Returns how many. */
 uint32_t tok_end_tokens(const struct tok *tok, uint32_t ids[TOK_END_TOKENS_MAX]);
 
+/* The tokens that the vocabulary names for the begin and the end of a text; TOK_NONE: none. */
+uint32_t tok_begin_token(const struct tok *tok);
+uint32_t tok_end_token(const struct tok *tok);
+
 /* The chat template's text; size 0: the vocabulary has none. */
 struct tok_text tok_chat_template(const struct tok *tok);
 

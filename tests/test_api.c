@@ -23,7 +23,7 @@ static void set_up(void)
     plan = plan_for_tests();
     tiny_vocab_plan(&plan, vocab_bytes);
     cr_assert_eq(tok_attach(&tok, blob, vocab_bytes, api_text_bytes(&plan), &err), 0, "%s", err.text);
-    api_open(&api, &plan, &tok);
+    cr_assert_eq(api_open(&api, &plan, &tok, &err), 0, "%s", err.text);
 }
 
 static void expect_good(enum api_endpoint endpoint, const char *body)
@@ -237,7 +237,7 @@ Test(api, names_the_field_and_what_is_allowed, .init = set_up)
         {API_CHAT_COMPLETIONS, "{\"messages\":[]}", "messages", "list", 400},
         {API_CHAT_COMPLETIONS, "{\"messages\":\"hi\"}", "messages", "list", 400},
         {API_CHAT_COMPLETIONS, "{\"messages\":[3]}", "messages", "object", 400},
-        {API_CHAT_COMPLETIONS, "{\"messages\":[{\"role\":\"user\"}]}", "messages[0].content", "string", 400},
+        {API_CHAT_COMPLETIONS, "{\"messages\":[{\"role\":\"user\"}]}", "messages[0].content", "missing", 400},
         {API_CHAT_COMPLETIONS, "{\"messages\":[{\"content\":\"a\"}]}", "messages[0].role", "small letters", 400},
         {API_CHAT_COMPLETIONS, "{\"messages\":[{\"role\":\"user\\n\",\"content\":\"a\"}]}", "messages[0].role",
          "small letters", 400},

@@ -22,7 +22,7 @@ static void open_vocabulary(void)
     struct gguf *gguf;
     struct err err;
     cr_assert_eq(gguf_open(&gguf, engine_model_path(), &err), 0, "%s", err.text);
-    cr_assert_eq(vocab_from_gguf(gguf, &blob, &blob_bytes, &err), 0, "%s", err.text);
+    cr_assert_eq(vocab_from_gguf(gguf, NULL, &blob, &blob_bytes, &err), 0, "%s", err.text);
     gguf_close(gguf);
     cr_assert_eq(tok_attach(&tok, blob, blob_bytes, TEXT_MAX, &err), 0, "%s", err.text);
 }

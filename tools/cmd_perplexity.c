@@ -62,7 +62,7 @@ static char *make_body(const char *model_path, const char *text, size_t size, st
     size_t bytes;
     if (gguf_open(&gguf, model_path, err) != 0)
         return NULL;
-    int ret = vocab_from_gguf(gguf, &blob, &bytes, err);
+    int ret = vocab_from_gguf(gguf, NULL, &blob, &bytes, err);
     gguf_close(gguf);
     if (ret != 0 || tok_attach(&tok, blob, bytes, size, err) != 0)
         return NULL;

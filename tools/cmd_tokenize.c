@@ -8,12 +8,14 @@
 #include "engine/chat.h"
 #include "engine/tok.h"
 #include "engine/unicode.h"
+#include "ipc/clock.h"
 #include "stages/gguf.h"
 #include "tools/commands.h"
 #include "tools/vocab.h"
 
 #define TEXT_BYTES_MAX (16u << 20)                  /* of one text as it comes in */
 #define TEXT_ROOM      (3 * (size_t)TEXT_BYTES_MAX) /* repaired, it may be longer */
+#define RENDERED_MAX   (2 * (size_t)TEXT_BYTES_MAX)
 
 struct values {
     bool jsonl, special;
@@ -35,9 +37,16 @@ static const struct option_spec detokenize_specs[] = {
 };
 static const struct option_table detokenize_table = {.specs = detokenize_specs, .count = ARRAY_COUNT(detokenize_specs)};
 
+struct render_values {
+    bool jsonl;
+    char chat_template[OPTION_TEXT_MAX];
+};
+
 static const struct option_spec render_specs[] = {
-    {"jsonl", NULL, 0, OPTION_FLAG, AT(jsonl), NULL, 0, 0, "",
+    {"jsonl", NULL, 0, OPTION_FLAG, offsetof(struct render_values, jsonl), NULL, 0, 0, "",
      "One chat request body per line in, the prompt's text as a JSON string per line out (the only form there is)"},
+    {"chat-template", NULL, 0, OPTION_TEXT, offsetof(struct render_values, chat_template), NULL, 0, 0, "FILE",
+     "Jinja template in place of the model's own"},
 };
 static const struct option_table render_table = {.specs = render_specs, .count = ARRAY_COUNT(render_specs)};
 
@@ -46,14 +55,14 @@ struct vocabulary {
     void *blob;
 };
 
-static int open_vocabulary(struct vocabulary *vocabulary, const char *path, struct err *err)
+static int open_vocabulary(struct vocabulary *vocabulary, const char *path, const char *template_path, struct err *err)
 {
     struct gguf *gguf;
     size_t bytes;
     int ret = gguf_open(&gguf, path, err);
     if (ret != 0)
         return ret;
-    ret = vocab_from_gguf(gguf, &vocabulary->blob, &bytes, err);
+    ret = vocab_from_gguf(gguf, template_path, &vocabulary->blob, &bytes, err);
     gguf_close(gguf);
     return ret ? ret : tok_attach(&vocabulary->tok, vocabulary->blob, bytes, 0, err);
 }
@@ -177,7 +186,7 @@ static int run_tokenize(const void *pointer, char **positional, int positional_c
     const struct values *values = pointer;
     struct vocabulary vocabulary;
     struct err err;
-    if (open_vocabulary(&vocabulary, positional[0], &err) != 0)
+    if (open_vocabulary(&vocabulary, positional[0], NULL, &err) != 0)
         return command_fail(1, "tokenize", err.text);
     if (values->jsonl)
         return for_each_line("tokenize", tokenize_line, &vocabulary.tok, values->special);
@@ -238,7 +247,7 @@ static int run_detokenize(const void *pointer, char **positional, int positional
     const struct values *values = pointer;
     struct vocabulary vocabulary;
     struct err err;
-    if (open_vocabulary(&vocabulary, positional[0], &err) != 0)
+    if (open_vocabulary(&vocabulary, positional[0], NULL, &err) != 0)
         return command_fail(1, "detokenize", err.text);
     if (values->jsonl)
         return for_each_line("detokenize", detokenize_line, &vocabulary.tok, values->special);
@@ -262,43 +271,33 @@ static int render_line(const struct tok *tok, json_t *value, bool special)
 {
     (void)tok;
     (void)special;
-    json_t *messages = json_object_get(value, "messages");
-    size_t count = json_array_size(messages), text_max = 1 << 16, size, i;
-    struct chat_message *list = base_alloc((count + 1) * sizeof(*list));
-    struct tok_range *ranges = base_alloc(CHAT_RANGES_PER_MESSAGE * (count + 2) * sizeof(*ranges));
-    json_t *message;
-    int ret = count > 0 ? 0 : -1;
-    json_array_foreach(messages, i, message) {
-        json_t *role = json_object_get(message, "role"), *content = json_object_get(message, "content");
-        if (!json_is_string(role) || !json_is_string(content))
-            ret = -1;
-        list[i] = (struct chat_message){{json_string_value(role), json_string_length(role)},
-                                        {json_string_value(content), json_string_length(content)}};
-        text_max += list[i].role.size + list[i].content.size + 64;
-    }
-    char *text = base_alloc(text_max);
-    uint32_t range_count;
-    if (ret == 0 && chat_render(&render_template, list, (uint32_t)count, text, text_max, &size, ranges, &range_count)) {
-        json_t *string = json_stringn(text, size);
+    char *text = base_alloc(RENDERED_MAX);
+    struct chat_prompt prompt;
+    struct chat_error error;
+    bool is_rendered = chat_render(&render_template, value, clock_wall_s(), text, RENDERED_MAX, &prompt, &error);
+    if (is_rendered) {
+        json_t *string = json_stringn(text, prompt.size);
         json_dumpf(string, stdout, JSON_ENCODE_ANY);
         putchar('\n');
         json_decref(string);
+    } else {
+        fprintf(stderr, "evenflow render: %s\n", error.message);
     }
     free(text);
-    free(ranges);
-    free(list);
-    return ret;
+    return is_rendered ? 0 : -1;
 }
 
 static int run_render(const void *pointer, char **positional, int positional_count)
 {
-    (void)pointer;
     (void)positional_count;
+    const struct render_values *values = pointer;
     struct vocabulary vocabulary;
     struct err err;
-    if (open_vocabulary(&vocabulary, positional[0], &err) != 0 ||
-        chat_template_parse(&render_template, tok_chat_template(&vocabulary.tok), &err) != 0)
+    if (open_vocabulary(&vocabulary, positional[0], values->chat_template, &err) != 0 ||
+        chat_template_open(&render_template, &vocabulary.tok, TEXT_BYTES_MAX, &err) != 0)
         return command_fail(1, "render", err.text);
+    if (render_template.program == NULL)
+        return command_fail(1, "render", "the model has no chat template; --chat-template FILE gives it one");
     return for_each_line("render", render_line, &vocabulary.tok, false);
 }
 
@@ -324,7 +323,7 @@ const struct subcommand command_render = {.name = "render",
                                           .usage = "[OPTIONS] MODEL.gguf < BODIES",
                                           .help = "Shows the exact prompt that a chat request becomes",
                                           .options = &render_table,
-                                          .values_bytes = sizeof(struct values),
+                                          .values_bytes = sizeof(struct render_values),
                                           .positional_min = 1,
                                           .positional_max = 1,
                                           .run = run_render};

@@ -1,9 +1,11 @@
 #include "tools/vocab.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/chat.h"
 #include "engine/tok.h"
 
 static int read_strings(const struct gguf *gguf, const char *key, struct tok_text **texts, uint32_t *count,
@@ -47,8 +49,43 @@ static struct tok_text text_at(const struct gguf *gguf, const char *key)
     return gguf_get_string(gguf, key, &string) ? (struct tok_text){string.data, string.size} : (struct tok_text){"", 0};
 }
 
-int vocab_from_gguf(const struct gguf *gguf, void **blob, size_t *blob_bytes, struct err *err)
+/* All of a template's file; the caller frees it. */
+static int read_template(const char *path, char **data, struct tok_text *text, struct err *err)
 {
+    FILE *file = fopen(path, "re");
+    if (file == NULL)
+        return err_set(err, -errno, "--chat-template %s: cannot open it: %s", path, strerror(errno));
+    *data = base_alloc(JINJA_SOURCE_MAX + 1);
+    size_t size = fread(*data, 1, JINJA_SOURCE_MAX + 1, file); /* one byte too many is seen by who parses it */
+    bool is_whole = !ferror(file);
+    fclose(file);
+    *text = (struct tok_text){*data, size};
+    return is_whole ? 0 : err_set(err, -EIO, "--chat-template %s: cannot read it", path);
+}
+
+/* The front could not say it to anybody who can change it. */
+static int check_template(const void *blob, size_t blob_bytes, const char *path, struct err *err)
+{
+    struct tok tok;
+    struct chat_template chat;
+    int ret = tok_attach(&tok, blob, blob_bytes, 0, err);
+    if (ret != 0)
+        return ret;
+    ret = chat_template_open(&chat, &tok, 0, err);
+    chat_template_close(&chat);
+    tok_detach(&tok);
+    if (ret == 0)
+        return 0;
+    struct err problem = *err;
+    if (path[0] != '\0')
+        return err_set(err, ret, "--chat-template %s: %s", path, problem.text);
+    return err_set(err, ret, "%s; --chat-template FILE gives another one, an empty file none", problem.text);
+}
+
+int vocab_from_gguf(const struct gguf *gguf, const char *template_path, void **blob, size_t *blob_bytes,
+                    struct err *err)
+{
+    const char *path = template_path != NULL ? template_path : "";
     struct tok_text model = text_at(gguf, "tokenizer.ggml.model");
     if (model.size != 4 || memcmp(model.data, "gpt2", 4) != 0)
         return err_set(err, -ENOTSUP, "vocabulary: tokenizer \"%.*s\" is not supported; this build has gpt2",
@@ -65,7 +102,9 @@ int vocab_from_gguf(const struct gguf *gguf, void **blob, size_t *blob_bytes, st
             source.ends[source.end_count++] = id;
     }
     gguf_get_bool(gguf, "tokenizer.ggml.add_bos_token", &source.adds_bos);
-    int ret = read_strings(gguf, "tokenizer.ggml.tokens", &tokens, &source.token_count, err);
+    char *template = NULL;
+    int ret = path[0] != '\0' ? read_template(path, &template, &source.chat_template, err) : 0;
+    ret = ret ? ret : read_strings(gguf, "tokenizer.ggml.tokens", &tokens, &source.token_count, err);
     ret = ret ? ret : read_strings(gguf, "tokenizer.ggml.merges", &merges, &source.merge_count, err);
     if (ret == 0) {
         uint8_t *types = read_types(gguf, source.token_count);
@@ -75,8 +114,14 @@ int vocab_from_gguf(const struct gguf *gguf, void **blob, size_t *blob_bytes, st
         ret = tok_build(&source, blob, blob_bytes, err);
         free(types);
     }
+    if (ret == 0) {
+        ret = check_template(*blob, *blob_bytes, path, err);
+        if (ret != 0)
+            free(*blob);
+    }
     free(tokens);
     free(merges);
+    free(template);
     return ret;
 }
 

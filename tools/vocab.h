@@ -10,8 +10,10 @@
 #include "ipc/base.h"
 #include "stages/gguf.h"
 
-/* Builds the tables (tok.h). 0, or -errno with err. */
-int vocab_from_gguf(const struct gguf *gguf, void **blob, size_t *blob_bytes, struct err *err);
+/* Builds the tables (tok.h), with the chat template that is in the file template_path instead of the model's unless the path
+ * is "" or NULL. A template that this build cannot run is an error. 0, or -errno with err. */
+int vocab_from_gguf(const struct gguf *gguf, const char *template_path, void **blob, size_t *blob_bytes,
+                    struct err *err);
 
 /* Tokens that end an answer. Returns how many. */
 uint32_t vocab_end_tokens(const void *blob, size_t blob_bytes, uint32_t *ids, uint32_t ids_max);
