@@ -10,10 +10,16 @@
 #define CHUNK_HEAD_BYTES 6u
 #define CHUNK_TAIL_BYTES 2u
 
+/* What one token's text can begin: a call is at least as long as {"name":"","arguments":{}} */
+#define CALL_BEGIN_MAX      160u
+#define CALLS_PER_EVENT_MAX ((SCAN_TEXT_MAX + MESSAGE_ADDED_MAX) / 26u + 1)
+#define SCAN_TEXT_MAX       (STOP_BYTES_MAX + TOKEN_TEXT_MAX)
+
 static_assert(ANSWER_PIECE_MAX < 0x10000, "a piece fits a chunk of four digits");
 /* text, its token again with logprobs (characters and bytes), prefix, framing: see write_event() */
-static_assert((STOP_BYTES_MAX + TOK_PIECE_MAX) * JSON_ESCAPE_MAX + TOK_PIECE_MAX * (JSON_ESCAPE_MAX + 4) +
-                      ANSWER_PREFIX_MAX + HTTP_RESPONSE_HEAD_MAX + 1024 <=
+static_assert((STOP_BYTES_MAX + TOK_PIECE_MAX + MESSAGE_ADDED_MAX) * JSON_ESCAPE_MAX +
+                      TOK_PIECE_MAX * (JSON_ESCAPE_MAX + 4) + ANSWER_PREFIX_MAX + HTTP_RESPONSE_HEAD_MAX +
+                      CALL_BEGIN_MAX * CALLS_PER_EVENT_MAX + 1024 <=
                   ANSWER_PIECE_MAX,
               "an event fits a piece");
 
@@ -84,13 +90,13 @@ static uint32_t finish_reason_of(const struct answer *a, uint32_t choice)
     return sequence->finish_reason;
 }
 
-static const char *finish_reason_text(uint32_t reason)
+static const char *finish_reason_text(const struct answer *a, uint32_t choice)
 {
-    switch (reason) {
+    switch (finish_reason_of(a, choice)) {
     case FINISH_LENGTH:
         return "length";
     case FINISH_STOP:
-        return "stop";
+        return a->scans[choice].message.calls > 0 ? "tool_calls" : "stop";
     case FINISH_ABORT:
         return "abort";
     default:
@@ -141,7 +147,19 @@ static size_t find_stop_beginning(const struct answer_format *format, const char
     return size;
 }
 
-#define SCAN_TEXT_MAX (STOP_BYTES_MAX + TOKEN_TEXT_MAX)
+/* The text that a token gives. Some vocabularies have the markers of calls and reasoning as control tokens. */
+static size_t token_text(const struct answer *a, struct answer_scan *scan, uint32_t token, char *target)
+{
+    const struct message_format *message = &a->format->message;
+    uint8_t name[TOK_PIECE_MAX];
+    if ((message->calls == MESSAGE_NO_CALLS && !message->has_reasoning) || !tok_is_control(a->tok, token))
+        return tok_decoder_push(&scan->decoder, a->tok, token, target);
+    size_t size = tok_piece(a->tok, token, name);
+    if (!message_is_marker((const char *)name, size))
+        return 0;
+    memcpy(target, name, size);
+    return size;
+}
 
 /* Takes the next token in. Text that is certain goes to target (SCAN_TEXT_MAX bytes); its size. */
 static size_t scan_token(const struct answer *a, struct answer_scan *scan, uint32_t token, char *target)
@@ -152,7 +170,7 @@ static size_t scan_token(const struct answer *a, struct answer_scan *scan, uint3
     memcpy(target, scan->held, size);
     scan->held_size = 0;
     if (!ends_answer(a, token, index))
-        size += tok_decoder_push(&scan->decoder, a->tok, token, target + size);
+        size += token_text(a, scan, token, target + size);
     if (a->format->stop_count == 0 || scan->tokens <= request_of(a)->min_tokens)
         return size;
     size_t stop = find_stop(a->format, target, size);
@@ -175,6 +193,33 @@ static size_t scan_end(struct answer_scan *scan, char *target)
     memcpy(target, scan->held, size);
     scan->held_size = 0;
     return size + tok_decoder_end(&scan->decoder, target + size);
+}
+
+/* What text has become of tokens, told apart. */
+struct parts {
+    struct message_output output;
+    char text[SCAN_TEXT_MAX + MESSAGE_ADDED_MAX];
+};
+
+/* Takes the next token in, and says what has become certain by it. */
+static void scan_parts(const struct answer *a, struct answer_scan *scan, uint32_t token, struct parts *parts)
+{
+    char text[SCAN_TEXT_MAX];
+    if (scan->tokens == 0)
+        message_begin(&scan->message, &a->format->message);
+    size_t size = scan_token(a, scan, token, text);
+    parts->output = (struct message_output){.text = parts->text};
+    message_push(&scan->message, &a->format->message, text, size, &parts->output);
+}
+
+/* No token follows: what was held back, by a stop string or a marker that did not come. */
+static void scan_parts_end(const struct answer *a, struct answer_scan *scan, struct parts *parts)
+{
+    char text[SCAN_TEXT_MAX];
+    size_t size = scan_end(scan, text);
+    parts->output = (struct message_output){.text = parts->text};
+    message_push(&scan->message, &a->format->message, text, size, &parts->output);
+    message_end(&scan->message, &a->format->message, &parts->output);
 }
 
 /* ---- pieces that both forms have ---- */
@@ -279,9 +324,82 @@ static void write_event_logprobs(const struct answer *a, struct json_writer *w, 
     }
 }
 
+/* {"id":...,"type":"function","function":{"name":"f","arguments":"   the arguments follow. The id follows from the journal. */
+static void write_call_begin(const struct answer *a, struct json_writer *w, uint32_t call, const char *name,
+                             size_t size)
+{
+    json_format(w, "\"id\":\"call_%016llx%02u%03u\",\"type\":\"function\",\"function\":{\"name\":",
+                (unsigned long long)request_of(a)->id, a->choice, call);
+    json_quoted(w, name, size);
+    json_text(w, ",\"arguments\":\"");
+}
+
+/* Pieces of one kind, escaped, as one field of a delta. */
+static bool write_delta_text(struct json_writer *w, const struct message_output *output, enum message_part part,
+                             const char *name)
+{
+    bool is_there = false;
+    for (uint32_t i = 0; i < output->count; i++) {
+        const struct message_piece *piece = &output->pieces[i];
+        if (piece->part != part)
+            continue;
+        if (!is_there)
+            json_format(w, "\"%s\":\"", name);
+        is_there = true;
+        json_escaped(w, output->text + piece->first, piece->size);
+    }
+    json_text(w, is_there ? "\"" : "");
+    return is_there;
+}
+
+static void write_delta_calls(const struct answer *a, struct json_writer *w, const struct message_output *output,
+                              bool is_behind)
+{
+    bool is_there = false;
+    for (uint32_t i = 0; i < output->count; i++) {
+        const struct message_piece *piece = &output->pieces[i];
+        if (piece->part != MESSAGE_CALL && piece->part != MESSAGE_ARGUMENTS)
+            continue;
+        json_text(w, is_there ? "," : is_behind ? ",\"tool_calls\":[" : "\"tool_calls\":[");
+        is_there = true;
+        json_format(w, "{\"index\":%u,", piece->call);
+        if (piece->part == MESSAGE_CALL) {
+            write_call_begin(a, w, piece->call, output->text + piece->first, piece->size);
+            /* its arguments begin in the same piece of text: message.c */
+            if (i + 1 < output->count && output->pieces[i + 1].part == MESSAGE_ARGUMENTS)
+                piece = &output->pieces[++i];
+        } else {
+            json_text(w, "\"function\":{\"arguments\":\"");
+        }
+        if (piece->part == MESSAGE_ARGUMENTS)
+            json_escaped(w, output->text + piece->first, piece->size);
+        json_text(w, "\"}}");
+    }
+    json_text(w, is_there ? "]" : "");
+}
+
+/* What of a message has become certain. A token's event has content, even if it is empty, unless it has something else. */
+static void write_delta(const struct answer *a, struct json_writer *w, const struct message_output *output,
+                        const struct token_shm *entry)
+{
+    json_text(w, ",\"delta\":{");
+    bool is_behind = write_delta_text(w, output, MESSAGE_REASONING, "reasoning_content");
+    bool has_content = false;
+    for (uint32_t i = 0; i < output->count; i++)
+        has_content = has_content || output->pieces[i].part == MESSAGE_CONTENT;
+    if (has_content) {
+        json_text(w, is_behind ? "," : "");
+        is_behind = write_delta_text(w, output, MESSAGE_CONTENT, "content");
+    } else if (entry != NULL && output->count == 0) {
+        json_text(w, "\"content\":\"\"");
+    }
+    write_delta_calls(a, w, output, is_behind);
+    json_text(w, "}");
+}
+
 /* One event of one choice. Without an entry it is the first one of a chat (delta with the role) or, with a finish reason,
  * the last one. */
-static void write_event(const struct answer *a, struct json_writer *w, const char *text, size_t size,
+static void write_event(const struct answer *a, struct json_writer *w, const struct message_output *output,
                         const struct token_shm *entry, const char *finish_reason)
 {
     size_t begin = w->size;
@@ -292,15 +410,11 @@ static void write_event(const struct answer *a, struct json_writer *w, const cha
     json_number(w, a->choice);
     if (a->format->kind != ANSWER_CHAT) {
         json_text(w, ",\"text\":");
-        json_quoted(w, text, size);
-    } else if (entry == NULL && finish_reason == NULL) {
+        json_quoted(w, output->text, output->size);
+    } else if (output == NULL) {
         json_text(w, ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"}");
-    } else if (entry == NULL && size == 0) {
-        json_text(w, ",\"delta\":{}");
     } else {
-        json_text(w, ",\"delta\":{\"content\":");
-        json_quoted(w, text, size);
-        json_text(w, "}");
+        write_delta(a, w, output, entry);
     }
     write_event_logprobs(a, w, entry);
     json_text(w, ",\"finish_reason\":");
@@ -352,15 +466,15 @@ static bool render_turn(struct answer *a, struct json_writer *w)
         return false;
     if (a->format->kind == ANSWER_CHAT && scan->tokens == 0 && !a->has_role) {
         a->has_role = true; /* a piece of its own; the token's event comes with the next call */
-        write_event(a, w, NULL, 0, NULL, NULL);
+        write_event(a, w, NULL, NULL, NULL);
         return true;
     }
     a->has_role = false;
-    char text[SCAN_TEXT_MAX];
+    struct parts parts;
     if (has_token) {
         const struct token_shm *entry = entry_of(a, a->choice, scan->tokens);
-        size_t size = scan_token(a, scan, entry->token, text);
-        write_event(a, w, text, size, entry, NULL);
+        scan_parts(a, scan, entry->token, &parts);
+        write_event(a, w, &parts.output, entry, NULL);
     } else {
         uint32_t reason = finish_reason_of(a, a->choice);
         if (reason == FINISH_ERROR) {
@@ -371,7 +485,8 @@ static bool render_turn(struct answer *a, struct json_writer *w)
             json_text(w, "\n\n");
             chunk_end(a, w, begin);
         }
-        write_event(a, w, text, scan_end(scan, text), NULL, finish_reason_text(reason));
+        scan_parts_end(a, scan, &parts);
+        write_event(a, w, &parts.output, NULL, finish_reason_text(a, a->choice));
         a->has_ended[a->choice] = true;
     }
     if (!next_choice(a))
@@ -404,10 +519,23 @@ static void render_stream_end(struct answer *a, struct json_writer *w)
 
 /* Elements of a choice's lists, in this order. A scored prompt has an element for each of its tokens, the first one
  * without a log entry: nothing predicts it. */
-enum list { LIST_TEXT, LIST_TOKEN_IDS, LIST_HASHES, LIST_TOKENS, LIST_LOGPROBS, LIST_TOP, LIST_CHAT, LIST_COUNT };
+enum list {
+    LIST_TEXT,
+    LIST_REASONING,
+    LIST_CALLS,
+    LIST_TOKEN_IDS,
+    LIST_HASHES,
+    LIST_TOKENS,
+    LIST_LOGPROBS,
+    LIST_TOP,
+    LIST_CHAT,
+    LIST_COUNT
+};
 
 static const char *const list_opening[LIST_COUNT] = {
     [LIST_TEXT] = "",
+    [LIST_REASONING] = ",\"reasoning_content\":\"",
+    [LIST_CALLS] = ",\"tool_calls\":[",
     [LIST_TOKEN_IDS] = ",\"token_ids\":[",
     [LIST_HASHES] = ",\"logits_hash\":[",
     [LIST_TOKENS] = ",\"logprobs\":{\"tokens\":[",
@@ -416,13 +544,19 @@ static const char *const list_opening[LIST_COUNT] = {
     [LIST_CHAT] = ",\"logprobs\":{\"content\":[",
 };
 
-static bool has_list(const struct answer_format *format, enum list list)
+static bool has_list(const struct answer *a, enum list list)
 {
+    const struct answer_format *format = a->format;
+    const struct message *message = &a->scans[a->choice].message;
     bool is_score = format->kind == ANSWER_SCORE;
     bool is_chat = format->kind == ANSWER_CHAT;
     switch (list) {
     case LIST_TEXT:
         return true;
+    case LIST_REASONING:
+        return is_chat && message->has_reasoning;
+    case LIST_CALLS:
+        return is_chat && message->calls > 0;
     case LIST_TOKEN_IDS:
         return format->returns_token_ids;
     case LIST_HASHES:
@@ -439,11 +573,23 @@ static bool has_list(const struct answer_format *format, enum list list)
     }
 }
 
-static const char *list_closing(const struct answer_format *format, enum list list)
+/* A message that is nothing but calls has no content. */
+static bool has_content(const struct answer *a)
 {
+    const struct message *message = &a->scans[a->choice].message;
+    return message->calls == 0 || message->has_content;
+}
+
+static const char *list_closing(const struct answer *a, enum list list)
+{
+    const struct answer_format *format = a->format;
     switch (list) {
     case LIST_TEXT:
-        return format->kind == ANSWER_CHAT ? "\"}" : "\"";
+        return has_content(a) ? "\"" : "null";
+    case LIST_REASONING:
+        return "\"";
+    case LIST_CALLS:
+        return "\"}}]";
     case LIST_LOGPROBS:
         return format->kind == ANSWER_SCORE ? "]" : "]}";
     case LIST_TOP:
@@ -472,23 +618,43 @@ static uint32_t element_at(const struct answer *a, uint32_t i, const struct toke
     return token;
 }
 
-static void write_text_element(struct answer *a, struct json_writer *w, uint32_t token)
+/* The pieces that belong to a list: a message is read once for its content, once for its reasoning, once for its calls. */
+static void write_pieces(const struct answer *a, struct json_writer *w, enum list list,
+                         const struct message_output *output)
 {
-    char text[SCAN_TEXT_MAX];
-    size_t size;
-    if (a->format->kind == ANSWER_SCORE)
-        size = tok_decoder_push(&a->text_scan.decoder, a->tok, token, text);
-    else
-        size = scan_token(a, &a->text_scan, token, text);
-    json_escaped(w, text, size);
+    for (uint32_t i = 0; i < output->count; i++) {
+        const struct message_piece *piece = &output->pieces[i];
+        const char *text = output->text + piece->first;
+        bool is_here = list == LIST_TEXT        ? piece->part == MESSAGE_CONTENT
+                       : list == LIST_REASONING ? piece->part == MESSAGE_REASONING
+                                                : piece->part == MESSAGE_ARGUMENTS;
+        if (is_here) {
+            json_escaped(w, text, piece->size);
+        } else if (list == LIST_CALLS && piece->part == MESSAGE_CALL) {
+            json_text(w, piece->call > 0 ? "\"}},{" : "{");
+            write_call_begin(a, w, piece->call, text, piece->size);
+        }
+    }
+}
+
+static void write_text_element(struct answer *a, struct json_writer *w, enum list list, uint32_t token)
+{
+    if (a->format->kind == ANSWER_SCORE) {
+        char text[TOKEN_TEXT_MAX];
+        json_escaped(w, text, tok_decoder_push(&a->text_scan.decoder, a->tok, token, text));
+        return;
+    }
+    struct parts parts;
+    scan_parts(a, &a->text_scan, token, &parts);
+    write_pieces(a, w, list, &parts.output);
 }
 
 static void write_element(struct answer *a, struct json_writer *w, enum list list, uint32_t i)
 {
     const struct token_shm *entry;
     uint32_t token = element_at(a, i, &entry);
-    if (list == LIST_TEXT) {
-        write_text_element(a, w, token);
+    if (list <= LIST_CALLS) {
+        write_text_element(a, w, list, token);
         return;
     }
     json_raw(w, ",", i > 0);
@@ -513,8 +679,8 @@ static void open_choice(struct answer *a, struct json_writer *w)
     json_raw(w, ",", a->choice > 0);
     json_text(w, "{\"index\":");
     json_number(w, a->choice);
-    json_text(w,
-              a->format->kind == ANSWER_CHAT ? ",\"message\":{\"role\":\"assistant\",\"content\":\"" : ",\"text\":\"");
+    json_text(w, a->format->kind == ANSWER_CHAT ? ",\"message\":{\"role\":\"assistant\",\"content\":" : ",\"text\":");
+    json_text(w, has_content(a) ? "\"" : "");
     a->list = LIST_TEXT;
     a->item = 0;
     a->text_scan = (struct answer_scan){0};
@@ -522,22 +688,27 @@ static void open_choice(struct answer *a, struct json_writer *w)
 
 static void close_list(struct answer *a, struct json_writer *w)
 {
-    if (a->list == LIST_TEXT) {
-        char text[SCAN_TEXT_MAX];
-        json_escaped(w, text, scan_end(&a->text_scan, text));
+    if (a->list <= LIST_CALLS) {
+        struct parts parts;
+        scan_parts_end(a, &a->text_scan, &parts);
+        write_pieces(a, w, (enum list)a->list, &parts.output);
+        a->text_scan = (struct answer_scan){0};
     }
-    json_text(w, list_closing(a->format, (enum list)a->list));
+    json_text(w, list_closing(a, (enum list)a->list));
     a->item = 0;
+    bool is_message = a->list <= LIST_CALLS;
     do {
         a->list++;
-    } while (a->list < LIST_COUNT && !has_list(a->format, (enum list)a->list));
+    } while (a->list < LIST_COUNT && !has_list(a, (enum list)a->list));
+    if (is_message && a->list > LIST_CALLS && a->format->kind == ANSWER_CHAT)
+        json_text(w, "}");
     if (a->list < LIST_COUNT) {
         json_text(w, list_opening[a->list]);
         return;
     }
-    if (!has_list(a->format, LIST_LOGPROBS) && !has_list(a->format, LIST_CHAT))
+    if (!has_list(a, LIST_LOGPROBS) && !has_list(a, LIST_CHAT))
         json_text(w, ",\"logprobs\":null");
-    json_format(w, ",\"finish_reason\":\"%s\"}", finish_reason_text(finish_reason_of(a, a->choice)));
+    json_format(w, ",\"finish_reason\":\"%s\"}", finish_reason_text(a, a->choice));
     if (++a->choice < request_of(a)->choices)
         open_choice(a, w);
     else
@@ -592,16 +763,20 @@ static uint64_t body_length(const struct answer *a)
 /* Takes in what has been committed. True when every choice has ended. */
 static bool scan_all(struct answer *a)
 {
+    const struct message_format *message = &a->format->message;
+    bool is_plain = a->format->stop_count == 0 && message->calls == MESSAGE_NO_CALLS && !message->has_reasoning;
     bool have_all_ended = true;
-    char text[SCAN_TEXT_MAX];
+    struct parts parts;
     for (uint32_t c = 0; c < request_of(a)->choices; c++) {
         struct answer_scan *scan = &a->scans[c];
         bool is_done;
         uint32_t committed = committed_of(a, c, &is_done);
-        if (a->format->stop_count == 0 || a->format->kind == ANSWER_SCORE)
+        if (is_plain || a->format->kind == ANSWER_SCORE)
             scan->tokens = committed;
         while (!scan->is_stopped && scan->tokens < committed)
-            scan_token(a, scan, entry_of(a, c, scan->tokens)->token, text);
+            scan_parts(a, scan, entry_of(a, c, scan->tokens)->token, &parts);
+        if (scan->is_stopped || is_done)
+            scan_parts_end(a, scan, &parts);
         have_all_ended = have_all_ended && (scan->is_stopped || is_done);
     }
     return have_all_ended;

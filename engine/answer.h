@@ -7,7 +7,8 @@
  *   - a stream has one event per token, choices taking turns: token 0 of every choice, then token 1, ...; when a choice
  *     has ended its turn is one more event with the finish reason and what text was held back;
  *   - an answer that is no stream begins when its last token is there, and is written piece by piece.
- * Stop strings are found here: text that might be the beginning of one is held back until it is known.
+ * Stop strings are found here: text that might be the beginning of one is held back until it is known. What passes them is
+ * told apart into content, reasoning and tool calls (message.h) by the same rule.
  */
 #ifndef EVENFLOW_ANSWER_H
 #define EVENFLOW_ANSWER_H
@@ -16,6 +17,7 @@
 #include <stdint.h>
 
 #include "engine/http.h"
+#include "engine/message.h"
 #include "engine/tok.h"
 #include "ipc/arena.h"
 
@@ -43,6 +45,7 @@ struct answer_format {
     uint8_t closes;         /* the connection ends with this answer */
     uint8_t is_version_1_0; /* of HTTP */
     uint8_t pad;
+    struct message_format message; /* of a chat: what is told apart from its content */
     uint32_t stop_count;
     uint32_t stop_size[STOP_STRINGS_MAX];
     char stops[STOP_ALL_MAX]; /* one behind the other; valid UTF-8 */
@@ -56,6 +59,7 @@ struct answer_scan {
     struct tok_decoder decoder; /* bytes that are no character yet */
     uint32_t held_size;         /* text that may become a stop string */
     char held[STOP_BYTES_MAX];
+    struct message message; /* what of its text has been told apart */
 };
 
 struct answer {

@@ -418,6 +418,7 @@ static int get_messages(const struct body *b, struct api_request *request)
                         : api->chat.program == NULL ? "chat_unavailable"
                                                     : "invalid_value",
                         "%s", problem.message);
+    request->format.message = prompt.message;
     request->prompt = api->tokens;
     request->prompt_tokens = tok_encode(api->tok, api->text, prompt.size, prompt.ranges, prompt.range_count,
                                         api->tokens, api->tokens_max + 1);

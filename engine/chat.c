@@ -31,6 +31,8 @@ int chat_template_open(struct chat_template *chat, const struct tok *tok, size_t
     if (ret != 0)
         return err_prefix(err, ret, "the chat template");
     chat->takes_tools = jinja_mentions(chat->program, "tools");
+    chat->tags_calls = memmem(source.data, source.size, "<tool_call>", 11) != NULL;
+    chat->thinks = memmem(source.data, source.size, "</think>", 8) != NULL;
     chat->begin = token_name(tok, tok_begin_token(tok));
     chat->end = token_name(tok, tok_end_token(tok));
     chat->ranges = base_alloc(CHAT_RANGES_MAX * sizeof(*chat->ranges));
@@ -270,7 +272,8 @@ static bool get_messages(struct rendering *r, json_t *body)
     return set(r, r->variables, "messages", list);
 }
 
-bool chat_has_tools(json_t *body)
+/* The request wants tools to be called: it has tools, and tool_choice allows them. */
+static bool has_tools(json_t *body)
 {
     const char *choice = json_string_value(json_object_get(body, "tool_choice"));
     return json_array_size(json_object_get(body, "tools")) > 0 && (choice == NULL || strcmp(choice, "none") != 0);
@@ -293,7 +296,7 @@ static bool get_tools(struct rendering *r, const struct chat_template *chat, jso
         return fail(r, "tool_choice",
                     "tool_choice: this server has \"auto\" and \"none\"; to force an answer into a form use "
                     "response_format");
-    if (!chat_has_tools(body))
+    if (!has_tools(body))
         return set(r, r->variables, "tools", jinja_none());
     if (!chat->takes_tools)
         return fail(r, "tools", "this model's chat template takes no tools");
@@ -336,6 +339,22 @@ static bool get_variables(struct rendering *r, const struct chat_template *chat,
            get_messages(r, body) && get_tools(r, chat, body) && get_documents(r, body);
 }
 
+/* How the answer to a prompt is to be read: tool calls in the way of the model's family, reasoning where it has any. */
+static struct message_format message_format(const struct chat_template *chat, json_t *body, struct jinja_text prompt)
+{
+    static const char opened[] = "<think>";
+    size_t size = prompt.size;
+    while (size > 0 && (prompt.data[size - 1] == '\n' || prompt.data[size - 1] == ' '))
+        size--;
+    bool is_opened = size >= sizeof(opened) - 1 &&
+                     memcmp(prompt.data + size - (sizeof(opened) - 1), opened, sizeof(opened) - 1) == 0;
+    return (struct message_format){.calls = !has_tools(body)   ? MESSAGE_NO_CALLS
+                                            : chat->tags_calls ? MESSAGE_CALLS_TAGGED
+                                                               : MESSAGE_CALLS_JSON,
+                                   .has_reasoning = chat->thinks,
+                                   .begins_thinking = chat->thinks && is_opened};
+}
+
 /* Runs of bytes that are the template's own. False: there are too many. */
 static bool find_ranges(const struct chat_template *chat, struct jinja_text text, uint32_t *count)
 {
@@ -376,5 +395,6 @@ bool chat_render(const struct chat_template *chat, json_t *body, uint64_t now_s,
     memcpy(text, rendered.data, rendered.size);
     prompt->size = rendered.size;
     prompt->ranges = chat->ranges;
+    prompt->message = message_format(chat, body, rendered);
     return true;
 }

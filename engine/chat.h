@@ -14,6 +14,7 @@
 #include <jansson.h>
 
 #include "engine/jinja.h"
+#include "engine/message.h"
 #include "engine/tok.h"
 
 #define CHAT_MESSAGES_MAX 4096u
@@ -22,6 +23,8 @@
 struct chat_template {
     struct jinja_program *program; /* NULL: the model has none */
     bool takes_tools;
+    bool tags_calls;            /* it writes calls between <tool_call> and </tool_call> */
+    bool thinks;                /* it knows reasoning between <think> and </think> */
     struct tok_text begin, end; /* bos_token and eos_token */
     struct jinja_arena arena;   /* scratch of one rendering */
     struct tok_range *ranges;   /* (CHAT_RANGES_MAX) */
@@ -43,6 +46,7 @@ struct chat_prompt {
     size_t size;                    /* of the text */
     const struct tok_range *ranges; /* trusted ones; of the template, until the next rendering */
     uint32_t range_count;
+    struct message_format message; /* how the answer is to be read */
 };
 
 /* The prompt of a request's body: its messages, tools, tool_choice, documents, add_generation_prompt and
@@ -50,9 +54,6 @@ struct chat_prompt {
  * be, when the template refuses the conversation, or when it runs into a limit. */
 bool chat_render(const struct chat_template *chat, json_t *body, uint64_t now_s, char *text, size_t text_max,
                  struct chat_prompt *prompt, struct chat_error *error);
-
-/* The request wants tools to be called: it has tools, and tool_choice allows them. */
-bool chat_has_tools(json_t *body);
 
 /* A value of JSON for a template; strings stay where they are. Type JINJA_ABSENT: the arena is full, or nested deeper than
  * templates may look. */

@@ -521,3 +521,95 @@ Test(json_writer, bytes_that_are_no_characters_are_replaced)
         cr_expect_eq(memcmp(out, cases[i].out, size), 0, "case %zu", i);
     }
 }
+
+/* ---- messages: reasoning and tool calls ---- */
+
+static const char calling[] =
+    "<think>\nwhich \"city\"?\n</think>\n\nI look.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": "
+    "{\"city\": \"A\\\"b\"}}\n</tool_call>\n<tool_call>\n{\"name\": \"add\", \"arguments\": {}}\n"
+    "</tool_call>";
+
+static void set_up_calling(void)
+{
+    set_up();
+    format.kind = ANSWER_CHAT;
+    format.message = (struct message_format){.calls = MESSAGE_CALLS_TAGGED, .has_reasoning = 1};
+    fake_sched_take(&arena, 0);
+    commit_text(0, calling);
+    commit(0, TINY_IM_END);
+    fake_sched_end(&arena, 0, 0, FINISH_STOP);
+}
+
+static const char *text_at(json_t *object, const char *name)
+{
+    const char *text = json_string_value(json_object_get(object, name));
+    return text != NULL ? text : "";
+}
+
+Test(answer, tool_calls_and_reasoning_are_fields_of_the_message, .init = set_up_calling)
+{
+    json_t *root = json_loads(body_of(render_all(ANSWER_PIECE_MAX)), 0, NULL);
+    json_t *choice = json_array_get(json_object_get(root, "choices"), 0), *message = json_object_get(choice, "message");
+    json_t *calls = json_object_get(message, "tool_calls"), *first = json_array_get(calls, 0);
+    cr_expect_str_eq(text_at(choice, "finish_reason"), "tool_calls");
+    cr_expect_str_eq(text_at(message, "content"), "I look.");
+    cr_expect_str_eq(text_at(message, "reasoning_content"), "which \"city\"?");
+    cr_assert_eq(json_array_size(calls), 2);
+    cr_expect_str_eq(text_at(first, "id"), "call_0123456789abcdef00000");
+    cr_expect_str_eq(text_at(first, "type"), "function");
+    cr_expect_str_eq(text_at(json_object_get(first, "function"), "name"), "weather");
+    cr_expect_str_eq(text_at(json_object_get(first, "function"), "arguments"), "{\"city\": \"A\\\"b\"}");
+    cr_expect_str_eq(text_at(json_object_get(json_array_get(calls, 1), "function"), "name"), "add");
+}
+
+Test(answer, a_stream_of_tool_calls_adds_up_to_the_whole_message, .init = set_up_calling)
+{
+    format.is_stream = 1;
+    char content[512] = "", reasoning[512] = "", calls[512] = "", finish_reason[32] = "";
+    for (char *at = body_of(render_all(ANSWER_PIECE_MAX)); (at = strstr(at, "data: {")) != NULL; at++) {
+        json_t *root = json_loads(at + 6, JSON_DISABLE_EOF_CHECK, NULL), *call;
+        cr_assert_not_null(root, "%.300s", at);
+        json_t *choice = json_array_get(json_object_get(root, "choices"), 0), *delta = json_object_get(choice, "delta");
+        size_t i;
+        strcat(content, text_at(delta, "content"));
+        strcat(reasoning, text_at(delta, "reasoning_content"));
+        strcat(finish_reason, text_at(choice, "finish_reason"));
+        json_array_foreach(json_object_get(delta, "tool_calls"), i, call) {
+            json_t *function = json_object_get(call, "function");
+            if (json_object_get(function, "name") != NULL)
+                sprintf(calls + strlen(calls), " %d %s %s=", (int)json_integer_value(json_object_get(call, "index")),
+                        text_at(call, "id"), text_at(function, "name"));
+            strcat(calls, text_at(function, "arguments"));
+        }
+    }
+    cr_expect_str_eq(content, "I look.");
+    cr_expect_str_eq(reasoning, "which \"city\"?");
+    cr_expect_str_eq(finish_reason, "tool_calls");
+    cr_expect_str_eq(calls, " 0 call_0123456789abcdef00000 weather={\"city\": \"A\\\"b\"}"
+                            " 1 call_0123456789abcdef00001 add={}");
+}
+
+Test(answer, a_message_of_nothing_but_calls_has_no_content, .init = set_up)
+{
+    format.kind = ANSWER_CHAT;
+    format.message = (struct message_format){.calls = MESSAGE_CALLS_JSON};
+    fake_sched_take(&arena, 0);
+    commit_text(0, "{\"name\": \"f\", \"parameters\": {\"a\": 1}}");
+    fake_sched_end(&arena, 0, 0, FINISH_STOP);
+    const char *body = body_of(render_all(ANSWER_PIECE_MAX));
+    cr_expect(strstr(body, "\"content\":null,\"tool_calls\":[{\"id\":\"call_0123456789abcdef00000\"") != NULL, "%s",
+              body);
+    cr_expect(strstr(body, "\"arguments\":\"{\\\"a\\\": 1}\"}}]}") != NULL, "%s", body);
+}
+
+Test(answer, a_message_that_was_cut_off_keeps_its_finish_reason, .init = set_up)
+{
+    format.kind = ANSWER_CHAT;
+    format.message = (struct message_format){.calls = MESSAGE_CALLS_TAGGED, .has_reasoning = 1};
+    fake_sched_take(&arena, 0);
+    commit_text(0, "<tool_call>{\"name\": \"f\", \"arguments\": {\"a");
+    fake_sched_end(&arena, 0, 0, FINISH_LENGTH);
+    const char *body = body_of(render_all(ANSWER_PIECE_MAX));
+    cr_expect(strstr(body, "\"arguments\":\"{\\\"a\"}}]}") != NULL, "%s", body);
+    cr_expect(strstr(body, "\"finish_reason\":\"length\"") != NULL, "%s", body);
+}

@@ -202,6 +202,34 @@ Test(chat, a_role_is_part_of_a_control_token_only_when_it_is_one_of_openais)
     cr_expect_eq(count_controls(), 0);
 }
 
+/* ---- how answers are read ---- */
+
+static struct message_format format_of(const char *template, const char *body)
+{
+    static const char *const controls[] = {"<s>", "</s>"};
+    size_t size;
+    char *source = read_text(template, &size);
+    open_template(controls, 2, source, size);
+    free(source);
+    cr_assert(render(body), "%s: %s", template, error.message);
+    close_template();
+    return prompt.message;
+}
+
+Test(chat, the_template_says_how_the_answer_is_to_be_read)
+{
+    static const char plain[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}";
+    static const char tools[] =
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"tools\":[{\"type\":\"function\","
+        "\"function\":{\"name\":\"f\"}}]}";
+    cr_expect_eq(format_of("qwen3", tools).calls, MESSAGE_CALLS_TAGGED);
+    cr_expect_eq(format_of("llama-3.1", tools).calls, MESSAGE_CALLS_JSON);
+    cr_expect_eq(format_of("qwen3", plain).calls, MESSAGE_NO_CALLS);
+    cr_expect(format_of("qwen3", plain).has_reasoning && !format_of("qwen3", plain).begins_thinking);
+    cr_expect(format_of("qwq", plain).begins_thinking);
+    cr_expect_not(format_of("llama-3.1", plain).has_reasoning);
+}
+
 /* ---- what is refused ---- */
 
 static void expect_refusal(const char *body, const char *param, const char *words)
