@@ -293,9 +293,7 @@ static bool get_tools(struct rendering *r, const struct chat_template *chat, jso
     const char *word = json_string_value(choice);
     if (choice != NULL && !json_is_null(choice) &&
         (word == NULL || (strcmp(word, "auto") != 0 && strcmp(word, "none") != 0)))
-        return fail(r, "tool_choice",
-                    "tool_choice: this server has \"auto\" and \"none\"; to force an answer into a form use "
-                    "response_format");
+        return fail(r, "tool_choice", "tool_choice must be \"auto\" or \"none\": this server cannot force a call");
     if (!has_tools(body))
         return set(r, r->variables, "tools", jinja_none());
     if (!chat->takes_tools)

@@ -244,6 +244,19 @@ Test(vocab, what_cannot_be_used_is_refused_by_name)
     expect_refusal(&variant, "end with 9");
 }
 
+Test(vocab, a_chat_template_that_cannot_be_run_is_refused_with_the_line_and_leaves_nothing)
+{
+    struct variant variant = sound;
+    variant.chat_template = "a\n{% nosuch %}";
+    put_file(&variant);
+    void *blob = NULL;
+    size_t bytes;
+    struct err err = {.text = ""};
+    cr_assert_lt(build(&blob, &bytes, &err), 0);
+    cr_expect(strstr(err.text, "line 2") != NULL && strstr(err.text, "--chat-template FILE") != NULL, "%s", err.text);
+    cr_expect_null(blob);
+}
+
 /* Any one byte changed: an error with a text, or tables that work. */
 Test(vocab, damaged_files_give_errors_or_tables_that_work, .timeout = 120)
 {

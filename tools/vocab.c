@@ -116,8 +116,10 @@ int vocab_from_gguf(const struct gguf *gguf, const char *template_path, void **b
     }
     if (ret == 0) {
         ret = check_template(*blob, *blob_bytes, path, err);
-        if (ret != 0)
+        if (ret != 0) {
             free(*blob);
+            *blob = NULL; /* whoever gives back what there is finds nothing */
+        }
     }
     free(tokens);
     free(merges);
