@@ -2,9 +2,10 @@
  *
  * Used by: schema.c.   Owns: nothing.   Never blocks.
  *
- * What Python's re and JSON Schema's patterns share and an automaton can do: characters, '.', [classes] with ranges and negation,
- * \d \D \w \W \s \S and escapes, groups, '|', '*', '+', '?', {m}, {m,}, {m,n} (lazy ones mean the same), '^' and '$' at the
- * ends. Classes of \d \w \s are ASCII's. Anything else (references, look-around, anchors inside) is refused by its place.
+ * What Python's re and JSON Schema's patterns share and an automaton can do: characters, '.', [classes] with ranges and
+ * negation, \d \D \w \W \s \S and escapes, groups, '|', '*', '+', '?', {m}, {m,}, {m,n} (lazy ones mean the same), and '^'
+ * and '$' at the ends. Classes of \d \w \s are ASCII's. Anything else (references, look-around, anchors inside) is refused
+ * by its place.
  */
 #ifndef EVENFLOW_REGEX_H
 #define EVENFLOW_REGEX_H

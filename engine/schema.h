@@ -8,8 +8,8 @@
  * description, default, ...) are passed over.
  *
  * Not every document that validates is of the grammar, but every one of the grammar validates: properties come in the order
- * of the schema and no others are added, there is at most one blank behind ',' and ':' and none elsewhere, numbers have at most 15
- * digits, and what a schema leaves open is nested SCHEMA_ANY_DEPTH deep at most.
+ * of the schema and no others are added, there is at most one blank behind ',' and ':' and none elsewhere, numbers have at
+ * most 15 digits, and what a schema leaves open is nested SCHEMA_ANY_DEPTH deep at most.
  */
 #ifndef EVENFLOW_SCHEMA_H
 #define EVENFLOW_SCHEMA_H

@@ -18,7 +18,7 @@ static void set_up(void)
     arena = (struct jinja_arena){.memory = malloc(64 << 20), .bytes = 64 << 20};
 }
 
-TestSuite(jinja, .init = set_up, .timeout = 60);
+TestSuite(jinja, .init = set_up, .timeout = 300);
 
 /* Renders with variables from JSON; -1: refused by the parser. */
 static int render_source(const char *source, size_t size, json_t *variables)
