@@ -244,17 +244,19 @@ Test(vocab, what_cannot_be_used_is_refused_by_name)
     expect_refusal(&variant, "end with 9");
 }
 
-Test(vocab, a_chat_template_that_cannot_be_run_is_refused_with_the_line_and_leaves_nothing)
+Test(vocab, a_chat_template_that_cannot_be_run_is_named_with_its_line_and_leaves_the_rest_usable)
 {
     struct variant variant = sound;
+    struct tok tok;
     variant.chat_template = "a\n{% nosuch %}";
-    put_file(&variant);
-    void *blob = NULL;
-    size_t bytes;
+    void *blob;
     struct err err = {.text = ""};
-    cr_assert_lt(build(&blob, &bytes, &err), 0);
+    build_and_attach(&variant, &tok, &blob);
+    cr_assert_lt(vocab_check_template(blob, tok_blob_bytes(&tok), "", &err), 0);
     cr_expect(strstr(err.text, "line 2") != NULL && strstr(err.text, "--chat-template FILE") != NULL, "%s", err.text);
-    cr_expect_null(blob);
+    cr_assert_lt(vocab_check_template(blob, tok_blob_bytes(&tok), "x.jinja", &err), 0);
+    cr_expect(strstr(err.text, "--chat-template x.jinja: ") != NULL, "%s", err.text);
+    release(&tok, blob);
 }
 
 /* Any one byte changed: an error with a text, or tables that work. */

@@ -361,6 +361,7 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
     void *vocab = NULL;
     size_t vocab_bytes = 0;
     ret = ret ? ret : vocab_from_gguf(gguf, config->chat_template, &vocab, &vocab_bytes, err);
+    ret = ret ? ret : vocab_check_template(vocab, vocab_bytes, config->chat_template, err);
     if (ret == 0) {
         plan->vocab_bytes = vocab_bytes;
         plan->end_token_count = vocab_end_tokens(vocab, vocab_bytes, plan->end_tokens, END_TOKENS_MAX);

@@ -63,8 +63,7 @@ static int read_template(const char *path, char **data, struct tok_text *text, s
     return is_whole ? 0 : err_set(err, -EIO, "--chat-template %s: cannot read it", path);
 }
 
-/* The front could not say it to anybody who can change it. */
-static int check_template(const void *blob, size_t blob_bytes, const char *path, struct err *err)
+int vocab_check_template(const void *blob, size_t blob_bytes, const char *path, struct err *err)
 {
     struct tok tok;
     struct chat_template chat;
@@ -113,13 +112,6 @@ int vocab_from_gguf(const struct gguf *gguf, const char *template_path, void **b
         source.types = types;
         ret = tok_build(&source, blob, blob_bytes, err);
         free(types);
-    }
-    if (ret == 0) {
-        ret = check_template(*blob, *blob_bytes, path, err);
-        if (ret != 0) {
-            free(*blob);
-            *blob = NULL; /* whoever gives back what there is finds nothing */
-        }
     }
     free(tokens);
     free(merges);
