@@ -6,41 +6,14 @@
 #include <sys/wait.h>
 
 #include "ipc/base.h"
+#include "tests/command.h"
 #include "tools/commands.h"
-
-struct outcome {
-    int status;
-    char out[262144], err[65536];
-};
 
 static struct outcome outcome;
 
-static void read_all(const char *path, char *text, size_t room)
-{
-    FILE *file = fopen(path, "re");
-    cr_assert_not_null(file);
-    text[fread(text, 1, room - 1, file)] = '\0';
-    fclose(file);
-}
-
-/* Runs evenflow with the arguments, as a shell has them. */
 static int run(const char *arguments)
 {
-    const char *build = getenv("EVENFLOW_BUILD");
-    char folder[] = "/tmp/evenflow-test-commands-XXXXXX", command[1024], path[64];
-    cr_assert_not_null(mkdtemp(folder));
-    snprintf(command, sizeof(command), "%s/bin/evenflow %s >%s/out 2>%s/err </dev/null", build ? build : "build",
-             arguments, folder, folder);
-    int status = system(command);
-    cr_assert(WIFEXITED(status));
-    snprintf(path, sizeof(path), "%s/out", folder);
-    read_all(path, outcome.out, sizeof(outcome.out));
-    snprintf(path, sizeof(path), "%s/err", folder);
-    read_all(path, outcome.err, sizeof(outcome.err));
-    snprintf(command, sizeof(command), "rm -r %s", folder);
-    cr_assert_eq(system(command), 0);
-    outcome.status = WEXITSTATUS(status);
-    return outcome.status;
+    return command_run(&outcome, arguments, NULL);
 }
 
 Test(commands, help_is_no_failure_and_goes_to_standard_output)
