@@ -12,6 +12,8 @@
 #include "tools/client.h"
 #include "tools/commands.h"
 
+#define POLL_MS 100
+
 /* What a model writes may not move the cursor or ring the bell of who reads it on a terminal. */
 static void write_text(const struct live_answer *answer, const char *text, size_t size)
 {
@@ -79,7 +81,8 @@ static bool run_call(struct client *client, struct client_call *call, int signal
     while (client_active(client) > 0) {
         client_turn(client, 0);
         struct pollfd fds[2] = {{.fd = client_fd(client), .events = POLLIN}, {.fd = signals, .events = POLLIN}};
-        if (client_active(client) > 0 && poll(fds, 2, -1) > 0 && fds[1].revents != 0) {
+        /* a listener whose queue is full tells nobody when it has room: client_turn() looks again */
+        if (client_active(client) > 0 && poll(fds, 2, POLL_MS) > 0 && fds[1].revents != 0) {
             client_cancel(client, call);
             return true;
         }
