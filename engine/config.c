@@ -4,6 +4,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/policy.h"
+
 #define AT(field) offsetof(struct config, field)
 
 static const struct option_spec specs[] = {
@@ -15,7 +17,13 @@ static const struct option_spec specs[] = {
      "Layers of each stage (default: measured at start so that stages take equal time, output head included)"},
     {"threads-per-stage", NULL, 0, OPTION_NUMBER, AT(threads_per_stage), "1", 1, 64, "N",
      "Threads that compute in each stage; results are the same bits for any number"},
-    {"policy", NULL, 0, OPTION_TEXT, AT(policy), "default", 0, 0, "NAME", "Scheduling policy: default"},
+    {"policy", NULL, 0, OPTION_TEXT, AT(policy), "even", 0, 0, "NAME", "Scheduling policy: " POLICY_NAMES},
+    {"use-batch-scheduler", NULL, 0, OPTION_FLAG, AT(use_batch_scheduler), NULL, 0, 0, "",
+     "The same as --policy batch"},
+    {"itl-slo", NULL, 0, OPTION_NUMBER, AT(itl_slo), "0", 0, 1 << 20, "MS",
+     "Time between two tokens of an answer that policy even aims at; 0: none, as many tokens a second as possible"},
+    {"ttft-slo", NULL, 0, OPTION_NUMBER, AT(ttft_slo), "0", 0, 1 << 30, "MS",
+     "Time to an answer's first token that policy even aims at; 0: none"},
     {"max-num-batched-tokens", NULL, 0, OPTION_NUMBER, AT(max_num_batched_tokens), "512", 1, 65536, "N",
      "Tokens of one step at most: the budget that prompts are cut to"},
     {"max-num-seqs", NULL, 0, OPTION_NUMBER, AT(max_num_seqs), "128", 1, 4096, "N",
@@ -29,7 +37,8 @@ static const struct option_spec specs[] = {
     {"kv-memory", NULL, 0, OPTION_NUMBER, AT(kv_memory), "512M", 1, 1e15, "BYTES",
      "Memory of the KV cache over all stages; K, M and G are understood"},
     {"kv-type", NULL, 0, OPTION_TEXT, AT(kv_type), "f16", 0, 0, "TYPE", "Element type of the KV cache: f16"},
-    {"window", NULL, 0, OPTION_TEXT, AT(window), "auto", 0, 0, "N", "Steps in flight at most; auto: one per stage"},
+    {"window", NULL, 0, OPTION_TEXT, AT(window), "auto", 0, 0, "N",
+     "Steps in flight at most; auto: one per stage, or, where the policy chooses, up to two per stage"},
     {"long-prefill-token-threshold", NULL, 0, OPTION_NUMBER, AT(long_prefill_token_threshold), "0", 0, 1 << 20, "N",
      "Tokens of one prompt in one step at most while others wait or run; 0: no limit"},
     {"long-prefill-token-threshold-adaptive", NULL, 0, OPTION_FLAG, AT(long_prefill_token_threshold_adaptive), NULL, 0,
@@ -81,9 +90,6 @@ static const char *const refused[] = {
     "kv-transfer-config",
     "limit-mm-per-prompt",
     "async-scheduling",
-    "use-batch-scheduler",
-    "itl-slo",
-    "ttft-slo",
     "allowed-origins",
     "speculate",
     "devices",

@@ -12,6 +12,9 @@ struct config {
     uint64_t pipeline_parallel_size, threads_per_stage;
     char split[OPTION_TEXT_MAX];
     char policy[OPTION_TEXT_MAX];
+    bool use_batch_scheduler;
+    uint64_t itl_slo;
+    uint64_t ttft_slo;
     uint64_t max_num_batched_tokens;
     uint64_t max_num_seqs;
     uint64_t max_model_len;

@@ -82,11 +82,10 @@ struct plan {
     uint32_t body_bytes_max; /* of one HTTP request */
 
     /* scheduling by time; see timing.h */
-    struct timing timing;     /* what is known at start; stage_count 0: nothing. Timed stages take these times */
-    uint32_t freeze_timing;   /* 1: it stays as it is, whatever the stages measure */
-    uint32_t itl_slo_ms;      /* time between two tokens of an answer that is aimed at; 0: none */
-    uint32_t ttft_slo_ms;     /* time to the first token that is aimed at; 0: none */
-    uint32_t is_window_fixed; /* 1: a policy does not choose the depth itself */
+    struct timing timing;   /* what is known at start; stage_count 0: nothing. Timed stages take these times */
+    uint32_t freeze_timing; /* 1: it stays as it is, whatever the stages measure */
+    uint32_t itl_slo_ms;    /* time between two tokens of an answer that is aimed at; 0: none */
+    uint32_t ttft_slo_ms;   /* time to the first token that is aimed at; 0: none */
 
     /* times, milliseconds */
     uint32_t request_timeout_ms; /* a connection without progress for so long is dropped */

@@ -86,9 +86,10 @@ Test(exact, same_bits_whatever_the_batch_the_chunks_the_stages_and_the_blocks, .
         {"-p 1 --threads-per-stage 2 --max-num-batched-tokens 8192 --no-enable-chunked-prefill "
          "--no-enable-prefix-caching",
          64, false, false},
-        {"-p 2 --num-blocks 96 --max-num-seqs 32", 32, true, true},
-        {"-p 3 --block-size 8 --max-num-batched-tokens 37 --max-num-seqs 32", 20, false, true},
-        {"-p 5 --block-size 64 --num-blocks 40 --window 7 --no-enable-prefix-caching", 32, true, false},
+        {"-p 2 --policy default --num-blocks 96 --max-num-seqs 32", 32, true, true},
+        {"-p 3 --policy throttle --block-size 8 --max-num-batched-tokens 37 --max-num-seqs 32", 20, false, true},
+        {"-p 5 --policy default --block-size 64 --num-blocks 40 --window 7 --no-enable-prefix-caching", 32, true,
+         false},
     };
     /* each alone, nothing cached: what the others are held against */
     struct counts counts = run_all("-p 1 --no-enable-prefix-caching", 1, truth);

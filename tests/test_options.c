@@ -22,7 +22,7 @@ Test(options, defaults_are_those_of_the_table)
     cr_assert_eq(config.pipeline_parallel_size, 2);
     cr_assert_eq(config.kv_memory, 512ull << 20);
     cr_assert(config.enable_chunked_prefill);
-    cr_assert_str_eq(config.policy, "default");
+    cr_assert_str_eq(config.policy, "even");
 }
 
 Test(options, letters_aliases_and_negations_are_understood)

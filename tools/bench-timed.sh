@@ -11,7 +11,7 @@ requests=${REQUESTS:-256} input=${INPUT_LEN:-128} output=${OUTPUT_LEN:-128} bloc
 echo "policy      simulated s    served s   difference"
 for policy in ${POLICIES:-default batch even}; do
     window=4
-    [ "$policy" != even ] || window=8
+    [ "$policy" != even ] || window=8 # as many as it may choose
     python3 -c 'import json, sys
 n, prompt, output, blocks, budget, window = map(int, sys.argv[1:])
 json.dump({"config": {"max_num_batched_tokens": budget, "max_num_seqs": 256, "num_blocks": blocks, "window": window,

@@ -116,7 +116,7 @@ static int plan_timed(struct plan *plan, const struct config *config, struct err
 
 static int plan_window(struct plan *plan, const struct config *config, struct err *err)
 {
-    plan->window = plan->stage_count;
+    plan->window = policy_find(plan->policy)->chooses_window ? 2 * plan->stage_count : plan->stage_count;
     if (strcmp(config->window, "auto") != 0) {
         char *end;
         unsigned long window = strtoul(config->window, &end, 10);
@@ -211,9 +211,11 @@ static int plan_backend(struct plan *plan, const struct config *config, struct e
 
 static int plan_names(struct plan *plan, const struct config *config, const char *model_path, struct err *err)
 {
-    const struct policy *policy = policy_find(config->policy);
-    if (policy == NULL)
-        return err_set(err, -EINVAL, "--policy %s: this build has: default", config->policy);
+    const struct policy *policy = policy_find(config->use_batch_scheduler ? "batch" : config->policy);
+    if (policy == NULL || policy->only_simulated)
+        return err_set(err, -EINVAL, "--policy %s: must be " POLICY_NAMES, config->policy);
+    plan->itl_slo_ms = (uint32_t)config->itl_slo;
+    plan->ttft_slo_ms = (uint32_t)config->ttft_slo;
     if (strcmp(config->kv_type, "f16") != 0)
         return err_set(err, -EINVAL, "--kv-type %s: this build has: f16", config->kv_type);
     if (strcmp(config->io, "uring") != 0)
