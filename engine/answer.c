@@ -15,11 +15,15 @@
 #define CALLS_PER_EVENT_MAX ((SCAN_TEXT_MAX + MESSAGE_ADDED_MAX) / 26u + 1)
 #define SCAN_TEXT_MAX       (STOP_BYTES_MAX + TOKEN_TEXT_MAX)
 
+/* Of a token in a list of most probable ones so many bytes are shown: a vocabulary's longest, twenty times, would not fit. */
+#define TOP_TEXT_MAX  48u
+#define TOP_PIECE_MAX (TOP_TEXT_MAX * (JSON_ESCAPE_MAX + 4) + 64)
+
 static_assert(ANSWER_PIECE_MAX < 0x10000, "a piece fits a chunk of four digits");
 /* text, its token again with logprobs (characters and bytes), prefix, framing: see write_event() */
 static_assert((STOP_BYTES_MAX + TOK_PIECE_MAX + MESSAGE_ADDED_MAX) * JSON_ESCAPE_MAX +
                       TOK_PIECE_MAX * (JSON_ESCAPE_MAX + 4) + ANSWER_PREFIX_MAX + HTTP_RESPONSE_HEAD_MAX +
-                      CALL_BEGIN_MAX * CALLS_PER_EVENT_MAX + 1024 <=
+                      CALL_BEGIN_MAX * CALLS_PER_EVENT_MAX + LOGPROBS_MAX * TOP_PIECE_MAX + 1024 <=
                   ANSWER_PIECE_MAX,
               "an event fits a piece");
 
@@ -270,20 +274,64 @@ static void write_token_text(const struct answer *a, struct json_writer *w, uint
     json_quoted(w, text, json_valid_utf8(text, bytes, size));
 }
 
-static void write_chat_logprob(const struct answer *a, struct json_writer *w, const struct token_shm *entry)
+/* {"token":...,"logprob":...,"bytes":[...]  and what follows in it */
+static void write_chat_token(const struct answer *a, struct json_writer *w, uint32_t token, float logprob,
+                             size_t size_max)
 {
     uint8_t bytes[TOK_PIECE_MAX];
-    size_t size = tok_piece(a->tok, entry->token, bytes);
+    char text[TOKEN_TEXT_MAX];
+    size_t size = min_u64(tok_piece(a->tok, token, bytes), size_max);
     json_text(w, "{\"token\":");
-    write_token_text(a, w, entry->token);
+    json_quoted(w, text, json_valid_utf8(text, bytes, size));
     json_text(w, ",\"logprob\":");
-    json_float(w, entry->logprob);
+    json_float(w, logprob);
     json_text(w, ",\"bytes\":[");
     for (size_t i = 0; i < size; i++) {
         json_raw(w, ",", i > 0);
         json_number(w, bytes[i]);
     }
-    json_text(w, "],\"top_logprobs\":[]}");
+    json_text(w, "]");
+}
+
+/* The most probable tokens where log entry `index` stands; NULL: none were asked for. */
+static const struct top_shm *tops_of(const struct answer *a, uint32_t index)
+{
+    uint32_t sequence;
+    if (request_of(a)->top_logprobs == 0)
+        return NULL;
+    check(sequence_of(a, a->choice, &sequence) != NULL);
+    return journal_log_tops(a->arena, sequence, index);
+}
+
+static void write_chat_logprob(const struct answer *a, struct json_writer *w, const struct token_shm *entry,
+                               uint32_t index)
+{
+    const struct top_shm *tops = tops_of(a, index);
+    write_chat_token(a, w, entry->token, entry->logprob, TOK_PIECE_MAX);
+    json_text(w, ",\"top_logprobs\":[");
+    for (uint32_t i = 0; tops != NULL && i < request_of(a)->top_logprobs; i++) {
+        json_raw(w, ",", i > 0);
+        write_chat_token(a, w, tops[i].token, tops[i].logprob, TOP_TEXT_MAX);
+        json_text(w, "}");
+    }
+    json_text(w, "]}");
+}
+
+/* {"token": logprob, ...}, the most probable one first. */
+static void write_tops(const struct answer *a, struct json_writer *w, uint32_t index)
+{
+    const struct top_shm *tops = tops_of(a, index);
+    json_text(w, "{");
+    for (uint32_t i = 0; i < request_of(a)->top_logprobs; i++) {
+        uint8_t bytes[TOK_PIECE_MAX];
+        char text[TOKEN_TEXT_MAX];
+        size_t size = min_u64(tok_piece(a->tok, tops[i].token, bytes), TOP_TEXT_MAX);
+        json_raw(w, ",", i > 0);
+        json_quoted(w, text, json_valid_utf8(text, bytes, size));
+        json_text(w, ":");
+        json_float(w, tops[i].logprob);
+    }
+    json_text(w, "}");
 }
 
 /* ---- streams ---- */
@@ -313,13 +361,17 @@ static void write_event_logprobs(const struct answer *a, struct json_writer *w, 
         json_text(w, "null");
     } else if (a->format->kind == ANSWER_CHAT) {
         json_text(w, "{\"content\":[");
-        write_chat_logprob(a, w, entry);
+        write_chat_logprob(a, w, entry, a->scans[a->choice].tokens - 1);
         json_text(w, "]}");
     } else {
         json_text(w, "{\"tokens\":[");
         write_token_text(a, w, entry->token);
         json_text(w, "],\"token_logprobs\":[");
         json_float(w, entry->logprob);
+        if (request_of(a)->top_logprobs > 0) {
+            json_text(w, "],\"top_logprobs\":[");
+            write_tops(a, w, a->scans[a->choice].tokens - 1);
+        }
         json_text(w, "]}");
     }
 }
@@ -527,6 +579,7 @@ enum list {
     LIST_HASHES,
     LIST_TOKENS,
     LIST_LOGPROBS,
+    LIST_TOPS,
     LIST_TOP,
     LIST_CHAT,
     LIST_COUNT
@@ -540,6 +593,7 @@ static const char *const list_opening[LIST_COUNT] = {
     [LIST_HASHES] = ",\"logits_hash\":[",
     [LIST_TOKENS] = ",\"logprobs\":{\"tokens\":[",
     [LIST_LOGPROBS] = ",\"token_logprobs\":[",
+    [LIST_TOPS] = ",\"top_logprobs\":[",
     [LIST_TOP] = ",\"top_token_ids\":[",
     [LIST_CHAT] = ",\"logprobs\":{\"content\":[",
 };
@@ -564,6 +618,8 @@ static bool has_list(const struct answer *a, enum list list)
     case LIST_TOKENS:
     case LIST_LOGPROBS:
         return is_score || (format->returns_logprobs && !is_chat);
+    case LIST_TOPS:
+        return (is_score || (format->returns_logprobs && !is_chat)) && request_of(a)->top_logprobs > 0;
     case LIST_TOP:
         return is_score;
     case LIST_CHAT:
@@ -582,7 +638,6 @@ static bool has_content(const struct answer *a)
 
 static const char *list_closing(const struct answer *a, enum list list)
 {
-    const struct answer_format *format = a->format;
     switch (list) {
     case LIST_TEXT:
         return has_content(a) ? "\"" : "null";
@@ -591,7 +646,9 @@ static const char *list_closing(const struct answer *a, enum list list)
     case LIST_CALLS:
         return "\"}}]";
     case LIST_LOGPROBS:
-        return format->kind == ANSWER_SCORE ? "]" : "]}";
+        return has_list(a, LIST_TOPS) || has_list(a, LIST_TOP) ? "]" : "]}";
+    case LIST_TOPS:
+        return has_list(a, LIST_TOP) ? "]" : "]}";
     case LIST_TOP:
     case LIST_CHAT:
         return "]}";
@@ -670,8 +727,10 @@ static void write_element(struct answer *a, struct json_writer *w, enum list lis
         json_float(w, entry->logprob);
     else if (list == LIST_TOP)
         json_number(w, entry->top_token);
+    else if (list == LIST_TOPS)
+        write_tops(a, w, a->format->kind == ANSWER_SCORE ? i - 1 : i);
     else
-        write_chat_logprob(a, w, entry);
+        write_chat_logprob(a, w, entry, i);
 }
 
 static void open_choice(struct answer *a, struct json_writer *w)

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine/json_arena.h"
@@ -25,6 +26,7 @@ int api_open(struct api *api, const struct plan *plan, const struct tok *tok, st
     uint64_t kv_tokens = (uint64_t)plan->num_blocks * plan->block_size;
     *api = (struct api){.plan = plan, .tok = tok, .tokens_max = (uint32_t)min_u64(plan->max_model_len, kv_tokens)};
     api->tokens = base_alloc(((size_t)api->tokens_max + 1) * sizeof(*api->tokens));
+    api->biases = base_alloc(2 * LOGIT_BIAS_MAX * sizeof(*api->biases));
     api->text_bytes = api_text_bytes(plan);
     api->text = base_alloc(api->text_bytes);
     json_arena_open(VALUES_BASE + (size_t)VALUES_PER_TOKEN * api->tokens_max +
@@ -146,10 +148,9 @@ static int refuse_unsupported(const struct body *b)
     static const struct {
         const char *name;
         double neutral;
-    } numbers[] = {{"presence_penalty", 0}, {"frequency_penalty", 0}, {"repetition_penalty", 1},
-                   {"best_of", 1},          {"prompt_logprobs", 0},   {"length_penalty", 1}};
-    static const char *const others[] = {"logit_bias", "suffix",       "functions",      "guided_json",
-                                         "audio",      "guided_regex", "guided_grammar", "guided_choice"};
+    } numbers[] = {{"best_of", 1}, {"prompt_logprobs", 0}, {"length_penalty", 1}};
+    static const char *const others[] = {"suffix",       "functions",      "guided_json",  "audio",
+                                         "guided_regex", "guided_grammar", "guided_choice"};
     for (size_t i = 0; i < ARRAY_COUNT(numbers); i++) {
         json_t *value = field(b, numbers[i].name);
         if (value != NULL && !(json_is_number(value) && json_number_value(value) == numbers[i].neutral))
@@ -310,6 +311,46 @@ static int get_stream(const struct body *b, struct answer_format *format)
     return 0;
 }
 
+/* {"token id": bias}. Ids are strings, as JSON has it. */
+static int get_biases(const struct body *b, struct api_request *request)
+{
+    json_t *biases = field(b, "logit_bias"), *value;
+    const char *key;
+    if (biases == NULL)
+        return 0;
+    if (!json_is_object(biases) || json_object_size(biases) > LOGIT_BIAS_MAX)
+        return FAIL(b, "logit_bias", "logit_bias must be an object of at most %u token ids and numbers",
+                    LOGIT_BIAS_MAX);
+    request->biases = b->api->biases;
+    json_object_foreach(biases, key, value) {
+        char *end;
+        unsigned long token = strtoul(key, &end, 10);
+        bool is_id = key[0] >= '0' && key[0] <= '9' && *end == '\0' && token < b->api->plan->vocab_size;
+        if (!is_id)
+            return FAIL(b, "logit_bias", "logit_bias: '%.40s' is not a token id from 0 to %u", key,
+                        b->api->plan->vocab_size - 1);
+        double given = json_number_value(value);
+        if (!json_is_number(value) || !(given >= -100 && given <= 100))
+            return FAIL(b, "logit_bias", "logit_bias: the bias of token %lu must be a number from -100 to 100", token);
+        float bias = (float)given;
+        uint32_t *pair = b->api->biases + 2 * (size_t)request->bias_count++;
+        pair[0] = (uint32_t)token;
+        memcpy(&pair[1], &bias, sizeof(bias));
+    }
+    return 0;
+}
+
+static int get_penalties(const struct body *b, struct api_request *request)
+{
+    if (get_float(b, "presence_penalty", -2, 2, &request->presence_penalty) != 0 ||
+        get_float(b, "frequency_penalty", -2, 2, &request->frequency_penalty) != 0 ||
+        get_float(b, "repetition_penalty", 0, 100, &request->repetition_penalty) != 0)
+        return -1;
+    if (request->repetition_penalty == 0)
+        return FAIL(b, "repetition_penalty", "repetition_penalty is 0; it must be more than 0 and at most 100");
+    return get_biases(b, request);
+}
+
 static int get_sampling(const struct body *b, struct api_request *request)
 {
     int64_t seed = 0, top_k = 0, priority = 0, choices = 1;
@@ -339,19 +380,16 @@ static int get_returns(const struct body *b, enum api_endpoint endpoint, struct 
     if (get_bool(b, "return_token_ids", &token_ids) != 0 || get_bool(b, "return_logits_hash", &hash) != 0)
         return -1;
     if (endpoint == API_CHAT_COMPLETIONS) {
-        if (get_bool(b, "logprobs", &wants) != 0 || get_integer(b, "top_logprobs", 0, 20, &count) != 0)
+        if (get_bool(b, "logprobs", &wants) != 0 || get_integer(b, "top_logprobs", 0, LOGPROBS_MAX, &count) != 0)
             return -1;
-        if (count > 0)
-            return api_fail(b->error, 400, "top_logprobs", "unsupported_parameter",
-                            "top_logprobs is not supported by this server; leave it out or give 0");
+        if (count > 0 && !wants)
+            return FAIL(b, "top_logprobs", "top_logprobs is allowed only when logprobs is true");
     } else {
-        if (get_integer(b, "logprobs", 0, 20, &count) != 0)
+        if (get_integer(b, "logprobs", 0, LOGPROBS_MAX, &count) != 0)
             return -1;
-        if (count > 1)
-            return api_fail(b->error, 400, "logprobs", "unsupported_parameter",
-                            "logprobs is %lld; this server gives the chosen token's only: 0 or 1", (long long)count);
         wants = count >= 0;
     }
+    request->top_logprobs = count > 0 ? (uint32_t)count : 0;
     request->format.returns_token_ids = token_ids;
     request->format.returns_logits_hash = hash;
     request->format.returns_logprobs = wants;
@@ -494,10 +532,10 @@ int api_parse(struct api *api, enum api_endpoint endpoint, const char *body, siz
               struct api_error *error)
 {
     struct body b;
-    *request = (struct api_request){.temperature = 1, .top_p = 1, .created_s = api->now_s};
+    *request = (struct api_request){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .created_s = api->now_s};
     request->format.kind = endpoint == API_CHAT_COMPLETIONS ? ANSWER_CHAT : ANSWER_COMPLETION;
     if (load_body(&b, api, body, size, error) != 0 || get_model(&b) != 0 || refuse_unsupported(&b) != 0 ||
-        get_stream(&b, &request->format) != 0 || get_sampling(&b, request) != 0 ||
+        get_stream(&b, &request->format) != 0 || get_sampling(&b, request) != 0 || get_penalties(&b, request) != 0 ||
         get_returns(&b, endpoint, request) != 0 || get_stops(&b, &request->format) != 0 ||
         get_stop_tokens(&b, request) != 0)
         return -1;

@@ -41,6 +41,12 @@ struct api_request {
     float top_p;
     float min_p;
     uint32_t top_k;
+    float presence_penalty;
+    float frequency_penalty;
+    float repetition_penalty;
+    uint32_t bias_count;
+    const uint32_t *biases; /* (bias_count) pairs of a token and the bits of a float; in the scratch of struct api */
+    uint32_t top_logprobs;
     int32_t priority;
     bool has_seed;
     uint64_t seed;
@@ -55,6 +61,7 @@ struct api {
     const struct tok *tok;
     uint32_t tokens_max; /* of prompt and answer together: the model's limit or the KV cache's */
     uint32_t *tokens;    /* (tokens_max + 1): one more shows that there were too many */
+    uint32_t *biases;    /* (2 * LOGIT_BIAS_MAX) */
     char *text;          /* (text_bytes): a conversation as the template has it */
     size_t text_bytes;
     struct chat_template chat; /* of the model, if it has one */

@@ -6,9 +6,9 @@
 
 #include "ipc/journal.h"
 
-static uint32_t pages_of(uint32_t prompt_tokens)
+static uint32_t pages_of(const struct request_shm *request)
 {
-    return (uint32_t)div_up_u64(prompt_tokens, PAGE_TOKENS);
+    return (uint32_t)div_up_u64(journal_prompt_words(request), PAGE_TOKENS);
 }
 
 static struct process_shm *process_of(const struct intake *intake)
@@ -52,7 +52,7 @@ void intake_open(struct intake *intake, const struct arena *arena)
             continue;
         }
         intake->active += state == REQUEST_ACCEPTED;
-        for (uint32_t p = 0; p < pages_of(request->prompt_tokens); p++) {
+        for (uint32_t p = 0; p < pages_of(request); p++) {
             check(arena_prompt_list(arena, i)[p] < plan->prompt_pages);
             is_taken[arena_prompt_list(arena, i)[p]] = 1;
         }
@@ -83,7 +83,7 @@ static uint64_t random_u64(struct intake *intake)
 int intake_accept(struct intake *intake, const struct api_request *asked, uint32_t connection, uint32_t *slot)
 {
     const struct arena *arena = intake->arena;
-    uint32_t pages = pages_of(asked->prompt_tokens);
+    uint32_t pages = (uint32_t)div_up_u64((uint64_t)asked->prompt_tokens + 2 * asked->bias_count, PAGE_TOKENS);
     if (intake->free_slot_count == 0 || intake->free_page_count < pages)
         return -EAGAIN;
     *slot = intake->free_slots[--intake->free_slot_count];
@@ -91,6 +91,7 @@ int intake_accept(struct intake *intake, const struct api_request *asked, uint32
     for (uint32_t p = 0; p < pages; p++)
         arena_prompt_list(arena, *slot)[p] = intake->free_pages[--intake->free_page_count];
     journal_prompt_write(arena, *slot, 0, asked->prompt_tokens, asked->prompt);
+    journal_prompt_write(arena, *slot, asked->prompt_tokens, 2 * asked->bias_count, asked->biases);
 
     journal_request_renew(request);
     request->connection = connection;
@@ -108,6 +109,11 @@ int intake_accept(struct intake *intake, const struct api_request *asked, uint32
     request->top_p = asked->top_p;
     request->min_p = asked->min_p;
     request->top_k = asked->top_k;
+    request->presence_penalty = asked->presence_penalty;
+    request->frequency_penalty = asked->frequency_penalty;
+    request->repetition_penalty = asked->repetition_penalty;
+    request->bias_count = asked->bias_count;
+    request->top_logprobs = asked->top_logprobs;
     request->stop_token_count = asked->stop_token_count;
     memcpy(request->stop_tokens, asked->stop_tokens, sizeof(request->stop_tokens));
     intake->connections[*slot] = connection;
@@ -157,7 +163,7 @@ static void drain(struct intake *intake, uint32_t slot)
 static void set_free(struct intake *intake, uint32_t slot)
 {
     struct request_shm *request = arena_request(intake->arena, slot);
-    for (uint32_t p = pages_of(request->prompt_tokens); p-- > 0;)
+    for (uint32_t p = pages_of(request); p-- > 0;)
         intake->free_pages[intake->free_page_count++] = arena_prompt_list(intake->arena, slot)[p];
     journal_request_set_state(request, REQUEST_FREE);
     intake->free_slots[intake->free_slot_count++] = slot;

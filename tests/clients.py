@@ -83,7 +83,31 @@ check("logprobs of a chat", len(talk.logprobs.content) == 12 and all(c.logprob <
 streamed = [event for event in chat(logprobs=True, stream=True) if event.choices[0].logprobs is not None]
 check("logprobs in a stream", [e.choices[0].logprobs.content[0] for e in streamed] == talk.logprobs.content)
 
+entries = chat(logprobs=True, top_logprobs=5).choices[0].logprobs.content
+check("top_logprobs", all(len(e.top_logprobs) == 5 and e.top_logprobs[0].token == e.token and
+                          e.top_logprobs[0].logprob == e.logprob and [t.logprob for t in e.top_logprobs] ==
+                          sorted((t.logprob for t in e.top_logprobs), reverse=True) for e in entries))
+check("top_logprobs in a stream", [e.choices[0].logprobs.content[0] for e in chat(logprobs=True, top_logprobs=5, stream=True)
+                                   if e.choices[0].logprobs] == entries)
+listed = complete(logprobs=3).choices[0].logprobs
+check("logprobs 3", len(listed.top_logprobs) == 12 and len(listed.top_logprobs[0]) == 3 and
+      max(listed.top_logprobs[0].values()) == listed.token_logprobs[0])
+check("logprobs 0 lists nothing", scored.logprobs.top_logprobs is None)
+
+# what changes logits
+repeated = "The sea, the sea, the sea, the"
+same = ids(complete(repeated, max_tokens=24))
+for name, value in ("frequency_penalty", 2), ("presence_penalty", 2), ("repetition_penalty", 1.2):
+    check(name, len(set(ids(complete(repeated, max_tokens=24, extra={name: value})))) > len(set(same)))
+check("logit_bias", ids(complete(max_tokens=4, logit_bias={"1234": 100})) == [1234] * 4)
+check("logit_bias bans", first not in ids(complete(logit_bias={str(first): -100})))
+hashes = complete(extra={"return_logits_hash": True}).choices[0].logits_hash
+check("hashes are of logits before all that", complete(
+    max_tokens=1, logit_bias={"1234": 100}, extra={"return_logits_hash": True}).choices[0].logits_hash == hashes[:1])
+
 # echo
+both = complete(echo=True, logprobs=2, max_tokens=0).choices[0].logprobs
+check("echo with lists", both.top_logprobs[0] is None and len(both.top_logprobs[1]) == 2)
 only = complete(echo=True, logprobs=1, max_tokens=0)
 check("echo alone", only.choices[0].text == PROMPT and only.usage.completion_tokens == 0)
 
@@ -118,6 +142,8 @@ check("models.retrieve", client.models.retrieve(MODEL).id == MODEL)
 
 # errors, as the package sees them
 check("error: field", refused(lambda: complete(temperature=-1), 400, "temperature"))
+check("error: logit_bias", refused(lambda: complete(logit_bias={"x": 1}), 400, "logit_bias"))
+check("error: top_logprobs", refused(lambda: chat(top_logprobs=1), 400, "top_logprobs"))
 check("error: model", refused(lambda: client.completions.create(model="other", prompt="a"), 404, "model"))
 
 

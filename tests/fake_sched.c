@@ -5,7 +5,9 @@
 void fake_sched_plan(struct plan *plan)
 {
     plan->sequences_max = plan->requests_max * CHOICES_MAX;
-    plan->log_pages = plan->sequences_max * (uint32_t)div_up_u64(plan->max_model_len, LOG_PAGE_TOKENS);
+    struct layout layout;
+    layout_compute(&layout, plan);
+    plan->log_pages = plan->sequences_max * layout.log_pages_per_sequence;
 }
 
 static uint32_t sequence_number(uint32_t slot, uint32_t choice)

@@ -90,6 +90,25 @@ Test(api, takes_every_parameter, .init = set_up)
               request.format.returns_logits_hash && request.format.returns_logprobs);
 }
 
+Test(api, takes_what_changes_logits_and_how_many_of_them_are_shown, .init = set_up)
+{
+    completion("{\"prompt\":\"a\",\"presence_penalty\":0.5,\"frequency_penalty\":-1,\"repetition_penalty\":1.25,"
+               "\"logit_bias\":{\"7\":-100,\"9\":1.5},\"logprobs\":5}");
+    cr_expect_eq(request.presence_penalty, 0.5f);
+    cr_expect_eq(request.frequency_penalty, -1.0f);
+    cr_expect_eq(request.repetition_penalty, 1.25f);
+    cr_expect_eq(request.bias_count, 2);
+    float biases[2];
+    memcpy(&biases[0], &request.biases[1], sizeof(float));
+    memcpy(&biases[1], &request.biases[3], sizeof(float));
+    cr_expect(request.biases[0] == 7 && biases[0] == -100.0f && request.biases[2] == 9 && biases[1] == 1.5f);
+    cr_expect_eq(request.top_logprobs, 5);
+    completion("{\"prompt\":\"a\"}");
+    cr_expect(request.bias_count == 0 && request.top_logprobs == 0 && request.repetition_penalty == 1);
+    chat("{\"messages\":[{\"role\":\"user\",\"content\":\"Q\"}],\"logprobs\":true,\"top_logprobs\":3}");
+    cr_expect_eq(request.top_logprobs, 3);
+}
+
 Test(api, null_is_as_good_as_absent, .init = set_up)
 {
     completion("{\"prompt\":\"a\",\"max_tokens\":null,\"temperature\":null,\"stop\":null,\"stream_options\":null,"
@@ -222,15 +241,20 @@ Test(api, names_the_field_and_what_is_allowed, .init = set_up)
          "\"e\",\"f\",\"g\",\"h\"]}",
          "stop", "17 strings", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"stop_token_ids\":[264]}", "stop_token_ids", "0 to 263", 400},
-        {API_COMPLETIONS, "{\"prompt\":\"a\",\"logprobs\":5}", "logprobs", "0 or 1", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"logprobs\":21}", "logprobs", "from 0 to 20", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"logprobs\":true}", "logprobs", "integer", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"echo\":true}", "echo", "max_tokens 0", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"echo\":true,\"max_tokens\":0}", "prompt", "one token", 400},
         {API_COMPLETIONS, "{\"prompt\":\"ab\",\"echo\":true,\"max_tokens\":0,\"n\":2}", "n", "one choice", 400},
         {API_COMPLETIONS, "{\"prompt\":\"ab\",\"echo\":true,\"max_tokens\":0,\"stream\":true}", "stream", "streamed",
          400},
-        {API_COMPLETIONS, "{\"prompt\":\"a\",\"presence_penalty\":0.5}", "presence_penalty", "not supported", 400},
-        {API_COMPLETIONS, "{\"prompt\":\"a\",\"logit_bias\":{\"5\":1}}", "logit_bias", "not supported", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"presence_penalty\":2.5}", "presence_penalty", "from -2 to 2", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"frequency_penalty\":\"1\"}", "frequency_penalty", "a number", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"repetition_penalty\":0}", "repetition_penalty", "more than 0", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"logit_bias\":{\"x\":1}}", "logit_bias", "'x' is not a token id", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"logit_bias\":{\"99999999\":1}}", "logit_bias", "not a token id", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"logit_bias\":{\"5\":101}}", "logit_bias", "from -100 to 100", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"logit_bias\":[5]}", "logit_bias", "an object", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"response_format\":{\"type\":\"json_object\"}}", "response_format",
          "supports", 400},
         {API_CHAT_COMPLETIONS, "{}", "messages", "list", 400},
@@ -244,7 +268,7 @@ Test(api, names_the_field_and_what_is_allowed, .init = set_up)
         {API_CHAT_COMPLETIONS, "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}",
          "messages[0].content", "text only", 400},
         {API_CHAT_COMPLETIONS, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"top_logprobs\":2}",
-         "top_logprobs", "not supported", 400},
+         "top_logprobs", "only when logprobs is true", 400},
         {API_CHAT_COMPLETIONS, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"logprobs\":1}", "logprobs",
          "true or false", 400},
     };
