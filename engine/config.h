@@ -34,6 +34,7 @@ struct config {
     uint64_t max_connections;
     uint64_t max_body;
     uint64_t request_timeout_s;
+    uint64_t header_timeout_s;
     uint64_t drain_timeout_s;
     char served_model_name[OPTION_TEXT_MAX];
     char chat_template[OPTION_TEXT_MAX];

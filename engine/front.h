@@ -3,7 +3,7 @@
  * Used by: main_front.c, tests.   Owns: its memory and its kernel ring; the arena is the caller's.
  * Blocks: front_do_work() when it may sleep.
  *
- *   connection:  reading ──request──► answering ──all sent──► reading ... ──► closing ──operations over──► free
+ *   connection:  kept ──► reading ──request──► answering ──all sent──► reading ... ──► closing ──operations over──► free
  *   request:     free ──► accepted (journal.h) ──answer sent, or client gone and sequences done──► drained ──► free
  *
  * One thread, one loop. A turn takes the kernel's events and the scheduler's hints, does what follows from them, and
@@ -21,8 +21,9 @@ struct front;
 /* Takes all memory; before base_seal(). 0, or -errno with err. */
 int front_init(struct front **front, const struct arena *arena, struct err *err);
 
-/* Starts to accept. */
-void front_start(struct front *front);
+/* Goes on with what a former life has left, then starts to accept. Blocks until the keeper has given back all that it kept.
+ * 0, or -errno with err. */
+int front_start(struct front *front, struct err *err);
 
 /* One turn. Sleeps for events if it may and nothing is to be done. The number of things done, or -1: told to leave. */
 int front_do_work(struct front *front, bool may_sleep);

@@ -26,8 +26,10 @@ static void update_gauges(const struct intake *intake)
 static void tell_sched(struct intake *intake, enum msg_request_kind kind, uint32_t slot)
 {
     struct msg_request msg = {.kind = kind, .slot = slot, .generation = arena_request(intake->arena, slot)->generation};
-    enum ring_result result = ring_push(&intake->ring, &msg);
-    check(result == RING_OK); /* sized for every message of every slot's life, twice: layout.c */
+    /* sized for every message of every slot's life, twice (layout.c): full only after several lives of front that sched has
+     * not listened to */
+    if (ring_push(&intake->ring, &msg) != RING_OK)
+        intake->is_sched_behind = true;
     bell_ring(&intake->sched);
 }
 
@@ -61,10 +63,47 @@ void intake_open(struct intake *intake, const struct arena *arena)
         if (!is_taken[i])
             intake->free_pages[intake->free_page_count++] = i;
     intake->next_order++;
-    for (uint32_t i = 0; i < plan->requests_max; i++)
-        if (journal_request_state(arena_request(arena, i)) == REQUEST_ACCEPTED)
-            intake_cancel(intake, i);
     update_gauges(intake);
+}
+
+void intake_adopt(struct intake *intake, uint32_t slot, uint32_t connection)
+{
+    check(journal_request_state(arena_request(intake->arena, slot)) == REQUEST_ACCEPTED);
+    intake->connections[slot] = connection;
+}
+
+/* What to do follows from the slot: the message only says where to look. */
+static void tell_all(struct intake *intake)
+{
+    intake->is_sched_behind = false;
+    for (uint32_t i = 0; i < intake->arena->plan->requests_max && !intake->is_sched_behind; i++)
+        switch (journal_request_state(arena_request(intake->arena, i))) {
+        case REQUEST_ACCEPTED:
+            tell_sched(intake, MSG_REQUEST_ACCEPTED, i);
+            break;
+        case REQUEST_DRAINED:
+            tell_sched(intake, MSG_REQUEST_DRAINED, i);
+            break;
+        case REQUEST_FREE:
+            break;
+        }
+}
+
+void intake_resume(struct intake *intake)
+{
+    for (uint32_t i = 0; i < intake->arena->plan->requests_max; i++)
+        if (journal_request_state(arena_request(intake->arena, i)) == REQUEST_ACCEPTED &&
+            intake->connections[i] == INTAKE_NO_CONNECTION)
+            intake_cancel(intake, i);
+    tell_all(intake);
+    for (uint32_t i = 0; i < intake->arena->plan->requests_max; i++)
+        intake_look(intake, i);
+}
+
+void intake_catch_up(struct intake *intake)
+{
+    if (intake->is_sched_behind && !ring_is_full(&intake->ring))
+        tell_all(intake);
 }
 
 static uint64_t random_u64(struct intake *intake)
@@ -80,7 +119,7 @@ static uint64_t random_u64(struct intake *intake)
     return intake->random[--intake->random_left];
 }
 
-int intake_accept(struct intake *intake, const struct api_request *asked, uint32_t connection, uint32_t *slot)
+int intake_prepare(struct intake *intake, const struct api_request *asked, uint32_t connection, uint32_t *slot)
 {
     const struct arena *arena = intake->arena;
     uint32_t pages = (uint32_t)div_up_u64((uint64_t)asked->prompt_tokens + 2 * asked->bias_count, PAGE_TOKENS);
@@ -116,14 +155,19 @@ int intake_accept(struct intake *intake, const struct api_request *asked, uint32
     request->top_logprobs = asked->top_logprobs;
     request->stop_token_count = asked->stop_token_count;
     memcpy(request->stop_tokens, asked->stop_tokens, sizeof(request->stop_tokens));
-    intake->connections[*slot] = connection;
+    return 0;
+}
+
+void intake_commit(struct intake *intake, uint32_t slot)
+{
+    struct request_shm *request = arena_request(intake->arena, slot);
+    intake->connections[slot] = request->connection;
     intake->active++;
     counter_add(process_of(intake), COUNTER_FRONT_REQUESTS, 1);
     update_gauges(intake);
 
     journal_request_set_state(request, REQUEST_ACCEPTED);
-    tell_sched(intake, MSG_REQUEST_ACCEPTED, *slot);
-    return 0;
+    tell_sched(intake, MSG_REQUEST_ACCEPTED, slot);
 }
 
 void intake_cancel(struct intake *intake, uint32_t slot)

@@ -2,7 +2,7 @@
  *
  * Used by: front.   Owns: the free lists; slots and pages lie in the front's region.   Never blocks.
  *
- *   intake_accept()   FREE -> ACCEPTED   the request exists from here on
+ *   intake_commit()   FREE -> ACCEPTED   the request exists from here on; intake_prepare() has written it before
  *   intake_end()      ACCEPTED -> DRAINED, as soon as all its sequences are done; before that they are cancelled
  *   intake_look()     DRAINED -> FREE, once sched has forgotten the sequences
  *
@@ -29,16 +29,27 @@ struct intake {
     uint32_t *free_pages;  /* stack (prompt_pages) */
     uint32_t *connections; /* (requests_max) whose answer it is; INTAKE_NO_CONNECTION: nobody's any more */
     uint32_t free_slot_count, free_page_count;
-    uint32_t active; /* accepted and not drained */
+    uint32_t active;      /* accepted and not drained */
+    bool is_sched_behind; /* its ring was full: all is told again when there is room */
     uint64_t random[64];
     uint32_t random_left;
 };
 
-/* Takes memory, and stock: what is not free belongs to requests of a former life, which have lost their clients. */
+/* Takes memory, and stock: what is not free belongs to requests of a former life. */
 void intake_open(struct intake *intake, const struct arena *arena);
 
-/* Puts a checked request into the journal and tells sched. 0 and the slot; -EAGAIN: a pool is empty. */
-int intake_accept(struct intake *intake, const struct api_request *request, uint32_t connection, uint32_t *slot);
+/* A request of a former life whose connection goes on; after all of them intake_resume(): the others have lost their
+ * clients and are cancelled, and sched hears of every one again. */
+void intake_adopt(struct intake *intake, uint32_t slot, uint32_t connection);
+void intake_resume(struct intake *intake);
+
+/* Writes a checked request into a slot; it does not exist yet. 0 and the slot; -EAGAIN: a pool is empty. */
+int intake_prepare(struct intake *intake, const struct api_request *request, uint32_t connection, uint32_t *slot);
+/* It exists, and sched is told. */
+void intake_commit(struct intake *intake, uint32_t slot);
+
+/* Once a turn: tells sched what it could not be told before. */
+void intake_catch_up(struct intake *intake);
 
 /* Stops computing for this request: nobody needs more of it. It is ended by intake_end(). */
 void intake_cancel(struct intake *intake, uint32_t slot);

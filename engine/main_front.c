@@ -18,7 +18,10 @@ int main(int argc, char **argv)
     }
     log_open("evenflow-front", (enum log_level)arena.plan->log_level);
     base_seal();
-    front_start(front);
+    if (front_start(front, &err) != 0) {
+        log_error("%s", err.text);
+        return 1;
+    }
     arena_set_state(&arena, PROCESS_READY);
     while (front_do_work(front, true) >= 0) {
     }

@@ -40,7 +40,7 @@ static void layout_front(struct layout *l, const struct plan *plan)
  * flight, which is a receive, a send, a watch and a cancellation of every connection, and the loop's own. */
 static void layout_io(struct layout *l, const struct plan *plan)
 {
-    size_t offset = 0;
+    size_t offset = PAGE_BYTES; /* the first page says where in the queues things are */
     l->io_submissions_max = IO_SUBMISSIONS_MAX;
     l->io_completions_max =
         power_of_two_at_least((uint32_t)max_u64(4ull * plan->connections_max + 1024, 2ull * IO_SUBMISSIONS_MAX));

@@ -46,7 +46,8 @@ int plan_validate(const struct plan *plan, struct err *err)
         {"sequences_max", plan->sequences_max, 1, 1u << 18},
         {"prompt_pages", plan->prompt_pages, 1, 1u << 24},
         {"log_pages", plan->log_pages, 1, 1u << 24},
-        {"connections_max", plan->connections_max, 1, 1u << 16},
+        {"connections_max", plan->connections_max, 1, CONNECTIONS_MAX},
+        {"io", plan->io, IO_ANY, IO_EPOLL},
         {"body_bytes_max", plan->body_bytes_max, 1024, 1u << 28},
     };
     for (size_t i = 0; i < ARRAY_COUNT(limits); i++) {

@@ -17,9 +17,10 @@
 
 #define PLAN_MAGIC      0x31304e414c504645ull /* "EFPLAN01" */
 #define STAGES_MAX      32u
-#define CHOICES_MAX     16u /* sequences of one request (the API's n) */
-#define END_TOKENS_MAX  16u /* tokens that end an answer: the model's own */
-#define STOP_TOKENS_MAX 16u /* stop_token_ids of one request */
+#define CHOICES_MAX     16u    /* sequences of one request (the API's n) */
+#define END_TOKENS_MAX  16u    /* tokens that end an answer: the model's own */
+#define STOP_TOKENS_MAX 16u    /* stop_token_ids of one request */
+#define CONNECTIONS_MAX 16000u /* what can be in flight on them fits an io_uring's completion queue */
 #define NAME_MAX_BYTES  256u
 #define PATH_MAX_BYTES  1024u
 #define PAGE_TOKENS     256u /* token ids in one page of the prompt pool */
@@ -29,6 +30,9 @@ enum backend {
     BACKEND_MODEL, /* stages compute the model */
     BACKEND_TIMED, /* stages take the described times and make tokens by a formula (stages/timed.h) */
 };
+
+/* How the front asks the kernel. */
+enum io_choice { IO_ANY, IO_URING, IO_EPOLL };
 
 struct plan_slice {
     uint32_t first_layer;
@@ -79,6 +83,7 @@ struct plan {
     uint32_t prompt_pages;     /* pages of PAGE_TOKENS ids */
     uint32_t log_pages;        /* pages of LOG_PAGE_TOKENS entries */
     uint32_t connections_max;
+    uint32_t io;             /* enum io_choice */
     uint32_t body_bytes_max; /* of one HTTP request */
 
     /* scheduling by time; see timing.h */
@@ -89,6 +94,7 @@ struct plan {
 
     /* times, milliseconds */
     uint32_t request_timeout_ms; /* a connection without progress for so long is dropped */
+    uint32_t header_timeout_ms;  /* a header section that is not complete so long after its first byte is refused */
     uint32_t drain_timeout_ms;   /* after SIGTERM; 0: no limit */
 
     uint32_t log_level; /* enum log_level */

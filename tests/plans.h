@@ -38,7 +38,8 @@ static inline struct plan plan_for_tests(void)
                         .log_pages = 256,
                         .connections_max = 8,
                         .body_bytes_max = 65536,
-                        .request_timeout_ms = 10000};
+                        .request_timeout_ms = 10000,
+                        .header_timeout_ms = 10000};
     strcpy(plan.policy, "default");
     strcpy(plan.isa, "ref");
     strcpy(plan.version, "test");

@@ -191,6 +191,7 @@ static int plan_limits(struct plan *plan, const struct config *config, struct er
                        ? config->max_body
                        : min_u64(BODY_BYTES_BASE + (uint64_t)plan->max_model_len * BODY_BYTES_PER_TOKEN, 1u << 28));
     plan->request_timeout_ms = (uint32_t)(config->request_timeout_s * 1000);
+    plan->header_timeout_ms = (uint32_t)(config->header_timeout_s * 1000);
     plan->drain_timeout_ms = (uint32_t)(config->drain_timeout_s * 1000);
     return 0;
 }
@@ -218,8 +219,11 @@ static int plan_names(struct plan *plan, const struct config *config, const char
     plan->ttft_slo_ms = (uint32_t)config->ttft_slo;
     if (strcmp(config->kv_type, "f16") != 0)
         return err_set(err, -EINVAL, "--kv-type %s: this build has: f16", config->kv_type);
-    if (strcmp(config->io, "uring") != 0)
-        return err_set(err, -EINVAL, "--io %s: this build has: uring", config->io);
+    static const char *const io_names[] = {[IO_ANY] = "auto", [IO_URING] = "uring", [IO_EPOLL] = "epoll"};
+    while (plan->io < ARRAY_COUNT(io_names) && strcmp(config->io, io_names[plan->io]) != 0)
+        plan->io++;
+    if (plan->io == ARRAY_COUNT(io_names))
+        return err_set(err, -EINVAL, "--io %s: must be auto, uring or epoll", config->io);
     int level = log_level_of(config->log_level);
     if (level < 0)
         return err_set(err, -EINVAL, "--log-level %s: must be error, warn, info or debug", config->log_level);

@@ -1,0 +1,137 @@
+#include "engine/conns.h"
+
+#include <string.h>
+
+#include "ipc/commit.h"
+
+void conn_open(struct conn_shm *conn, bool is_tcp)
+{
+    check(!conn->is_open);
+    uint32_t generation = (conn->generation + 1) & CONN_TAG_MASK, serial = conn->last_serial;
+    *conn = (struct conn_shm){.generation = generation, .last_serial = serial, .is_tcp = is_tcp};
+    commit_u32(&conn->is_open, 1, "conn/open");
+}
+
+void conn_close(struct conn_shm *conn)
+{
+    commit_u32(&conn->is_open, 0, "conn/close");
+}
+
+/* ---- operations ---- */
+
+static uint32_t begin_op(struct conn_shm *conn, struct conn_op_shm *op, uint64_t count)
+{
+    check(op->serial == 0);
+    uint32_t serial = (conn->last_serial + 1) & CONN_TAG_MASK;
+    serial += serial == 0;
+    conn->last_serial = serial;
+    op->base = count;
+    commit_u32(&op->serial, serial, "conn/op-begin");
+    return serial;
+}
+
+static bool end_op(struct conn_op_shm *op, uint64_t *count, uint32_t serial, int32_t result)
+{
+    if (op->serial != serial || serial == 0)
+        return false;
+    if (result > 0)
+        commit_u64(count, op->base + (uint32_t)result, "conn/op-count");
+    commit_u32(&op->serial, 0, "conn/op-end");
+    return true;
+}
+
+uint32_t conn_begin_receive(struct conn_shm *conn)
+{
+    return begin_op(conn, &conn->receive, conn->received);
+}
+
+uint32_t conn_begin_send(struct conn_shm *conn)
+{
+    return begin_op(conn, &conn->send, conn->sent);
+}
+
+bool conn_end_receive(struct conn_shm *conn, uint32_t serial, int32_t result)
+{
+    return end_op(&conn->receive, &conn->received, serial, result);
+}
+
+bool conn_end_send(struct conn_shm *conn, uint32_t serial, int32_t result)
+{
+    return end_op(&conn->send, &conn->sent, serial, result);
+}
+
+/* ---- input ---- */
+
+void conn_move_message(struct conn_shm *conn)
+{
+    check(conn->receive.serial == 0);
+    if (conn->in_origin == conn->message_first)
+        return;
+    commit_u64(&conn->in_moved, 0, "conn/move-begin");
+    commit_u64(&conn->in_move_to, conn->message_first, "conn/move-to");
+    conn_end_move(conn);
+}
+
+void conn_end_move(struct conn_shm *conn)
+{
+    if (conn->in_move_to == conn->in_origin)
+        return;
+    /* pieces no longer than the way they go: one that is copied twice is copied from where nothing has been put yet */
+    uint8_t *in = conns_in(conn);
+    uint64_t way = conn->in_move_to - conn->in_origin, size = conn->received - conn->in_move_to;
+    while (conn->in_moved < size) {
+        uint64_t piece = min_u64(way, size - conn->in_moved);
+        memcpy(in + conn->in_moved, in + way + conn->in_moved, piece);
+        commit_u64(&conn->in_moved, conn->in_moved + piece, "conn/moved");
+    }
+    commit_u64(&conn->in_origin, conn->in_move_to, "conn/move-end");
+}
+
+/* ---- output ---- */
+
+void conn_put_interim(struct conn_shm *conn, uint32_t size)
+{
+    check(conn->reply == CONN_NO_REPLY);
+    commit_u64(&conn->interim_end, conn->interim_end + size, "conn/interim");
+}
+
+void conn_reply_fixed(struct conn_shm *conn, uint64_t message_end, bool closes, uint32_t size)
+{
+    check(conn->reply == CONN_NO_REPLY);
+    conn->message_end = message_end;
+    conn->closes = closes;
+    conn->reply_end = conn->interim_end + size;
+    commit_u32(&conn->reply, CONN_FIXED, "conn/reply-fixed");
+}
+
+void conn_reply_answer(struct conn_shm *conn, uint64_t message_end, bool closes, uint32_t request, uint32_t generation)
+{
+    check(conn->reply == CONN_NO_REPLY);
+    conn->message_end = message_end;
+    conn->closes = closes;
+    conn->request = request;
+    conn->request_generation = generation;
+    commit_u32(&conn->reply, CONN_ANSWER, "conn/reply-answer");
+}
+
+void conn_reply_withdraw(struct conn_shm *conn)
+{
+    check(conn->reply == CONN_ANSWER);
+    commit_u32(&conn->reply, CONN_NO_REPLY, "conn/reply-withdraw");
+}
+
+void conn_reply_sent(struct conn_shm *conn)
+{
+    check(conn->reply == CONN_FIXED || conn->reply == CONN_ANSWER);
+    commit_u32(&conn->reply, CONN_SENT, "conn/reply-sent");
+}
+
+void conn_next_message(struct conn_shm *conn)
+{
+    check(conn->reply == CONN_SENT && conn->send.serial == 0);
+    /* all of it may be done again: nothing moves these places before `reply` says that a message begins */
+    commit_u64(&conn->message_first, conn->message_end, "conn/next-in");
+    commit_u64(&conn->out_begin, conn->sent, "conn/next-out");
+    commit_u64(&conn->interim_end, conn->sent, "conn/next-interim");
+    commit_u32(&conn->reply, CONN_NO_REPLY, "conn/next");
+}

@@ -1,0 +1,186 @@
+/* front_inside.h - what the parts of the front share.
+ *
+ * Used by: front*.c alone.
+ *
+ *   front.c              the loop: events and hints in, what follows from them; start and end
+ *   front_connection.c   a connection's life: opening, receiving, sending, time limits, closing
+ *   front_routes.c       a request's life: which path does what, replies, errors
+ *   front_keep.c         connections in somebody else's keeping
+ *   front_resume.c       a successor goes on where its forerunner was
+ */
+#ifndef EVENFLOW_FRONT_INSIDE_H
+#define EVENFLOW_FRONT_INSIDE_H
+
+#include "engine/answer.h"
+#include "engine/api.h"
+#include "engine/conns.h"
+#include "engine/front.h"
+#include "engine/intake.h"
+#include "engine/io.h"
+#include "ipc/keep.h"
+
+#define NO_SLOT     UINT32_MAX
+#define WAITING_MAX 1024u /* accepted connections that have no slot yet: the backlog's size once more */
+#define REPLY_MAX   (CONN_OUT_BYTES - HTTP_RESPONSE_HEAD_MAX - 64u) /* 64: an interim response may stand before it */
+
+/*   FREE ─accepted─► KEEPING ─kept─► READING ◄─► ANSWERING
+ *     ▲                 └───────────────┴──► CLOSING ─┐
+ *     └────────────────────── nothing in flight ──────┘
+ */
+enum phase {
+    CONN_FREE,      /* no connection */
+    CONN_KEEPING,   /* nothing is read before somebody keeps it */
+    CONN_READING,   /* a message is being received */
+    CONN_ANSWERING, /* it has a reply, which is being rendered and sent */
+    CONN_CLOSING,   /* shut down; operations are coming to their ends */
+};
+
+/* What a connection is waited for. */
+enum wait {
+    WAIT_NOT,     /* it has time: it waits for tokens */
+    WAIT_REQUEST, /* the first byte of a message */
+    WAIT_HEAD,    /* the rest of the header section: has its own limit, from the first byte on */
+    WAIT_BODY,    /* the rest of the message, from the header section on */
+    WAIT_READER,  /* the client takes bytes of the reply: from the last progress on */
+};
+
+/* Operations in flight: a slot is used again only when none is. */
+enum { OP_RECEIVE = 1 << 0, OP_SEND = 1 << 1, OP_HANGUP = 1 << 2, OP_CANCEL = 1 << 3 };
+
+/* What a successor could find out again; the rest is in struct conn_shm. */
+struct connection {
+    enum phase phase;
+    int fd;
+    uint32_t ops;
+    bool said_continue;
+    bool closes;      /* after this reply */
+    bool is_rendered; /* the whole reply is in `out` */
+    enum wait wait;
+    uint64_t wait_ns;      /* since when */
+    uint32_t older, newer; /* in the list of those with the same limit */
+    uint64_t out_origin;   /* out[0] is this byte of the stream */
+    uint64_t rendered;     /* the byte behind the last one in `out` */
+    struct http_reader reader;
+    struct answer answer;
+};
+
+/* Connections with the same time limit, in the order of their deadlines. */
+struct wait_list {
+    uint32_t oldest, newest;
+    uint64_t limit_ns;
+};
+
+struct waiting_connection {
+    int fd;
+    uint32_t listener;
+};
+
+/* One listening socket. */
+struct front_listener {
+    int fd;            /* -1: none */
+    bool is_accepting; /* the operation is in flight */
+    bool is_stopping;  /* its cancellation too */
+};
+
+struct keep_order {
+    enum keep_kind kind;
+    uint32_t slot;
+    uint32_t generation;
+};
+
+struct front {
+    const struct arena *arena;
+    const struct plan *plan;
+    struct process_shm *process;
+    struct bell bell;
+    struct ring_consumer hints;
+    struct intake intake;
+    struct api api;
+    struct tok tok;
+    struct io *io;
+    uint32_t sched_epoch, sup_epoch;
+    enum command command;
+    bool is_started; /* every process has been ready once */
+    bool is_told_drained;
+
+    struct connection *connections; /* (connections_max) */
+    uint32_t *free_connections;     /* stack */
+    uint32_t free_connection_count;
+    uint32_t open_count;
+    uint32_t answering_count;
+    struct front_listener listeners[IO_LISTENERS];
+    struct waiting_connection waiting[WAITING_MAX]; /* ring: accepted, no slot yet */
+    uint32_t waiting_first, waiting_count;
+    uint64_t
+        accept_again_ns; /* accepting has failed for want of descriptors or memory: when to try again; 0: it has not */
+
+    struct wait_list heads, others; /* by limit: WAIT_HEAD, everything else */
+
+    struct keep_order *keep_orders; /* ring (keep_order_max): what the keeper has not been told yet */
+    uint32_t keep_order_max, keep_first, keep_count;
+    bool is_keeper_full; /* until IO_ROOM */
+    bool is_keeper_gone; /* said once; connections are not kept until there is another */
+
+    uint8_t *body; /* a chunked body put together (body_bytes_max) */
+    char *reply;   /* the body of a reply that is no answer (REPLY_MAX) */
+};
+
+static inline struct conn_shm *shm_of(const struct front *f, uint32_t slot)
+{
+    return conns_slot(f->arena->regions[REGION_CONNS], f->plan, slot);
+}
+
+static inline uint8_t *out_of(const struct front *f, uint32_t slot)
+{
+    return conns_out(shm_of(f, slot), f->plan);
+}
+
+/* ---- front_connection.c ---- */
+
+void front_connection_open(struct front *f, int fd, uint32_t listener);
+/* It is kept: its bytes may be read. */
+void front_connection_begin(struct front *f, uint32_t slot);
+/* Takes a descriptor that a former life had in this slot. */
+void front_connection_adopt(struct front *f, uint32_t slot, int fd);
+void front_connection_close(struct front *f, uint32_t slot);
+void front_connection_free(struct front *f, uint32_t slot);
+void front_connection_set_phase(struct front *f, uint32_t slot, enum phase phase);
+
+/* A message from its first byte, and from what has been received of it. */
+void front_read_next(struct front *f, uint32_t slot);
+void front_read_more(struct front *f, uint32_t slot);
+void front_send_out(struct front *f, uint32_t slot);
+/* Renders and sends what there is of the reply in progress. */
+void front_pump(struct front *f, uint32_t slot);
+/* CONN_SENT: ends the connection or begins the next message. */
+void front_reply_done(struct front *f, uint32_t slot);
+
+/* The earliest deadline of all; IO_NO_TIMEOUT: there is none. And what has passed one. */
+uint64_t front_next_deadline(const struct front *f);
+void front_end_waits(struct front *f, uint64_t now_ns);
+
+/* ---- front_routes.c ---- */
+
+/* Answers a message whose body is this. */
+void front_route(struct front *f, uint32_t slot, const char *body, size_t size);
+/* Refuses one; the connection ends with the reply. */
+void front_refuse(struct front *f, uint32_t slot, int status, const char *reason);
+
+/* ---- front_keep.c ---- */
+
+void front_keep_open(struct front *f);
+void front_keep_order(struct front *f, enum keep_kind kind, uint32_t slot);
+/* At the end of a turn: tells the keeper; what it has is begun. */
+void front_keep_flush(struct front *f);
+void front_keep_all_again(struct front *f);
+
+/* ---- front_resume.c ---- */
+
+/* Connections, requests and replies of the former life. 0, or -errno with err. */
+int front_resume(struct front *f, struct err *err);
+
+/* ---- front.c ---- */
+
+void front_take_connections(struct front *f);
+
+#endif

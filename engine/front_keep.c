@@ -1,0 +1,92 @@
+/* front_keep.c - connections in somebody else's keeping: see keep.h. Orders are collected during a turn and given at its
+ * end, so that one system call does for all of a turn's connections. */
+#include <errno.h>
+#include <string.h>
+
+#include "engine/front_inside.h"
+#include "ipc/log.h"
+
+void front_keep_open(struct front *f)
+{
+    /* a HOLD and a DROP of every slot in a turn; while the keeper takes none, another DROP of each at most, since no
+     * connection is opened; and, once, a HOLD of all again */
+    f->keep_order_max = 4 * f->plan->connections_max;
+    f->keep_orders = base_alloc(f->keep_order_max * sizeof(*f->keep_orders));
+}
+
+void front_keep_order(struct front *f, enum keep_kind kind, uint32_t slot)
+{
+    check(f->keep_count < f->keep_order_max);
+    f->keep_orders[(f->keep_first + f->keep_count++) % f->keep_order_max] =
+        (struct keep_order){kind, slot, shm_of(f, slot)->generation};
+}
+
+static const struct keep_order *order_at(const struct front *f, uint32_t index)
+{
+    return &f->keep_orders[(f->keep_first + index) % f->keep_order_max];
+}
+
+/* The connection of a HOLD may be gone by now, and another in its slot. */
+static bool is_current(const struct front *f, const struct keep_order *order)
+{
+    const struct conn_shm *shm = shm_of(f, order->slot);
+    return shm->is_open && shm->generation == order->generation && f->connections[order->slot].phase != CONN_CLOSING;
+}
+
+/* As many orders as a message holds. Their number. */
+static uint32_t write_message(const struct front *f, struct keep_message *message, int *fds)
+{
+    uint32_t count = 0;
+    keep_begin(message);
+    for (; count < f->keep_count; count++) {
+        const struct keep_order *order = order_at(f, count);
+        if (order->kind == KEEP_HOLD && !is_current(f, order))
+            continue;
+        int fd = order->kind == KEEP_HOLD ? f->connections[order->slot].fd : -1;
+        if (!keep_add(message, fds, order->kind, order->slot, order->generation, fd))
+            break;
+    }
+    return count;
+}
+
+/* These orders have been carried out. */
+static void finish(struct front *f, uint32_t count)
+{
+    for (; count > 0; count--) {
+        const struct keep_order order = *order_at(f, 0);
+        f->keep_first = (f->keep_first + 1) % f->keep_order_max;
+        f->keep_count--;
+        if (order.kind == KEEP_HOLD && is_current(f, &order) && f->connections[order.slot].phase == CONN_KEEPING)
+            front_connection_begin(f, order.slot);
+    }
+}
+
+void front_keep_flush(struct front *f)
+{
+    while (f->keep_count > 0 && !f->is_keeper_full) {
+        struct keep_message message;
+        int fds[KEEP_ENTRIES_MAX];
+        uint32_t count = write_message(f, &message, fds);
+        int ret = 0;
+        if (message.entry_count > 0 && f->arena->keep >= 0 && !f->is_keeper_gone)
+            ret = keep_send(f->arena->keep, &message, fds);
+        if (ret == -EAGAIN) {
+            f->is_keeper_full = true;
+            io_watch_room(f->io, f->arena->keep);
+            return;
+        }
+        if (ret != 0) { /* better to serve them than not to: they are lost only if this process dies as well */
+            log_warn("nobody keeps client connections (%s): they would not survive this process", strerror(-ret));
+            f->is_keeper_gone = true;
+        }
+        finish(f, count);
+    }
+}
+
+void front_keep_all_again(struct front *f)
+{
+    f->is_keeper_gone = false;
+    for (uint32_t slot = 0; slot < f->plan->connections_max; slot++)
+        if (f->connections[slot].phase != CONN_FREE)
+            front_keep_order(f, KEEP_HOLD, slot);
+}
