@@ -65,12 +65,14 @@ static const struct sequence_shm *sequence_of(const struct answer *a, uint32_t c
 /* Entries of a choice's log that exist, and whether they are all there will be. */
 static uint32_t committed_of(const struct answer *a, uint32_t choice, bool *is_done)
 {
+    /* asked once, and first: sched may take the request in between two questions */
+    *is_done = is_taken_in(a);
+    if (!*is_done)
+        return 0;
     uint32_t index;
     const struct sequence_shm *sequence = sequence_of(a, choice, &index);
-    if (sequence == NULL) {
-        *is_done = is_taken_in(a);
+    if (sequence == NULL)
         return 0;
-    }
     /* in this order: once the state is DONE the count is the last one */
     *is_done = journal_sequence_state(sequence) == SEQUENCE_DONE;
     return journal_log_committed(sequence);

@@ -1,5 +1,6 @@
 #include "engine/conns.h"
 
+#include <stddef.h>
 #include <string.h>
 
 #include "ipc/commit.h"
@@ -7,8 +8,10 @@
 void conn_open(struct conn_shm *conn, bool is_tcp)
 {
     check(!conn->is_open);
-    uint32_t generation = (conn->generation + 1) & CONN_TAG_MASK, serial = conn->last_serial;
-    *conn = (struct conn_shm){.generation = generation, .last_serial = serial, .is_tcp = is_tcp};
+    /* generations and serial numbers go on: what is late of another connection in this slot must not be taken for ours */
+    conn->generation = (conn->generation + 1) & CONN_TAG_MASK;
+    conn->is_tcp = is_tcp;
+    memset(&conn->receive, 0, sizeof(*conn) - offsetof(struct conn_shm, receive));
     commit_u32(&conn->is_open, 1, "conn/open");
 }
 

@@ -290,15 +290,13 @@ int front_init(struct front **front, const struct arena *arena, struct err *err)
     front_keep_open(f);
     f->body = base_alloc(plan->body_bytes_max);
     f->reply = base_alloc(REPLY_MAX);
-    return 0;
+    return front_take_back(f, err);
 }
 
-int front_start(struct front *f, struct err *err)
+void front_start(struct front *f)
 {
     io_bell(f->io, f->bell.fd);
-    int ret = front_resume(f, err);
-    if (ret != 0)
-        return ret;
+    front_resume(f);
     /* those at the top of the stack are taken first: the highest slots stay unused */
     uint32_t possible = connections_possible(f->plan), excess = f->plan->connections_max - possible;
     if (f->free_connection_count > 0 && excess > 0) {
@@ -308,7 +306,6 @@ int front_start(struct front *f, struct err *err)
         f->free_connection_count -= excess;
     }
     front_take_connections(f);
-    return 0;
 }
 
 void front_free(struct front *f)

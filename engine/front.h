@@ -18,12 +18,12 @@
 
 struct front;
 
-/* Takes all memory; before base_seal(). 0, or -errno with err. */
+/* Takes all memory, and the connections of a former life: blocks until the keeper has given them all. Before base_seal() and
+ * the sandbox. 0, or -errno with err. */
 int front_init(struct front **front, const struct arena *arena, struct err *err);
 
-/* Goes on with what a former life has left, then starts to accept. Blocks until the keeper has given back all that it kept.
- * 0, or -errno with err. */
-int front_start(struct front *front, struct err *err);
+/* Goes on with what a former life has left, then starts to accept. */
+void front_start(struct front *front);
 
 /* One turn. Sleeps for events if it may and nothing is to be done. The number of things done, or -1: told to leave. */
 int front_do_work(struct front *front, bool may_sleep);

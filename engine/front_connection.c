@@ -117,7 +117,7 @@ void front_connection_open(struct front *f, int fd, uint32_t listener)
     front_connection_adopt(f, slot, fd);
     counter_add(f->process, COUNTER_FRONT_CONNECTIONS, 1);
     front_connection_set_phase(f, slot, CONN_KEEPING);
-    front_keep_order(f, KEEP_HOLD, slot);
+    front_keep_order(f, KEEP_HOLD, slot, shm_of(f, slot)->generation);
 }
 
 void front_connection_begin(struct front *f, uint32_t slot)
@@ -135,7 +135,7 @@ void front_connection_free(struct front *f, uint32_t slot)
     c->fd = -1;
     front_connection_set_phase(f, slot, CONN_FREE);
     conn_close(shm_of(f, slot));
-    front_keep_order(f, KEEP_DROP, slot);
+    front_keep_order(f, KEEP_DROP, slot, shm_of(f, slot)->generation);
     f->free_connections[f->free_connection_count++] = slot;
     f->open_count--;
     count_open(f);

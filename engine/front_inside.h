@@ -169,15 +169,18 @@ void front_refuse(struct front *f, uint32_t slot, int status, const char *reason
 /* ---- front_keep.c ---- */
 
 void front_keep_open(struct front *f);
-void front_keep_order(struct front *f, enum keep_kind kind, uint32_t slot);
+void front_keep_order(struct front *f, enum keep_kind kind, uint32_t slot, uint32_t generation);
 /* At the end of a turn: tells the keeper; what it has is begun. */
 void front_keep_flush(struct front *f);
 void front_keep_all_again(struct front *f);
 
 /* ---- front_resume.c ---- */
 
-/* Connections, requests and replies of the former life. 0, or -errno with err. */
-int front_resume(struct front *f, struct err *err);
+/* At init: takes back what is kept; what is not of a connection that is open goes. Blocks until it has all. 0, or -errno
+ * with err. */
+int front_take_back(struct front *f, struct err *err);
+/* At start: goes on with connections, requests and replies of the former life. */
+void front_resume(struct front *f);
 
 /* ---- front.c ---- */
 

@@ -14,11 +14,10 @@ void front_keep_open(struct front *f)
     f->keep_orders = base_alloc(f->keep_order_max * sizeof(*f->keep_orders));
 }
 
-void front_keep_order(struct front *f, enum keep_kind kind, uint32_t slot)
+void front_keep_order(struct front *f, enum keep_kind kind, uint32_t slot, uint32_t generation)
 {
     check(f->keep_count < f->keep_order_max);
-    f->keep_orders[(f->keep_first + f->keep_count++) % f->keep_order_max] =
-        (struct keep_order){kind, slot, shm_of(f, slot)->generation};
+    f->keep_orders[(f->keep_first + f->keep_count++) % f->keep_order_max] = (struct keep_order){kind, slot, generation};
 }
 
 static const struct keep_order *order_at(const struct front *f, uint32_t index)
@@ -88,5 +87,5 @@ void front_keep_all_again(struct front *f)
     f->is_keeper_gone = false;
     for (uint32_t slot = 0; slot < f->plan->connections_max; slot++)
         if (f->connections[slot].phase != CONN_FREE)
-            front_keep_order(f, KEEP_HOLD, slot);
+            front_keep_order(f, KEEP_HOLD, slot, shm_of(f, slot)->generation);
 }

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "engine/front_inside.h"
+#include "ipc/commit.h"
 #include "ipc/journal.h"
 #include "ipc/log.h"
 
@@ -41,12 +42,13 @@ static void note_results(struct front *f)
         conn_end_send(shm, shm->send.serial, 0);
         conn_end_move(shm);
     }
+    struct io_head_shm *head = (struct io_head_shm *)(void *)f->arena->regions[REGION_IO];
+    commit_u32(&head->is_begun, 1, "io/begun");
 }
 
 /* ---- connections ---- */
 
-/* Takes back what is kept; what is not of a connection that is open goes. */
-static int take_back(struct front *f, struct err *err)
+int front_take_back(struct front *f, struct err *err)
 {
     bool is_end = f->arena->keep < 0;
     while (!is_end) {
@@ -70,6 +72,7 @@ static int take_back(struct front *f, struct err *err)
             }
             shutdown(*fd, SHUT_RDWR);
             close(*fd++);
+            front_keep_order(f, KEEP_DROP, entry->slot, entry->generation);
         }
     }
     return 0;
@@ -138,13 +141,10 @@ static void resume_connection(struct front *f, uint32_t slot)
     }
 }
 
-int front_resume(struct front *f, struct err *err)
+void front_resume(struct front *f)
 {
     uint32_t resumed = 0;
     note_results(f);
-    int ret = take_back(f, err);
-    if (ret != 0)
-        return ret;
     for (uint32_t slot = 0; slot < f->plan->connections_max; slot++) {
         struct conn_shm *shm = shm_of(f, slot);
         if (f->connections[slot].fd < 0) {
@@ -169,5 +169,4 @@ int front_resume(struct front *f, struct err *err)
         }
     if (f->arena->epoch > 1)
         log_info("goes on with %u connections and %u requests", resumed, f->intake.active);
-    return 0;
 }

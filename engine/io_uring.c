@@ -21,6 +21,7 @@
 
 /* At the start of the region: where a successor finds the completions. */
 struct uring_shm {
+    struct io_head_shm head_of_region;
     uint32_t is_there;                /* W: front (all fields), last   R: its successor */
     uint32_t head, tail, completions; /* from the start of the queues */
     uint32_t completion_count;

@@ -2,6 +2,7 @@
 #include "engine/front.h"
 #include "ipc/birth.h"
 #include "ipc/log.h"
+#include "ipc/sandbox.h"
 
 int main(int argc, char **argv)
 {
@@ -18,10 +19,11 @@ int main(int argc, char **argv)
     }
     log_open("evenflow-front", (enum log_level)arena.plan->log_level);
     base_seal();
-    if (front_start(front, &err) != 0) {
+    if (sandbox_enter(ROLE_FRONT, &err) != 0) {
         log_error("%s", err.text);
         return 1;
     }
+    front_start(front);
     arena_set_state(&arena, PROCESS_READY);
     while (front_do_work(front, true) >= 0) {
     }

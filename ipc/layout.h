@@ -100,6 +100,12 @@ struct process_entry_shm {
 
 #define PROCESSES_MAX (3u + STAGES_MAX)
 
+/* First in the region io. A front that dies before is_begun has not taken in all that its forerunner left: the next one gets
+ * the same io past again, beside fresh memory of its own. */
+struct io_head_shm {
+    uint32_t is_begun; /* W: front, before its first operation   R: supervisor, after front's death */
+};
+
 #define IO_SUBMISSIONS_MAX      1024u
 #define IO_CALLS_PER_CONNECTION 2u /* receiving, sending */
 #define IO_CALL_BYTES           128u
