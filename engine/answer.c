@@ -870,6 +870,7 @@ static void render_head(struct answer *a, struct json_writer *w)
                                      .framing = HTTP_LENGTH,
                                      .content_length = a->length,
                                      .request_id = format->request_id,
+                                     .allow_origin = format->allow_origin,
                                      .closes = format->closes,
                                      .is_version_1_0 = format->is_version_1_0};
     if (format->is_stream) {

@@ -50,6 +50,7 @@ struct answer_format {
     uint32_t stop_size[STOP_STRINGS_MAX];
     char stops[STOP_ALL_MAX]; /* one behind the other; valid UTF-8 */
     char request_id[HTTP_REQUEST_ID_MAX + 1];
+    char allow_origin[HTTP_ORIGIN_MAX + 1]; /* "": none */
 };
 
 /* What of one choice's log has been read. */

@@ -11,6 +11,13 @@
 static const struct option_spec specs[] = {
     {"socket", NULL, 0, OPTION_TEXT, AT(socket), NULL, 0, 0, "PATH",
      "Unix socket to listen on (default: $XDG_RUNTIME_DIR, /run or /tmp/evenflow-UID, then evenflow.sock)"},
+    {"listen", NULL, 0, OPTION_TEXT, AT(listen), NULL, 0, 0, "ADDR:PORT",
+     "Listens there as well, for TCP: 127.0.0.1:8000, [::1]:8000, 0.0.0.0:8000; other machines only with "
+     "--api-key-file"},
+    {"api-key-file", NULL, 0, OPTION_TEXT, AT(api_key_file), NULL, 0, 0, "FILE",
+     "Clients over TCP must have one of the keys in this file, one a line: Authorization: Bearer KEY"},
+    {"allowed-origins", NULL, 0, OPTION_TEXT, AT(allowed_origins), NULL, 0, 0, "ORIGINS",
+     "Pages from these origins, separated by commas, may ask over TCP; *: from everywhere"},
     {"pipeline-parallel-size", "stages", 'p', OPTION_NUMBER, AT(pipeline_parallel_size), "2", 1, 32, "N",
      "Stages, each a process with its slice of the layers"},
     {"split", NULL, 0, OPTION_TEXT, AT(split), NULL, 0, 0, "A,B,...",
@@ -93,14 +100,11 @@ static const char *const refused[] = {
     "kv-transfer-config",
     "limit-mm-per-prompt",
     "async-scheduling",
-    "allowed-origins",
     "speculate",
     "devices",
     "gpu-memory",
     "spares",
     "adopt",
-    "listen",
-    "api-key-file",
     "state",
     NULL,
 };

@@ -35,6 +35,9 @@ struct config {
     uint64_t max_body;
     uint64_t request_timeout_s;
     uint64_t header_timeout_s;
+    char listen[OPTION_TEXT_MAX];
+    char api_key_file[OPTION_TEXT_MAX];
+    char allowed_origins[OPTION_TEXT_MAX];
     uint64_t drain_timeout_s;
     char served_model_name[OPTION_TEXT_MAX];
     char chat_template[OPTION_TEXT_MAX];

@@ -1,7 +1,8 @@
 #include "engine/front.h"
 
 #include <errno.h>
-#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -44,11 +45,29 @@ void front_take_connections(struct front *f)
     }
 }
 
+/* The socket's permissions let nobody else in; they may have been changed. */
+static bool is_welcome(const struct front *f, int fd, uint32_t listener)
+{
+    if (listener == LISTENER_TCP) {
+        int one = 1; /* events of a stream are small, and each is waited for */
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+        return true;
+    }
+    struct ucred peer;
+    socklen_t size = sizeof(peer);
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && (peer.uid == f->user || peer.uid == 0))
+        return true;
+    log_warn("a process of user %u is not let in: the socket is for user %u", peer.uid, f->user);
+    return false;
+}
+
 static void on_accept(struct front *f, const struct io_event *event)
 {
     struct front_listener *listener = &f->listeners[event->slot];
     if (event->result >= 0) {
-        if (f->waiting_count < WAITING_MAX) {
+        if (!is_welcome(f, event->result, event->slot)) {
+            close(event->result);
+        } else if (f->waiting_count < WAITING_MAX) {
             f->waiting[(f->waiting_first + f->waiting_count++) % WAITING_MAX] =
                 (struct waiting_connection){event->result, event->slot};
         } else {
@@ -286,7 +305,11 @@ int front_init(struct front **front, const struct arena *arena, struct err *err)
     for (uint32_t i = 0; i < plan->connections_max; i++)
         f->connections[i].fd = -1;
     f->listeners[0].fd = arena->listener;
-    f->listeners[1].fd = -1;
+    f->listeners[LISTENER_TCP].fd = arena->listener_tcp;
+    f->user = geteuid();
+    ret = access_open(&f->access, arena->keys, plan->allowed_origins, err);
+    if (ret != 0)
+        return ret;
     front_keep_open(f);
     f->body = base_alloc(plan->body_bytes_max);
     f->reply = base_alloc(REPLY_MAX);

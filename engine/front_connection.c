@@ -113,7 +113,7 @@ void front_connection_adopt(struct front *f, uint32_t slot, int fd)
 void front_connection_open(struct front *f, int fd, uint32_t listener)
 {
     uint32_t slot = f->free_connections[--f->free_connection_count];
-    conn_open(shm_of(f, slot), listener != 0);
+    conn_open(shm_of(f, slot), listener == LISTENER_TCP);
     front_connection_adopt(f, slot, fd);
     counter_add(f->process, COUNTER_FRONT_CONNECTIONS, 1);
     front_connection_set_phase(f, slot, CONN_KEEPING);

@@ -11,6 +11,7 @@
 #ifndef EVENFLOW_FRONT_INSIDE_H
 #define EVENFLOW_FRONT_INSIDE_H
 
+#include "engine/access.h"
 #include "engine/answer.h"
 #include "engine/api.h"
 #include "engine/conns.h"
@@ -70,6 +71,8 @@ struct wait_list {
     uint64_t limit_ns;
 };
 
+enum { LISTENER_UNIX, LISTENER_TCP };
+
 struct waiting_connection {
     int fd;
     uint32_t listener;
@@ -97,6 +100,8 @@ struct front {
     struct intake intake;
     struct api api;
     struct tok tok;
+    struct access access; /* over TCP */
+    uint32_t user;        /* who may ask over the Unix socket, beside root */
     struct io *io;
     uint32_t sched_epoch, sup_epoch;
     enum command command;

@@ -19,15 +19,24 @@ static uint64_t message_end_of(const struct front *f, uint32_t slot)
     return c->reader.result == HTTP_READY ? shm->message_first + c->reader.parsed : shm->received;
 }
 
+/* Of a page that may read the reply; "": there is none. */
+static const char *origin_of(const struct front *f, uint32_t slot)
+{
+    const struct http_reader *reader = &f->connections[slot].reader;
+    bool is_allowed = shm_of(f, slot)->is_tcp && reader->has_origin && access_allows_origin(&f->access, reader->origin);
+    return is_allowed ? reader->origin : "";
+}
+
 /* Puts a whole reply into `out`. */
 static void reply_with(struct front *f, uint32_t slot, struct http_response *response, const char *body, size_t size)
 {
     struct connection *c = &f->connections[slot];
     struct conn_shm *shm = shm_of(f, slot);
     c->closes = c->closes || !c->reader.keeps_alive;
-    response->framing = HTTP_LENGTH;
+    response->framing = response->status == 204 ? HTTP_NO_BODY : HTTP_LENGTH;
     response->content_length = size;
     response->request_id = c->reader.request_id;
+    response->allow_origin = origin_of(f, slot);
     response->closes = c->closes;
     response->is_version_1_0 = c->reader.is_version_1_0;
     check(c->rendered == shm->interim_end && size <= REPLY_MAX);
@@ -66,6 +75,7 @@ static void reply_error(struct front *f, uint32_t slot, const struct api_error *
         .content_type = "application/json",
         .retry_after_s = error->status == 429 || error->status == 503 ? RETRY_AFTER_S : 0,
         .allow = allow,
+        .wants_credentials = error->status == 401,
     };
     reply_with(f, slot, &response, body.data, body.size);
 }
@@ -87,6 +97,7 @@ static void begin_answer(struct front *f, uint32_t slot, uint32_t request, const
     shm->format.closes = c->closes;
     shm->format.is_version_1_0 = c->reader.is_version_1_0;
     strcpy(shm->format.request_id, c->reader.request_id);
+    strcpy(shm->format.allow_origin, origin_of(f, slot));
     /* in this order: a successor that finds the reply without its request takes the message again */
     conn_reply_answer(shm, message_end_of(f, slot), c->closes, request, arena_request(f->arena, request)->generation);
     intake_commit(&f->intake, request);
@@ -241,9 +252,35 @@ static bool is_model_path(const char *path)
     return strncmp(path, MODEL_PATH, strlen(MODEL_PATH)) == 0;
 }
 
+/* What TCP clients must pass: pages of other origins ask for nothing, and but for probes a key is needed. True: refused. */
+static bool is_kept_out(struct front *f, uint32_t slot)
+{
+    const struct http_reader *reader = &f->connections[slot].reader;
+    struct api_error error;
+    if (!shm_of(f, slot)->is_tcp)
+        return false;
+    if (reader->has_origin && origin_of(f, slot)[0] == '\0') {
+        api_fail(&error, 403, "", "origin_not_allowed", "pages from '%.128s' may not ask here; see --allowed-origins",
+                 reader->origin);
+    } else if (reader->verb == HTTP_VERB_OPTIONS && reader->has_origin) {
+        struct http_response response = {.status = 204, .is_preflight = true};
+        reply_with(f, slot, &response, "", 0);
+        return true;
+    } else if (f->access.key_count > 0 && strcmp(reader->path, "/health") != 0 && strcmp(reader->path, "/ready") != 0 &&
+               !access_has_key(&f->access, reader->credentials)) {
+        api_fail(&error, 401, "", "invalid_api_key", "an API key is needed: Authorization: Bearer KEY");
+    } else {
+        return false;
+    }
+    reply_error(f, slot, &error, NULL);
+    return true;
+}
+
 void front_route(struct front *f, uint32_t slot, const char *body, size_t size)
 {
     const struct http_reader *reader = &f->connections[slot].reader;
+    if (is_kept_out(f, slot))
+        return;
     static const struct route model_route = {MODEL_PATH, false, NULL};
     const struct route *route = is_model_path(reader->path) ? &model_route : NULL;
     struct api_error error;

@@ -37,10 +37,19 @@ static void take_header(struct http_reader *r)
     r->in_value = false;
     if (r->name_size < sizeof(r->name)) {
         r->name[r->name_size] = '\0';
-        bool fits = r->value_size <= HTTP_REQUEST_ID_MAX;
+        while (r->value_size > 0 && r->value_size <= HTTP_CREDENTIALS_MAX && r->value[r->value_size - 1] == ' ')
+            r->value_size--;
+        bool fits = r->value_size <= HTTP_CREDENTIALS_MAX;
         r->value[fits ? r->value_size : 0] = '\0';
+        bool is_short_word = r->value_size <= HTTP_REQUEST_ID_MAX && strchr(r->value, ' ') == NULL;
         if (!r->in_trailer && strcmp(r->name, "x-request-id") == 0)
-            strcpy(r->request_id, r->value);
+            strcpy(r->request_id, is_short_word ? r->value : "");
+        if (!r->in_trailer && strcmp(r->name, "origin") == 0) {
+            r->has_origin = true;
+            strcpy(r->origin, is_short_word ? r->value : "");
+        }
+        if (!r->in_trailer && strcmp(r->name, "authorization") == 0)
+            strcpy(r->credentials, r->value);
         if (!r->in_trailer && strcmp(r->name, "expect") == 0 && strcasecmp(r->value, "100-continue") == 0)
             r->expects_continue = true;
     }
@@ -67,11 +76,11 @@ static int on_header_value(http_parser *parser, const char *at, size_t length)
     struct http_reader *r = parser->data;
     r->in_value = true;
     for (size_t i = 0; i < length; i++) {
-        bool is_visible = at[i] > 0x20 && at[i] < 0x7f;
-        if (r->value_size < HTTP_REQUEST_ID_MAX && is_visible)
+        bool is_printable = at[i] >= 0x20 && at[i] < 0x7f;
+        if (r->value_size < HTTP_CREDENTIALS_MAX && is_printable)
             r->value[r->value_size++] = at[i];
         else
-            r->value_size = HTTP_REQUEST_ID_MAX + 1; /* not a value that matters here, and none to give back */
+            r->value_size = HTTP_CREDENTIALS_MAX + 1; /* not a value that matters here, and none to give back */
     }
     return 0;
 }
@@ -128,6 +137,9 @@ static int on_headers_complete(http_parser *parser)
         break;
     case HTTP_POST:
         r->verb = HTTP_VERB_POST;
+        break;
+    case HTTP_OPTIONS:
+        r->verb = HTTP_VERB_OPTIONS;
         break;
     default:
         r->verb = HTTP_VERB_OTHER;
@@ -274,6 +286,14 @@ size_t http_write_head(char *target, const struct http_response *response)
         ADD("Transfer-Encoding: chunked\r\n");
     if (response->allow != NULL)
         ADD("Allow: %s\r\n", response->allow);
+    if (response->allow_origin != NULL && response->allow_origin[0] != '\0')
+        ADD("Access-Control-Allow-Origin: %s\r\nVary: Origin\r\n", response->allow_origin);
+    if (response->is_preflight)
+        ADD("Access-Control-Allow-Methods: GET, POST, OPTIONS\r\n"
+            "Access-Control-Allow-Headers: Authorization, Content-Type, X-Request-Id\r\n"
+            "Access-Control-Max-Age: 600\r\n");
+    if (response->wants_credentials)
+        ADD("WWW-Authenticate: Bearer\r\n");
     if (response->retry_after_s != 0)
         ADD("Retry-After: %u\r\n", response->retry_after_s);
     if (response->request_id != NULL && response->request_id[0] != '\0')

@@ -20,6 +20,8 @@
 #define HTTP_HEADERS_MAX       100u   /* beyond: 431 */
 #define HTTP_PATH_MAX          512u   /* beyond: 414 */
 #define HTTP_REQUEST_ID_MAX    128u   /* a longer X-Request-Id is not given back */
+#define HTTP_ORIGIN_MAX        128u   /* a longer Origin is none that is allowed */
+#define HTTP_CREDENTIALS_MAX   300u   /* of Authorization; longer ones are wrong ones */
 #define HTTP_CHUNK_BYTES_MAX   16384u /* what chunked coding may add to a body */
 #define HTTP_RESPONSE_HEAD_MAX 1024u  /* of the heads written here */
 
@@ -29,7 +31,7 @@ enum http_result {
     HTTP_REFUSED, /* `status` and `reason` say why; the connection cannot go on */
 };
 
-enum http_verb { HTTP_VERB_GET, HTTP_VERB_HEAD, HTTP_VERB_POST, HTTP_VERB_OTHER };
+enum http_verb { HTTP_VERB_GET, HTTP_VERB_HEAD, HTTP_VERB_POST, HTTP_VERB_OPTIONS, HTTP_VERB_OTHER };
 
 /* One message being read, from its first byte. */
 struct http_reader {
@@ -43,13 +45,16 @@ struct http_reader {
     enum http_verb verb;
     char path[HTTP_PATH_MAX + 1]; /* without query; decoded where percent signs stand for printable characters */
     char request_id[HTTP_REQUEST_ID_MAX + 1];
-    bool has_head;         /* the header section is complete */
-    bool expects_continue; /* "Expect: 100-continue" and a body to come */
-    bool keeps_alive;      /* the client lets the connection be used again */
-    bool is_version_1_0;   /* no chunked answers */
-    bool is_chunked;       /* the body's bytes are not contiguous: http_body_copy() */
-    size_t body_first;     /* from the start of the message; not for chunked ones */
-    size_t body_size;      /* decoded */
+    bool has_origin; /* a browser says where its page is from */
+    char origin[HTTP_ORIGIN_MAX + 1];
+    char credentials[HTTP_CREDENTIALS_MAX + 1]; /* the value of Authorization */
+    bool has_head;                              /* the header section is complete */
+    bool expects_continue;                      /* "Expect: 100-continue" and a body to come */
+    bool keeps_alive;                           /* the client lets the connection be used again */
+    bool is_version_1_0;                        /* no chunked answers */
+    bool is_chunked;                            /* the body's bytes are not contiguous: http_body_copy() */
+    size_t body_first;                          /* from the start of the message; not for chunked ones */
+    size_t body_size;                           /* decoded */
 
     /* while reading */
     uint32_t header_count;
@@ -58,7 +63,7 @@ struct http_reader {
     uint32_t name_size;
     char name[24]; /* of the header being read, lower case; longer ones do not matter here */
     uint32_t value_size;
-    char value[HTTP_REQUEST_ID_MAX + 1];
+    char value[HTTP_CREDENTIALS_MAX + 1];
     bool in_value;
     bool in_trailer;
     const uint8_t *bytes; /* of the message, during a call */
@@ -79,6 +84,7 @@ enum http_framing {
     HTTP_LENGTH,      /* Content-Length */
     HTTP_CHUNKED,     /* Transfer-Encoding: chunked */
     HTTP_UNTIL_CLOSE, /* the body ends with the connection (HTTP/1.0) */
+    HTTP_NO_BODY,     /* 204 */
 };
 
 struct http_response {
@@ -86,11 +92,14 @@ struct http_response {
     const char *content_type;
     enum http_framing framing;
     uint64_t content_length;
-    const char *request_id; /* "" or NULL: none */
-    bool closes;            /* Connection: close */
-    bool is_version_1_0;    /* the client's; a connection that is kept then says so */
-    uint32_t retry_after_s; /* 0: none */
-    const char *allow;      /* NULL: none */
+    const char *request_id;   /* "" or NULL: none */
+    bool closes;              /* Connection: close */
+    bool is_version_1_0;      /* the client's; a connection that is kept then says so */
+    uint32_t retry_after_s;   /* 0: none */
+    const char *allow;        /* NULL: none */
+    const char *allow_origin; /* "" or NULL: none; the page from there may read the response */
+    bool is_preflight;        /* with allow_origin: what such a page may ask for */
+    bool wants_credentials;   /* 401 */
 };
 
 /* Writes the head, blank line included; at most HTTP_RESPONSE_HEAD_MAX bytes. The size. */

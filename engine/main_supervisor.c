@@ -8,7 +8,7 @@
 #include "ipc/version.h"
 
 struct arguments {
-    uint64_t plan, vocab, model, record, ready_fd;
+    uint64_t plan, vocab, model, record, listen, keys, ready_fd;
 };
 
 static const struct option_spec specs[] = {
@@ -18,6 +18,10 @@ static const struct option_spec specs[] = {
     {"model-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, model), "0", 0, 65535, "FD", "The model file"},
     {"record-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, record), "0", 0, 65535, "FD",
      "What the scheduler records to; 0: nothing"},
+    {"listen-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, listen), "0", 0, 65535, "FD",
+     "A listening TCP socket; 0: none"},
+    {"keys-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, keys), "0", 0, 65535, "FD",
+     "The API keys for it; 0: none"},
     {"ready-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, ready_fd), "0", 0, 65535, "FD",
      "Gets a newline when everything is ready; 0: none"},
 };
@@ -48,6 +52,8 @@ int main(int argc, char **argv)
                                      .vocab = (int)arguments.vocab,
                                      .model = (int)arguments.model,
                                      .record = arguments.record ? (int)arguments.record : -1,
+                                     .listen = arguments.listen ? (int)arguments.listen : -1,
+                                     .keys = arguments.keys ? (int)arguments.keys : -1,
                                      .ready_fd = arguments.ready_fd ? (int)arguments.ready_fd : -1};
     struct supervisor *supervisor;
     log_open("evenflow-supervisor", LOG_INFO);

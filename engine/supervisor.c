@@ -67,7 +67,9 @@ struct supervisor {
     struct child children[PROCESSES_MAX]; /* by process number; [0] is unused */
     uint32_t process_count;
     int model;
-    int record; /* -1: nothing is recorded */
+    int record;       /* -1: nothing is recorded */
+    int listener_tcp; /* -1: none */
+    int keys;         /* for it; -1: none */
     int listener;
     int socket_lock;
     int ready_fd;
@@ -277,6 +279,10 @@ static void fill_birth(const struct supervisor *s, const struct child *child, st
             add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + i);
         birth_add(birth, fds, BIRTH_BELL, process_number(ROLE_SCHED, 0), s->bells[process_number(ROLE_SCHED, 0)]);
         birth_add(birth, fds, BIRTH_LISTENER, 0, s->listener);
+        if (s->listener_tcp >= 0)
+            birth_add(birth, fds, BIRTH_LISTENER, 1, s->listener_tcp);
+        if (s->keys >= 0)
+            birth_add(birth, fds, BIRTH_KEYS, 0, s->keys);
         break;
     case ROLE_SCHED:
         add_region(s, birth, fds, BIRTH_REGION_READ, REGION_FRONT);
@@ -643,6 +649,10 @@ static int load_plan(struct supervisor *s, const struct supervisor_start *start,
     fcntl(start->model, F_SETFD, FD_CLOEXEC);
     if (start->record >= 0)
         fcntl(start->record, F_SETFD, FD_CLOEXEC);
+    if (start->listen >= 0)
+        fcntl(start->listen, F_SETFD, FD_CLOEXEC);
+    if (start->keys >= 0)
+        fcntl(start->keys, F_SETFD, FD_CLOEXEC);
     if (start->ready_fd >= 0)
         fcntl(start->ready_fd, F_SETFD, FD_CLOEXEC);
     return 0;
@@ -664,6 +674,8 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     s->listener = -1;
     s->model = start->model;
     s->record = start->record;
+    s->listener_tcp = start->listen;
+    s->keys = start->keys;
     s->ready_fd = start->ready_fd;
     raise_descriptor_limit();
     int ret = load_plan(s, start, err);

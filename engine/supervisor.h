@@ -27,6 +27,8 @@ struct supervisor_start {
     int vocab;    /* sealed memfd */
     int model;    /* the model file, read-only */
     int record;   /* what the scheduler records to; -1: nothing */
+    int listen;   /* a listening TCP socket; -1: none */
+    int keys;     /* the API keys for it; -1: none */
     int ready_fd; /* gets a newline when everything is ready; -1: none */
 };
 

@@ -64,7 +64,8 @@ static int map_region(struct arena *arena, uint32_t id, int fd, bool is_writable
 
 int arena_inherit(struct arena *arena, int birth_socket, struct err *err)
 {
-    *arena = (struct arena){.listener = -1, .model = -1, .record = -1, .keep = -1, .weights = -1};
+    *arena = (struct arena){
+        .listener = -1, .listener_tcp = -1, .keys = -1, .model = -1, .record = -1, .keep = -1, .weights = -1};
     for (uint32_t i = 0; i < PROCESSES_MAX; i++)
         arena->bells[i] = -1;
     struct birth birth;
@@ -93,7 +94,10 @@ int arena_inherit(struct arena *arena, int birth_socket, struct err *err)
             arena->bells[item->number] = fds[i];
             break;
         case BIRTH_LISTENER:
-            arena->listener = fds[i];
+            *(item->number == 0 ? &arena->listener : &arena->listener_tcp) = fds[i];
+            break;
+        case BIRTH_KEYS:
+            arena->keys = fds[i];
             break;
         case BIRTH_MODEL:
             arena->model = fds[i];
@@ -118,8 +122,15 @@ void arena_in_memory(struct arena *arena, const struct plan *plan)
         fprintf(stderr, "%s\n", err.text);
         abort();
     }
-    *arena =
-        (struct arena){.plan = plan, .epoch = 1, .listener = -1, .model = -1, .record = -1, .keep = -1, .weights = -1};
+    *arena = (struct arena){.plan = plan,
+                            .epoch = 1,
+                            .listener = -1,
+                            .listener_tcp = -1,
+                            .keys = -1,
+                            .model = -1,
+                            .record = -1,
+                            .keep = -1,
+                            .weights = -1};
     for (uint32_t i = 0; i < PROCESSES_MAX; i++)
         arena->bells[i] = -1;
     layout_compute(&arena->layout, plan);

@@ -28,6 +28,8 @@ struct arena {
     uint32_t epoch;           /* 1 in the first life */
     int bells[PROCESSES_MAX]; /* eventfds by process number; -1: not needed */
     int listener;             /* front: the listening socket; else -1 */
+    int listener_tcp;         /* front: another, if there is one; else -1 */
+    int keys;                 /* front: a file of API keys, one a line, for that one; else -1 */
     int model;                /* stages: the model file, read-only; else -1 */
     int record;               /* sched: where to record to; else -1 */
     int keep;                 /* front: its end of the keep sockets (keep.h); else -1 */

@@ -17,9 +17,10 @@ enum birth_kind {
     BIRTH_REGION_READ,  /* number: enum region_id */
     BIRTH_REGION_WRITE, /* likewise */
     BIRTH_BELL,         /* number: process_number() */
-    BIRTH_LISTENER,
+    BIRTH_LISTENER,     /* number: 0 the Unix socket, 1 TCP */
     BIRTH_MODEL,
     BIRTH_RECORD,
+    BIRTH_KEYS, /* front: the API keys of the TCP listener */
     BIRTH_KEEP, /* front's end of its keep sockets, see keep.h */
 };
 

@@ -15,16 +15,17 @@
 #include "ipc/base.h"
 #include "ipc/timing.h"
 
-#define PLAN_MAGIC      0x31304e414c504645ull /* "EFPLAN01" */
-#define STAGES_MAX      32u
-#define CHOICES_MAX     16u    /* sequences of one request (the API's n) */
-#define END_TOKENS_MAX  16u    /* tokens that end an answer: the model's own */
-#define STOP_TOKENS_MAX 16u    /* stop_token_ids of one request */
-#define CONNECTIONS_MAX 16000u /* what can be in flight on them fits an io_uring's completion queue */
-#define NAME_MAX_BYTES  256u
-#define PATH_MAX_BYTES  1024u
-#define PAGE_TOKENS     256u /* token ids in one page of the prompt pool */
-#define LOG_PAGE_TOKENS 64u  /* entries in one page of the token log pool */
+#define PLAN_MAGIC         0x31304e414c504645ull /* "EFPLAN01" */
+#define STAGES_MAX         32u
+#define CHOICES_MAX        16u    /* sequences of one request (the API's n) */
+#define END_TOKENS_MAX     16u    /* tokens that end an answer: the model's own */
+#define STOP_TOKENS_MAX    16u    /* stop_token_ids of one request */
+#define API_KEYS_BYTES_MAX 16384u /* of the file of API keys */
+#define CONNECTIONS_MAX    16000u /* what can be in flight on them fits an io_uring's completion queue */
+#define NAME_MAX_BYTES     256u
+#define PATH_MAX_BYTES     1024u
+#define PAGE_TOKENS        256u /* token ids in one page of the prompt pool */
+#define LOG_PAGE_TOKENS    64u  /* entries in one page of the token log pool */
 
 enum backend {
     BACKEND_MODEL, /* stages compute the model */
@@ -109,7 +110,8 @@ struct plan {
     char served_model_name[NAME_MAX_BYTES];
     char model_path[PATH_MAX_BYTES];
     char socket_path[PATH_MAX_BYTES];
-    char program_dir[PATH_MAX_BYTES]; /* where evenflow-front and its siblings are */
+    char allowed_origins[PATH_MAX_BYTES]; /* of pages that may ask over TCP: separated by commas, or "*" */
+    char program_dir[PATH_MAX_BYTES];     /* where evenflow-front and its siblings are */
 };
 
 static_assert(sizeof(struct plan) % 8 == 0, "the plan is shared by processes");

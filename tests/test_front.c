@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <jansson.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,7 @@
 #include "ipc/clock.h"
 #include "ipc/journal.h"
 #include "ipc/log.h"
+#include "ipc/shm.h"
 #include "tests/fake_sched.h"
 #include "tests/plans.h"
 #include "tests/tiny_vocab.h"
@@ -57,6 +59,24 @@ static void set_up_plan(void)
     plan.request_timeout_ms = 60000;
 }
 
+static bool has_tcp;
+static struct sockaddr_in tcp_address = {.sin_family = AF_INET};
+
+/* On a free port of this machine, with two keys. */
+static void open_tcp(void)
+{
+    static const char keys[] = "# ours\nsecret-one\r\n\nsecret-two";
+    struct err err = {0};
+    socklen_t size = sizeof(tcp_address);
+    tcp_address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    arena.listener_tcp = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    cr_assert_eq(bind(arena.listener_tcp, (struct sockaddr *)&tcp_address, size), 0);
+    cr_assert_eq(listen(arena.listener_tcp, 128), 0);
+    cr_assert_eq(getsockname(arena.listener_tcp, (struct sockaddr *)&tcp_address, &size), 0);
+    arena.keys = shm_create("keys", 4096, &err);
+    cr_assert_eq(pwrite(arena.keys, keys, sizeof(keys), 0), (ssize_t)sizeof(keys));
+}
+
 static void start(void)
 {
     struct err err = {0};
@@ -74,6 +94,8 @@ static void start(void)
     arena.listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     cr_assert_eq(bind(arena.listener, (struct sockaddr *)&address, sizeof(address)), 0);
     cr_assert_eq(listen(arena.listener, 128), 0);
+    if (has_tcp)
+        open_tcp();
     arena_ring_sched_to_front_producer(&arena, &to_front);
     arena_ring_front_to_sched_consumer(&arena, &from_front);
     atomic_store(&arena_sup(&arena)->ready, is_ready);
@@ -705,6 +727,97 @@ FRONT_TEST(nothing_is_accepted_before_every_process_was_ready, set_up_plan)
     cr_expect_str_eq(ask(fd, post("/v1/completions", "{\"prompt\":\"ab\"}")), "");
     close(fd);
     expect_nothing_left();
+}
+
+static int connect_tcp(void)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    cr_assert_eq(connect(fd, (struct sockaddr *)&tcp_address, sizeof(tcp_address)), 0);
+    return fd;
+}
+
+/* Over TCP a settled front may still wait for the kernel. */
+static const char *ask_tcp(int fd, const char *request)
+{
+    static char answer[65536];
+    size_t size = 0;
+    send_text(fd, request);
+    for (uint64_t end = clock_ns() + 5000000000ull; clock_ns() < end;) {
+        settle();
+        ssize_t got = recv(fd, answer + size, sizeof(answer) - size - 1, MSG_DONTWAIT);
+        if (got <= 0 && size > 0)
+            break;
+        size += got > 0 ? (size_t)got : 0;
+    }
+    answer[size] = '\0';
+    return answer;
+}
+
+FRONT_TEST(over_tcp_a_key_is_needed, set_up_plan)
+{
+    static const struct {
+        const char *request;
+        int status;
+    } cases[] = {{"GET /version HTTP/1.1\r\n\r\n", 401},
+                 {"GET /version HTTP/1.1\r\nAuthorization: Bearer secret-on\r\n\r\n", 401},
+                 {"GET /version HTTP/1.1\r\nAuthorization: Bearer secret-onee\r\n\r\n", 401},
+                 {"GET /version HTTP/1.1\r\nAuthorization: Bearer \r\n\r\n", 401},
+                 {"GET /version HTTP/1.1\r\nAuthorization: Basic secret-one\r\n\r\n", 401},
+                 {"GET /version HTTP/1.1\r\nAuthorization: Bearer # ours\r\n\r\n", 401},
+                 {"OPTIONS /version HTTP/1.1\r\n\r\n", 401},
+                 {"GET /version HTTP/1.1\r\nAuthorization: Bearer secret-one\r\n\r\n", 200},
+                 {"GET /version HTTP/1.1\r\nauthorization: bearer secret-two \r\n\r\n", 200},
+                 {"GET /health HTTP/1.1\r\n\r\n", 200}};
+    has_tcp = true;
+    start();
+    int fd = connect_tcp(), local = connect_client();
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        const char *answer = ask_tcp(fd, cases[i].request);
+        cr_expect_eq(status_of(answer), cases[i].status, "%s%s", cases[i].request, answer);
+        cr_expect_eq(strstr(answer, "WWW-Authenticate: Bearer\r\n") != NULL, cases[i].status == 401);
+    }
+    cr_expect_eq(status_of(ask(local, cases[0].request)), 200, "the Unix socket needs none");
+    close(fd);
+    close(local);
+}
+
+FRONT_TEST(over_tcp_pages_of_allowed_origins_may_ask, set_up_plan)
+{
+    static const struct {
+        const char *request;
+        int status;
+        bool is_allowed;
+    } cases[] = {{"GET /health HTTP/1.1\r\nOrigin: https://chat.example\r\n\r\n", 200, true},
+                 {"GET /health HTTP/1.1\r\nOrigin: http://localhost:3000\r\n\r\n", 200, true},
+                 {"GET /health HTTP/1.1\r\nOrigin: https://chat.example.org\r\n\r\n", 403, false},
+                 {"GET /health HTTP/1.1\r\nOrigin: https://chat\r\n\r\n", 403, false},
+                 {"GET /health HTTP/1.1\r\nOrigin: null\r\n\r\n", 403, false},
+                 {"OPTIONS /v1/completions HTTP/1.1\r\nOrigin: https://chat.example\r\n"
+                  "Access-Control-Request-Method: POST\r\n\r\n",
+                  204, true},
+                 {"OPTIONS /v1/completions HTTP/1.1\r\nOrigin: https://other.example\r\n\r\n", 403, false},
+                 {"GET /health HTTP/1.1\r\n\r\n", 200, false}};
+    static const char stream[] =
+        "POST /v1/completions HTTP/1.1\r\nOrigin: https://chat.example\r\nAuthorization: Bearer secret-one\r\n"
+        "Content-Length: 29\r\n\r\n{\"prompt\":\"ab\",\"stream\":true}";
+    strcpy(plan.allowed_origins, "https://chat.example,http://localhost:3000");
+    has_tcp = true;
+    start();
+    int fd = connect_tcp();
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        const char *answer = ask_tcp(fd, cases[i].request);
+        cr_expect_eq(status_of(answer), cases[i].status, "%s%s", cases[i].request, answer);
+        cr_expect_eq(strstr(answer, "Access-Control-Allow-Origin: http") != NULL, cases[i].is_allowed, "%s", answer);
+        cr_expect_eq(strstr(answer, "Access-Control-Allow-Headers: ") != NULL, cases[i].status == 204);
+        cr_expect(cases[i].status != 204 || strstr(answer, "Content-Length") == NULL);
+    }
+    const char *answer = ask_tcp(fd, stream);
+    cr_expect_not_null(strstr(answer, "Access-Control-Allow-Origin: https://chat.example\r\n"), "%s", answer);
+    int local = connect_client();
+    answer = ask(local, cases[0].request);
+    cr_expect_null(strstr(answer, "Access-Control"), "of the Unix socket pages know nothing");
+    close(fd);
+    close(local);
 }
 
 FRONT_TEST(a_reader_that_stops_reading_is_dropped, set_up_plan)

@@ -2,6 +2,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -10,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
 #include <sys/wait.h>
@@ -30,6 +33,7 @@
 
 #define PAGE_BYTES           4096u
 #define LOG_TOKENS_MAX       (1u << 20) /* the token logs' pool, in tokens: 24 MB */
+#define LISTEN_BACKLOG       1024
 #define BODY_BYTES_BASE      65536u
 #define BODY_BYTES_PER_TOKEN 16u
 
@@ -329,6 +333,86 @@ static int check_budget(const struct plan *plan, struct err *err)
     return 0;
 }
 
+/* ---- TCP ---- */
+
+static bool is_loopback(const struct sockaddr *address)
+{
+    if (address->sa_family == AF_INET)
+        return ntohl(((const struct sockaddr_in *)(const void *)address)->sin_addr.s_addr) >> 24 == 127;
+    return address->sa_family == AF_INET6 &&
+           IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)(const void *)address)->sin6_addr);
+}
+
+/* ADDR:PORT or [ADDR]:PORT, numbers only. */
+static int listen_on(const char *text, bool has_keys, struct err *err)
+{
+    char host[256];
+    const char *colon = strrchr(text, ':');
+    bool is_bracketed = colon != NULL && text[0] == '[' && colon > text + 1 && colon[-1] == ']';
+    size_t size = colon == NULL ? sizeof(host) : (size_t)(colon - text) - (is_bracketed ? 2 : 0);
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | AI_PASSIVE};
+    struct addrinfo *address = NULL;
+    if (size < sizeof(host))
+        snprintf(host, sizeof(host), "%.*s", (int)size, text + is_bracketed);
+    if (size >= sizeof(host) || getaddrinfo(host, colon + 1, &hints, &address) != 0)
+        return err_set(err, -EINVAL, "--listen %s: must be an address and a port, such as 127.0.0.1:8000 or [::1]:8000",
+                       text);
+    int fd = -1, one = 1, ret = 0;
+    if (!has_keys && !is_loopback(address->ai_addr))
+        ret = err_set(err, -EACCES,
+                      "--listen %s: anybody on the network could use this server; give --api-key-file, or listen on "
+                      "127.0.0.1",
+                      text);
+    if (ret == 0) {
+        fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) != 0 ||
+            bind(fd, address->ai_addr, address->ai_addrlen) != 0 || listen(fd, LISTEN_BACKLOG) != 0)
+            ret = err_set(err, -errno, "--listen %s: %s", text, strerror(errno));
+    }
+    freeaddrinfo(address);
+    if (ret != 0 && fd >= 0)
+        close(fd);
+    return ret ? ret : fd;
+}
+
+static int read_keys(const char *path, struct err *err)
+{
+    char keys[API_KEYS_BYTES_MAX + 1];
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd >= 0 ? read(fd, keys, sizeof(keys)) : -1;
+    int error = errno;
+    if (fd >= 0)
+        close(fd);
+    if (size < 0)
+        return err_set(err, -error, "--api-key-file %s: %s", path, strerror(error));
+    if (size == 0 || size > API_KEYS_BYTES_MAX)
+        return err_set(err, -EINVAL, "--api-key-file %s: has %s; one key a line, %u bytes at most", path,
+                       size == 0 ? "nothing in it" : "too much in it", API_KEYS_BYTES_MAX);
+    return sealed_copy("evenflow-keys", keys, (size_t)size, err);
+}
+
+static int open_tcp(struct launch *launch, const struct config *config, struct err *err)
+{
+    bool has_keys = config->api_key_file[0] != '\0';
+    if (config->listen[0] == '\0') {
+        if (has_keys || config->allowed_origins[0] != '\0')
+            return err_set(err, -EINVAL, "--%s: is about TCP clients; give --listen too",
+                           has_keys ? "api-key-file" : "allowed-origins");
+        return 0;
+    }
+    if (strlen(config->allowed_origins) >= sizeof(launch->plan.allowed_origins))
+        return err_set(err, -EINVAL, "--allowed-origins: longer than %zu bytes",
+                       sizeof(launch->plan.allowed_origins) - 1);
+    strcpy(launch->plan.allowed_origins, config->allowed_origins);
+    if (has_keys) {
+        launch->keys_fd = read_keys(config->api_key_file, err);
+        if (launch->keys_fd < 0)
+            return launch->keys_fd;
+    }
+    launch->listen_fd = listen_on(config->listen, has_keys, err);
+    return launch->listen_fd < 0 ? launch->listen_fd : 0;
+}
+
 int launch_prepare(struct launch *launch, const struct config *config, const char *model_path, struct err *err)
 {
     struct plan *plan = &launch->plan;
@@ -336,12 +420,17 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
                               .plan_fd = -1,
                               .vocab_fd = -1,
                               .model_fd = -1,
-                              .record_fd = -1};
+                              .record_fd = -1,
+                              .listen_fd = -1,
+                              .keys_fd = -1};
     if (config->record[0] != '\0') {
         launch->record_fd = open(config->record, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
         if (launch->record_fd < 0)
             return err_set(err, -errno, "--record %s: cannot create it: %s", config->record, strerror(errno));
     }
+    int listening = open_tcp(launch, config, err);
+    if (listening != 0)
+        return listening;
     launch->model_fd = open(model_path, O_RDONLY | O_CLOEXEC);
     if (launch->model_fd < 0)
         return err_set(err, -errno, "model %s: cannot open it: %s", model_path, strerror(errno));
@@ -392,19 +481,27 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
 
 int launch_exec(const struct launch *launch, int ready_fd, struct err *err)
 {
-    char program[PATH_MAX_BYTES + 32], plan[16], vocab[16], model[16], record[16], ready[16];
+    const struct {
+        const char *option;
+        int fd;
+    } given[] = {{"--plan-fd", launch->plan_fd},
+                 {"--vocab-fd", launch->vocab_fd},
+                 {"--model-fd", launch->model_fd},
+                 {"--record-fd", launch->record_fd},
+                 {"--listen-fd", launch->listen_fd},
+                 {"--keys-fd", launch->keys_fd},
+                 {"--ready-fd", ready_fd}};
+    char program[PATH_MAX_BYTES + 32], options[ARRAY_COUNT(given)][32];
+    char *argv[ARRAY_COUNT(given) + 2] = {program};
+    size_t count = 1;
     snprintf(program, sizeof(program), "%s/evenflow-supervisor", launch->plan.program_dir);
-    snprintf(plan, sizeof(plan), "%d", launch->plan_fd);
-    snprintf(vocab, sizeof(vocab), "%d", launch->vocab_fd);
-    snprintf(model, sizeof(model), "%d", launch->model_fd);
-    snprintf(record, sizeof(record), "%d", launch->record_fd > 0 ? launch->record_fd : 0);
-    snprintf(ready, sizeof(ready), "%d", ready_fd > 0 ? ready_fd : 0);
-    const int kept[] = {launch->plan_fd, launch->vocab_fd, launch->model_fd, launch->record_fd, ready_fd};
-    for (size_t i = 0; i < ARRAY_COUNT(kept); i++)
-        if (kept[i] > 0)
-            fcntl(kept[i], F_SETFD, 0);
-    char *const argv[] = {program, "--plan-fd",   plan,   "--vocab-fd", vocab, "--model-fd",
-                          model,   "--record-fd", record, "--ready-fd", ready, NULL};
+    for (size_t i = 0; i < ARRAY_COUNT(given); i++) {
+        if (given[i].fd <= 0)
+            continue;
+        fcntl(given[i].fd, F_SETFD, 0);
+        snprintf(options[i], sizeof(options[i]), "%s=%d", given[i].option, given[i].fd);
+        argv[count++] = options[i];
+    }
     execv(program, argv);
     return err_set(err, -errno, "cannot start %s: %s; is the installation complete?", program, strerror(errno));
 }
@@ -472,7 +569,8 @@ int own_engine_start(struct own_engine *engine, const struct config *config, con
         if (ret != 0 && engine->pid > 0)
             waitpid(engine->pid, NULL, 0);
     }
-    const int ours[] = {launch.plan_fd, launch.vocab_fd, launch.model_fd, launch.record_fd};
+    const int ours[] = {launch.plan_fd,   launch.vocab_fd,  launch.model_fd,
+                        launch.record_fd, launch.listen_fd, launch.keys_fd};
     for (size_t i = 0; i < ARRAY_COUNT(ours); i++)
         if (ours[i] >= 0)
             close(ours[i]);

@@ -17,6 +17,8 @@ struct launch {
     int vocab_fd; /* sealed */
     int model_fd;
     int record_fd; /* -1: nothing is recorded */
+    int listen_fd; /* -1: no TCP */
+    int keys_fd;   /* sealed; -1: no API keys */
 };
 
 /* Everything but the start. 0, or -errno with err; 'budget' goes to standard error at log level info and above. */
