@@ -70,6 +70,8 @@ $(BUILD)/bin/evenflow-sched:      $(BUILD)/engine/main_sched.o $(ENGINE) $(IPC)
 $(BUILD)/bin/evenflow-stage:      $(BUILD)/stages/main_stage.o $(STAGES) $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-kernels:       $(BUILD)/tools/main_bench_kernels.o $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-sched:         $(BUILD)/tools/main_bench_sched.o $(ENGINE) $(IPC)
+$(BUILD)/bin/bench-front:         $(BUILD)/tests/main_bench_front.o $(BUILD)/tests/fake_sched.o $(TOOLS) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
+$(BUILD)/bin/bench-ipc:           $(BUILD)/ipc/main_bench_ipc.o $(IPC)
 $(BUILD)/bin/threads:             $(BUILD)/tests/main_threads.o $(IPC)
 
 $(BUILD)/bin/%:
@@ -177,11 +179,17 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
-.PHONY: bench-kernels bench-sched bench-serve bench-load bench-timed bench-loaded bench-policies
+.PHONY: bench-kernels bench-sched bench-front bench-ipc bench-serve bench-load bench-timed bench-loaded bench-policies
 bench-kernels: $(BUILD)/bin/bench-kernels ## Speed of every kernel on every instruction path that this processor has
 	$(Q)$<
 
 bench-sched: $(BUILD)/bin/bench-sched ## What one plan costs with 512 sequences running and thousands waiting
+	$(Q)$<
+
+bench-front: $(BUILD)/bin/bench-front model ## The front's own processor time per streamed token and per small request
+	$(Q)$< $(MODEL)
+
+bench-ipc: $(BUILD)/bin/bench-ipc ## Round trips through a ring beside a bare cache line and a bare futex
 	$(Q)$<
 
 bench-serve: all model ## What 1, 16 and 32 clients of an engine with two stages see

@@ -37,7 +37,7 @@ void front_take_connections(struct front *f)
         struct front_listener *listener = &f->listeners[i];
         if (listener->fd >= 0 && has_room(f) && !listener->is_accepting) {
             listener->is_accepting = true;
-            io_accept(f->io, i, listener->fd);
+            io_accept(f->io, i);
         } else if (listener->is_accepting && !has_room(f) && !listener->is_stopping) {
             listener->is_stopping = true; /* the next ones wait in the socket's backlog */
             io_accept_stop(f->io, i);
@@ -306,6 +306,10 @@ int front_init(struct front **front, const struct arena *arena, struct err *err)
         f->connections[i].fd = -1;
     f->listeners[0].fd = arena->listener;
     f->listeners[LISTENER_TCP].fd = arena->listener_tcp;
+    for (uint32_t i = 0; i < IO_LISTENERS; i++)
+        if (f->listeners[i].fd >= 0)
+            io_listener(f->io, i, f->listeners[i].fd);
+    f->connections_possible = connections_possible(plan);
     f->user = geteuid();
     ret = access_open(&f->access, arena->keys, plan->allowed_origins, err);
     if (ret != 0)
@@ -321,7 +325,7 @@ void front_start(struct front *f)
     io_bell(f->io, f->bell.fd);
     front_resume(f);
     /* those at the top of the stack are taken first: the highest slots stay unused */
-    uint32_t possible = connections_possible(f->plan), excess = f->plan->connections_max - possible;
+    uint32_t excess = f->plan->connections_max - f->connections_possible;
     if (f->free_connection_count > 0 && excess > 0) {
         excess = (uint32_t)min_u64(excess, f->free_connection_count - 1);
         memmove(f->free_connections, f->free_connections + excess,

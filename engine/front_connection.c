@@ -49,6 +49,7 @@ static uint64_t deadline_of(const struct front *f, const struct wait_list *list)
 uint64_t front_next_deadline(const struct front *f)
 {
     uint64_t next = f->accept_again_ns != 0 ? f->accept_again_ns : IO_NO_TIMEOUT;
+    next = min_u64(next, front_keep_deadline(f));
     return min_u64(next, min_u64(deadline_of(f, &f->heads), deadline_of(f, &f->others)));
 }
 

@@ -111,6 +111,7 @@ struct front {
     struct connection *connections; /* (connections_max) */
     uint32_t *free_connections;     /* stack */
     uint32_t free_connection_count;
+    uint32_t connections_possible; /* with the descriptors that this process may have */
     uint32_t open_count;
     uint32_t answering_count;
     struct front_listener listeners[IO_LISTENERS];
@@ -123,8 +124,10 @@ struct front {
 
     struct keep_order *keep_orders; /* ring (keep_order_max): what the keeper has not been told yet */
     uint32_t keep_order_max, keep_first, keep_count;
-    bool is_keeper_full; /* until IO_ROOM */
-    bool is_keeper_gone; /* said once; connections are not kept until there is another */
+    uint32_t keep_hold_count; /* of these: connections that wait for it */
+    uint64_t keep_drop_ns;    /* when the oldest DROP is told at the latest */
+    bool is_keeper_full;      /* until IO_ROOM */
+    bool is_keeper_gone;      /* said once; connections are not kept until there is another */
 
     uint8_t *body; /* a chunked body put together (body_bytes_max) */
     char *reply;   /* the body of a reply that is no answer (REPLY_MAX) */
@@ -178,6 +181,8 @@ void front_keep_order(struct front *f, enum keep_kind kind, uint32_t slot, uint3
 /* At the end of a turn: tells the keeper; what it has is begun. */
 void front_keep_flush(struct front *f);
 void front_keep_all_again(struct front *f);
+/* When there is something to tell at the latest; IO_NO_TIMEOUT: nothing. */
+uint64_t front_keep_deadline(const struct front *f);
 
 /* ---- front_resume.c ---- */
 

@@ -4,7 +4,10 @@
 #include <string.h>
 
 #include "engine/front_inside.h"
+#include "ipc/clock.h"
 #include "ipc/log.h"
+
+#define DROP_LATER_NS 50000000ull /* a DROP waits so long for something to go with */
 
 void front_keep_open(struct front *f)
 {
@@ -17,6 +20,9 @@ void front_keep_open(struct front *f)
 void front_keep_order(struct front *f, enum keep_kind kind, uint32_t slot, uint32_t generation)
 {
     check(f->keep_count < f->keep_order_max);
+    if (f->keep_count == 0)
+        f->keep_drop_ns = clock_ns() + DROP_LATER_NS;
+    f->keep_hold_count += kind == KEEP_HOLD;
     f->keep_orders[(f->keep_first + f->keep_count++) % f->keep_order_max] = (struct keep_order){kind, slot, generation};
 }
 
@@ -55,14 +61,27 @@ static void finish(struct front *f, uint32_t count)
         const struct keep_order order = *order_at(f, 0);
         f->keep_first = (f->keep_first + 1) % f->keep_order_max;
         f->keep_count--;
+        f->keep_hold_count -= order.kind == KEEP_HOLD;
         if (order.kind == KEEP_HOLD && is_current(f, &order) && f->connections[order.slot].phase == CONN_KEEPING)
             front_connection_begin(f, order.slot);
     }
 }
 
+uint64_t front_keep_deadline(const struct front *f)
+{
+    return f->keep_count == 0 || f->is_keeper_full ? IO_NO_TIMEOUT : f->keep_drop_ns;
+}
+
+/* Connections wait for a HOLD; nobody waits for a DROP. */
+static bool is_time(const struct front *f)
+{
+    return f->keep_hold_count > 0 || f->keep_count >= KEEP_ENTRIES_MAX / 2 ||
+           (f->keep_count > 0 && clock_ns() >= f->keep_drop_ns);
+}
+
 void front_keep_flush(struct front *f)
 {
-    while (f->keep_count > 0 && !f->is_keeper_full) {
+    while (is_time(f) && !f->is_keeper_full) {
         struct keep_message message;
         int fds[KEEP_ENTRIES_MAX];
         uint32_t count = write_message(f, &message, fds);

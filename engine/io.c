@@ -29,10 +29,16 @@ void io_close(struct io *io)
     io->back->close(io);
 }
 
-void io_accept(struct io *io, uint32_t listener, int fd)
+void io_listener(struct io *io, uint32_t listener, int fd)
 {
     check(listener < IO_LISTENERS);
-    io->back->accept(io, listener, fd);
+    io->back->listener(io, listener, fd);
+}
+
+void io_accept(struct io *io, uint32_t listener)
+{
+    check(listener < IO_LISTENERS);
+    io->back->accept(io, listener);
 }
 
 void io_accept_stop(struct io *io, uint32_t listener)

@@ -55,8 +55,11 @@ int io_open(struct io **io, enum io_choice choice, uint8_t *region, const struct
 const char *io_name(const struct io *io);
 void io_close(struct io *io);
 
+/* A listening socket, made to block or not as the back end needs it; before the sandbox. */
+void io_listener(struct io *io, uint32_t listener, int fd);
+
 /* Accepts until an event with is_last (or io_accept_stop()). */
-void io_accept(struct io *io, uint32_t listener, int fd);
+void io_accept(struct io *io, uint32_t listener);
 void io_accept_stop(struct io *io, uint32_t listener);
 
 /* Events of the bell, until io_close(). The eventfd is never read: each ring is an event, and more is not needed. */

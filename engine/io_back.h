@@ -9,7 +9,8 @@ struct io_back {
     int (*open)(struct io **io, uint8_t *region, const struct layout *layout, uint32_t connections_max,
                 struct err *err);
     void (*close)(struct io *io);
-    void (*accept)(struct io *io, uint32_t listener, int fd);
+    void (*listener)(struct io *io, uint32_t listener, int fd);
+    void (*accept)(struct io *io, uint32_t listener);
     void (*accept_stop)(struct io *io, uint32_t listener);
     void (*bell)(struct io *io, int bell_fd);
     void (*watch_room)(struct io *io, int fd);

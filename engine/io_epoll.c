@@ -128,13 +128,19 @@ static struct slot *join(struct epoll *e, uint32_t slot, int fd)
     return s;
 }
 
-static void epoll_accept(struct io *io, uint32_t listener, int fd)
+static void epoll_listener(struct io *io, uint32_t listener, int fd)
+{
+    /* accepting must not block when a client has gone again meanwhile */
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    epoll_of(io)->listeners[listener].fd = fd;
+}
+
+static void epoll_accept(struct io *io, uint32_t listener)
 {
     struct epoll *e = epoll_of(io);
-    if (e->listeners[listener].fd != fd) /* accepting must not block when a client has gone again meanwhile */
-        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-    e->listeners[listener] = (struct listener){.fd = fd, .is_accepting = true};
-    control(e, EPOLL_CTL_ADD, fd, EPOLLIN, NAME_LISTENER, listener);
+    struct listener *l = &e->listeners[listener];
+    l->is_accepting = true;
+    control(e, EPOLL_CTL_ADD, l->fd, EPOLLIN, NAME_LISTENER, listener);
 }
 
 static void epoll_accept_stop(struct io *io, uint32_t listener)
@@ -377,6 +383,7 @@ const struct io_back io_back_epoll = {
     .name = "epoll",
     .open = epoll_open,
     .close = epoll_close,
+    .listener = epoll_listener,
     .accept = epoll_accept,
     .accept_stop = epoll_accept_stop,
     .bell = epoll_bell,

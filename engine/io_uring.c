@@ -164,13 +164,18 @@ static struct io_uring_sqe *next_submission(struct uring *u)
         io_uring_sqe_set_data64(sqe, name);                                                                            \
     } while (0)
 
-static void uring_accept(struct io *io, uint32_t listener, int fd)
+static void uring_listener(struct io *io, uint32_t listener, int fd)
+{
+    /* of a socket that does not block the kernel would ask but once */
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+    uring_of(io)->listeners[listener] = fd;
+}
+
+static void uring_accept(struct io *io, uint32_t listener)
 {
     struct uring *u = uring_of(io);
-    if (u->listeners[listener] != fd) /* of a socket that does not block the kernel would ask but once */
-        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
-    u->listeners[listener] = fd;
-    SUBMIT(u, io_pack(IO_ACCEPT, listener, 0), io_uring_prep_multishot_accept, fd, NULL, NULL, SOCK_CLOEXEC);
+    SUBMIT(u, io_pack(IO_ACCEPT, listener, 0), io_uring_prep_multishot_accept, u->listeners[listener], NULL, NULL,
+           SOCK_CLOEXEC);
 }
 
 static void uring_accept_stop(struct io *io, uint32_t listener)
@@ -292,6 +297,7 @@ const struct io_back io_back_uring = {
     .name = "io_uring",
     .open = uring_open,
     .close = uring_close,
+    .listener = uring_listener,
     .accept = uring_accept,
     .accept_stop = uring_accept_stop,
     .bell = uring_bell,

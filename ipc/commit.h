@@ -20,7 +20,7 @@
     {                                                                                                                  \
         atomic_signal_fence(memory_order_seq_cst);                                                                     \
         fault_point(point);                                                                                            \
-        *(volatile type *)word = value;                                                                                \
+        __atomic_store_n(word, value, __ATOMIC_RELAXED);                                                               \
         fault_point(point);                                                                                            \
         atomic_signal_fence(memory_order_seq_cst);                                                                     \
     }

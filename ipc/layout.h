@@ -105,6 +105,7 @@ struct process_entry_shm {
 struct io_head_shm {
     uint32_t is_begun; /* W: front, before its first operation   R: supervisor, after front's death */
 };
+static_assert(sizeof(struct io_head_shm) == 4, "shared");
 
 #define IO_SUBMISSIONS_MAX      1024u
 #define IO_CALLS_PER_CONNECTION 2u /* receiving, sending */
