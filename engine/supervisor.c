@@ -20,6 +20,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "engine/keeper.h"
 #include "ipc/arena.h"
 #include "ipc/birth.h"
 #include "ipc/clock.h"
@@ -70,6 +71,8 @@ struct supervisor {
     int record;       /* -1: nothing is recorded */
     int listener_tcp; /* -1: none */
     int keys;         /* for it; -1: none */
+    struct keeper keeper;
+    int front_keep; /* the end of the keep sockets that the next life of front is born with */
     int listener;
     int socket_lock;
     int ready_fd;
@@ -283,6 +286,9 @@ static void fill_birth(const struct supervisor *s, const struct child *child, st
             birth_add(birth, fds, BIRTH_LISTENER, 1, s->listener_tcp);
         if (s->keys >= 0)
             birth_add(birth, fds, BIRTH_KEYS, 0, s->keys);
+        birth_add(birth, fds, BIRTH_KEEP, 0, s->front_keep);
+        if (child->epoch > 1)
+            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_IO_PAST);
         break;
     case ROLE_SCHED:
         add_region(s, birth, fds, BIRTH_REGION_READ, REGION_FRONT);
@@ -358,6 +364,21 @@ static uint32_t region_of(const struct supervisor *s, const struct child *child,
                                        : REGION_STAGE + child->index;
 }
 
+/* A new front sees what the kernel wrote for the one before, and has memory of its own: the kernel may still write there. */
+static int renew_io(struct supervisor *s, bool is_first, struct err *err)
+{
+    struct region *past = &s->regions[REGION_IO_PAST];
+    int ret = keeper_begin_life(&s->keeper, &s->front_keep, err);
+    if (ret != 0 || is_first)
+        return ret;
+    if (past->fd > 0) {
+        close(past->fd);
+        close(past->read_only);
+    }
+    *past = s->regions[REGION_IO];
+    return create_region(s, REGION_IO, "evenflow-io", err);
+}
+
 /* Nobody writes the region now: the one that did is proven dead. The next one is born into a new epoch, and is not ready. */
 static int begin_life(struct supervisor *s, struct child *child, struct err *err)
 {
@@ -366,7 +387,10 @@ static int begin_life(struct supervisor *s, struct child *child, struct err *err
     off_t state = (off_t)(process_block + offsetof(struct process_shm, state));
     child->born_ns = clock_ns();
     child->successor_ns = 0;
-    if (++child->epoch == 1)
+    child->epoch++;
+    if (child->role == ROLE_FRONT && renew_io(s, child->epoch == 1, err) != 0)
+        return -EIO;
+    if (child->epoch == 1)
         return 0; /* the region is new */
     if (pwrite(s->regions[region].fd, &starting, sizeof(starting), state) != (ssize_t)sizeof(starting))
         return err_set(err, -errno, "shared memory: cannot write region %u: %s", region, strerror(errno));
@@ -408,6 +432,8 @@ static int start_child(struct supervisor *s, struct child *child, struct err *er
 out:
     close(sockets[0]);
     close(sockets[1]);
+    if (child->role == ROLE_FRONT)
+        close(s->front_keep);
     return ret;
 }
 
@@ -549,7 +575,7 @@ static void on_death(struct supervisor *s, struct child *child)
         log_debug("%s %u (process %d) %s", role_name(child->role), child->index, (int)child->pid, end);
         return;
     }
-    bool can_go_on = (s->phase == PHASE_SERVING || s->phase == PHASE_DRAINING) && child->role != ROLE_FRONT;
+    bool can_go_on = (s->phase == PHASE_SERVING || s->phase == PHASE_DRAINING);
     if (can_go_on && plan_successor(s, child)) {
         log_warn("%s %u (process %d) %s; a successor goes on", role_name(child->role), child->index, (int)child->pid,
                  end);
@@ -688,6 +714,7 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
             remove_socket(s);
         return ret;
     }
+    keeper_open(&s->keeper, s->plan->connections_max);
     s->shm->process_count = s->process_count;
     for (uint32_t i = 0; i < s->process_count; i++) {
         enum role role = i < ROLE_STAGE ? (enum role)i : ROLE_STAGE;
@@ -710,12 +737,14 @@ int supervisor_run(struct supervisor *s)
 {
     while (running_count(s) > 0 || (s->phase != PHASE_STOPPING && milliseconds_left(s) >= 0)) {
         struct pollfd polls[PROCESSES_MAX + 2];
+        const nfds_t poll_count = s->process_count + 2;
         polls[0] = (struct pollfd){.fd = s->bells[0], .events = POLLIN};
         polls[1] = (struct pollfd){.fd = s->signals, .events = POLLIN};
         for (uint32_t i = 1; i < s->process_count; i++)
             polls[i + 1] = (struct pollfd){.fd = s->children[i].pidfd, .events = POLLIN}; /* -1 is passed over */
+        polls[s->process_count + 1] = keeper_poll(&s->keeper);
         int timeout_ms = milliseconds_left(s);
-        if (poll(polls, s->process_count + 1, timeout_ms) < 0) {
+        if (poll(polls, poll_count, timeout_ms) < 0) {
             check(errno == EINTR);
             continue;
         }
@@ -728,6 +757,7 @@ int supervisor_run(struct supervisor *s)
                 on_death(s, &s->children[i]);
         if (polls[0].revents)
             on_bell(s);
+        keeper_turn(&s->keeper);
         begin_successors(s);
     }
     remove_socket(s);
