@@ -60,6 +60,12 @@ int keeper_begin_life(struct keeper *keeper, int *front, struct err *err)
     return 0;
 }
 
+void keeper_forget(struct keeper *keeper)
+{
+    keep_table_forget(&keeper->table);
+    keeper->is_giving = false;
+}
+
 struct pollfd keeper_poll(const struct keeper *keeper)
 {
     return (struct pollfd){.fd = keeper->socket, .events = (short)(POLLIN | (keeper->is_giving ? POLLOUT : 0))};

@@ -24,6 +24,9 @@ void keeper_open(struct keeper *keeper, uint32_t connections_max);
 /* *front: the new front's end, the caller's to hand over and to close. 0, or -errno with err. */
 int keeper_begin_life(struct keeper *keeper, int *front, struct err *err);
 
+/* In a fork that keeps nothing itself. */
+void keeper_forget(struct keeper *keeper);
+
 struct pollfd keeper_poll(const struct keeper *keeper);
 void keeper_turn(struct keeper *keeper);
 

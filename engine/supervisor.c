@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -21,6 +22,7 @@
 #include <unistd.h>
 
 #include "engine/keeper.h"
+#include "engine/lifeline.h"
 #include "ipc/arena.h"
 #include "ipc/birth.h"
 #include "ipc/clock.h"
@@ -29,6 +31,8 @@
 #include "ipc/shm.h"
 
 #define BIRTH_FD       3 /* where a child finds its birth socket */
+#define TOGETHER_NS    300000000ull /* a process that dies so soon after a supervisor died together with it */
+#define STANDBY_WAIT_NS 50000000ull /* before another standby, when one did not live longer than this */
 #define LISTEN_BACKLOG 1024
 #define STOP_GRACE_NS  5000000000ull /* after COMMAND_STOP a process has so long to leave by itself */
 
@@ -56,6 +60,8 @@ struct child {
     uint64_t progress;     /* of all lives before */
     uint32_t fruitless;    /* lives in a row */
     uint64_t successor_ns; /* when the next life begins; 0: it has begun */
+    int birth_socket;      /* -1: it has got its birth message */
+    bool is_unborn;        /* as a standby knows it: perhaps the message never came */
 };
 
 struct supervisor {
@@ -65,6 +71,7 @@ struct supervisor {
     struct sup_shm *shm;
     const struct process_shm *processes[PROCESSES_MAX]; /* by process number; read-only views */
     int bells[PROCESSES_MAX];
+    struct lifeline lifeline;
     struct child children[PROCESSES_MAX]; /* by process number; [0] is unused */
     uint32_t process_count;
     int model;
@@ -80,6 +87,13 @@ struct supervisor {
     enum phase phase;
     int exit_status;
     uint64_t deadline_ns; /* of the drain or of the stop; 0: none */
+
+    /* the standby: a fork of this process that sleeps until this one is gone */
+    pid_t standby;
+    int standby_pidfd;        /* -1: there is none */
+    bool is_standby_outdated; /* there were births since */
+    uint64_t standby_born_ns;
+    uint64_t takeover_ns; /* when this process took over; 0: it is the first supervisor */
 };
 
 /* ---- creation ---- */
@@ -331,9 +345,7 @@ _Noreturn static void exec_child(const struct supervisor *s, const struct child 
     char index[16];
     snprintf(program, sizeof(program), "%s/evenflow-%s", s->plan->program_dir, role_name(child->role));
     snprintf(index, sizeof(index), "%u", child->index);
-    pid_t supervisor = getppid();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != supervisor)
+    if (!lifeline_hold(&s->lifeline))
         _exit(1);
     sigset_t none;
     sigemptyset(&none);
@@ -397,6 +409,7 @@ static int begin_life(struct supervisor *s, struct child *child, struct err *err
     return write_head(s, region, child->epoch, err);
 }
 
+/* The next life of a process, as far as a new program that waits for its birth message. */
 static int start_child(struct supervisor *s, struct child *child, struct err *err)
 {
     int sockets[2];
@@ -404,36 +417,53 @@ static int start_child(struct supervisor *s, struct child *child, struct err *er
         return -EIO;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) != 0)
         return err_set(err, -errno, "%s: cannot create its birth socket: %s", role_name(child->role), strerror(errno));
-    struct birth birth;
-    int fds[BIRTH_ITEMS_MAX];
-    fill_birth(s, child, &birth, fds);
-    int ret = birth_send(sockets[0], &birth, fds, err);
-    if (ret != 0)
-        goto out;
+    child->birth_socket = sockets[0];
     child->pid = fork();
     if (child->pid == 0)
         exec_child(s, child, sockets[1]);
-    if (child->pid < 0) {
-        ret = err_set(err, -errno, "%s: cannot fork: %s", role_name(child->role), strerror(errno));
-        goto out;
-    }
+    close(sockets[1]);
+    if (child->pid < 0)
+        return err_set(err, -errno, "%s: cannot fork: %s", role_name(child->role), strerror(errno));
     child->pidfd = (int)syscall(SYS_pidfd_open, child->pid, 0);
     if (child->pidfd < 0) {
-        ret = err_set(err, -errno, "%s: cannot watch process %d: %s; Linux 5.3 or later is needed",
-                      role_name(child->role), (int)child->pid, strerror(errno));
+        int error = errno;
         kill(child->pid, SIGKILL);
         waitpid(child->pid, NULL, 0);
-        goto out;
+        return err_set(err, -error, "%s: cannot watch process %d: %s; Linux 5.3 or later is needed",
+                       role_name(child->role), (int)child->pid, strerror(error));
     }
     fcntl(child->pidfd, F_SETFD, FD_CLOEXEC);
     /* relaxed: shown to people, decides nothing */
     atomic_store_explicit(&s->shm->processes[process_number(child->role, child->index)].pid, (uint32_t)child->pid,
                           memory_order_relaxed);
-out:
-    close(sockets[0]);
-    close(sockets[1]);
+    s->is_standby_outdated = true;
+    return 0;
+}
+
+static void close_birth_socket(struct supervisor *s, struct child *child)
+{
+    close(child->birth_socket);
+    child->birth_socket = -1;
     if (child->role == ROLE_FRONT)
         close(s->front_keep);
+}
+
+/* What was started may begin: whoever would take over knows of it by now. */
+static int deliver_births(struct supervisor *s, struct err *err)
+{
+    int ret = 0;
+    for (uint32_t i = 1; i < s->process_count; i++) {
+        struct child *child = &s->children[i];
+        struct birth birth;
+        int fds[BIRTH_ITEMS_MAX];
+        if (child->birth_socket < 0)
+            continue;
+        fill_birth(s, child, &birth, fds);
+        struct err later;
+        if (birth_send(child->birth_socket, &birth, fds, ret == 0 ? err : &later) != 0)
+            ret = -EPIPE;
+        close_birth_socket(s, child);
+    }
     return ret;
 }
 
@@ -510,9 +540,26 @@ static void on_signal(struct supervisor *s)
     }
 }
 
+/* Of a process that a supervisor before this one has started, whose parent is somebody else now. */
+static void ask_pidfd(int pidfd, siginfo_t *info)
+{
+    struct pidfd_exit {
+        uint64_t mask, cgroup;
+        uint32_t ids[11];
+        int32_t exit_code;
+    } exit = {.mask = 1u << 3};
+    static_assert(sizeof(struct pidfd_exit) == 64, "the kernel's struct pidfd_info, first version");
+    if (ioctl(pidfd, _IOWR(0xff, 11, struct pidfd_exit), &exit) != 0 || !(exit.mask & 1u << 3))
+        return; /* Linux before 6.15 */
+    info->si_code = WIFSIGNALED(exit.exit_code) ? CLD_KILLED : CLD_EXITED;
+    info->si_status = WIFSIGNALED(exit.exit_code) ? WTERMSIG(exit.exit_code) : WEXITSTATUS(exit.exit_code);
+}
+
 static void describe_end(const siginfo_t *info, char *text, size_t size)
 {
-    if (info->si_code == CLD_EXITED)
+    if (info->si_code == 0)
+        snprintf(text, size, "ended");
+    else if (info->si_code == CLD_EXITED)
         snprintf(text, size, "left with status %d", info->si_status);
     else
         snprintf(text, size, "was ended by signal %d (%s)%s", info->si_status, strsignal(info->si_status),
@@ -564,15 +611,26 @@ static void on_death(struct supervisor *s, struct child *child)
 {
     siginfo_t info = {0};
     if (waitid(P_PIDFD, (id_t)child->pidfd, &info, WEXITED) != 0)
-        log_error("cannot collect process %d: %s", (int)child->pid, strerror(errno));
+        ask_pidfd(child->pidfd, &info);
     close(child->pidfd);
     child->pidfd = -1;
+    if (child->birth_socket >= 0)
+        close_birth_socket(s, child);
     char end[128];
     describe_end(&info, end, sizeof(end));
+    bool is_together = s->takeover_ns != 0 && clock_ns() - s->takeover_ns < TOGETHER_NS && !child->is_unborn;
+    child->is_unborn = false;
     bool is_orderly = s->phase == PHASE_STOPPING && info.si_code == CLD_EXITED && info.si_status == 0;
     bool was_killed_by_us = s->phase == PHASE_STOPPING && info.si_code == CLD_KILLED && info.si_status == SIGKILL;
     if (is_orderly || was_killed_by_us) {
         log_debug("%s %u (process %d) %s", role_name(child->role), child->index, (int)child->pid, end);
+        return;
+    }
+    if (is_together && s->phase != PHASE_STOPPING) {
+        log_error("%s %u (process %d) %s together with a supervisor; ending the engine", role_name(child->role),
+                  child->index, (int)child->pid, end);
+        stop(s, 1);
+        kill_all(s);
         return;
     }
     bool can_go_on = (s->phase == PHASE_SERVING || s->phase == PHASE_DRAINING);
@@ -635,6 +693,15 @@ static void on_deadline(struct supervisor *s)
     kill_all(s);
 }
 
+/* When another standby is to be forked; 0: no need. */
+static uint64_t standby_due_ns(const struct supervisor *s)
+{
+    bool is_wanted = s->is_standby_outdated && (s->phase == PHASE_SERVING || s->phase == PHASE_DRAINING);
+    if (!is_wanted)
+        return 0;
+    return s->standby_pidfd >= 0 ? 1 : s->standby_born_ns + STANDBY_WAIT_NS;
+}
+
 static int milliseconds_to(uint64_t deadline_ns)
 {
     uint64_t now = clock_ns();
@@ -642,15 +709,123 @@ static int milliseconds_to(uint64_t deadline_ns)
 }
 
 /* Until something has to be done unasked; -1: nothing. */
+static void earliest(uint64_t *next_ns, uint64_t moment_ns)
+{
+    if (moment_ns != 0 && (*next_ns == 0 || moment_ns < *next_ns))
+        *next_ns = moment_ns;
+}
+
 static int milliseconds_left(const struct supervisor *s)
 {
     uint64_t next_ns = s->deadline_ns;
-    for (uint32_t i = 1; i < s->process_count; i++) {
-        uint64_t successor_ns = s->children[i].successor_ns;
-        if (successor_ns != 0 && (next_ns == 0 || successor_ns < next_ns))
-            next_ns = successor_ns;
-    }
+    earliest(&next_ns, standby_due_ns(s));
+    for (uint32_t i = 1; i < s->process_count; i++)
+        earliest(&next_ns, s->children[i].successor_ns);
     return next_ns == 0 ? -1 : milliseconds_to(next_ns);
+}
+
+/* ---- the standby ---- */
+
+/* A fork of this process: it has every descriptor and knows every process, as they are now. So there is a new one for every
+ * birth, between the start of a program and its birth message. `standby` in the region sup names the one that counts:
+ *
+ *   start the program | fork the new standby | name it | end the one before | birth message
+ *
+ * If the supervisor dies before the naming, the standby before knows nothing of the new program, which gets no message and
+ * leaves; if behind it, the new standby knows of it. */
+static void end_standby(struct supervisor *s)
+{
+    if (s->standby_pidfd < 0)
+        return;
+    syscall(SYS_pidfd_send_signal, s->standby_pidfd, SIGKILL, NULL, 0);
+    waitid(P_PIDFD, (id_t)s->standby_pidfd, &(siginfo_t){0}, WEXITED);
+    close(s->standby_pidfd);
+    s->standby_pidfd = -1;
+}
+
+/* The supervisor before is proven dead. */
+static void take_over(struct supervisor *s)
+{
+    const struct process_shm *front = s->processes[process_number(ROLE_FRONT, 0)];
+    struct signalfd_siginfo info;
+    while (read(s->signals, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
+        /* was meant for the one before, which had its own */
+    }
+    log_open("evenflow-supervisor", (enum log_level)s->plan->log_level);
+    log_warn("the supervisor is gone; process %d takes over", (int)getpid());
+    s->takeover_ns = clock_ns();
+    /* relaxed, all three: shown to people, or written by supervisors alone */
+    uint32_t takeovers = atomic_load_explicit(&s->shm->processes[0].restarts, memory_order_relaxed) + 1;
+    atomic_store_explicit(&s->shm->processes[0].pid, (uint32_t)getpid(), memory_order_relaxed);
+    atomic_store_explicit(&s->shm->processes[0].restarts, takeovers, memory_order_relaxed);
+    enum command command = (enum command)atomic_load_explicit(&s->shm->command, memory_order_relaxed);
+    if (command == COMMAND_DRAIN)
+        drain(s);
+    else if (command == COMMAND_STOP)
+        stop(s, 1);
+    /* acquire: pairs with the release in arena_set_state() */
+    if (atomic_load_explicit(&front->state, memory_order_acquire) == PROCESS_STARTING) {
+        log_error("front was about to start again: its connections went with the supervisor; ending the engine");
+        stop(s, 1);
+        kill_all(s);
+    }
+    s->shm->head.epoch++; /* front hands over every connection again */
+    bell_ring_always(&(struct bell_pull){.fd = s->bells[process_number(ROLE_FRONT, 0)]});
+}
+
+/* In the standby. Returns when it has become the supervisor. */
+static void stand_by(struct supervisor *s, int supervisor_pidfd)
+{
+    log_open("evenflow-standby", (enum log_level)s->plan->log_level);
+    prctl(PR_SET_NAME, "evenflow-standby");
+    for (uint32_t i = 1; i < s->process_count; i++) {
+        s->children[i].is_unborn = s->children[i].birth_socket >= 0;
+        if (s->children[i].is_unborn)
+            close_birth_socket(s, &s->children[i]);
+    }
+    keeper_forget(&s->keeper);
+    if (s->standby_pidfd >= 0)
+        close(s->standby_pidfd);
+    s->standby_pidfd = -1;
+    struct pollfd poll_fd = {.fd = supervisor_pidfd, .events = POLLIN};
+    while (poll(&poll_fd, 1, -1) != 1)
+        check(errno == EINTR);
+    close(supervisor_pidfd);
+    /* acquire: pairs with the release in renew_standby() */
+    if (atomic_load_explicit(&s->shm->standby, memory_order_acquire) != (uint32_t)getpid())
+        _exit(0);
+    take_over(s);
+}
+
+/* Returns in this process, and later perhaps in the standby, which is the supervisor then. */
+static void renew_standby(struct supervisor *s)
+{
+    int own = (int)syscall(SYS_pidfd_open, getpid(), 0);
+    pid_t standby = own >= 0 ? fork() : -1;
+    if (standby == 0) {
+        stand_by(s, own);
+        s->is_standby_outdated = true;
+        return;
+    }
+    int pidfd = standby > 0 ? (int)syscall(SYS_pidfd_open, standby, 0) : -1;
+    if (pidfd < 0)
+        log_error("cannot start a standby: %s; the engine would not survive its supervisor", strerror(errno));
+    /* release: pairs with the acquire in stand_by() */
+    atomic_store_explicit(&s->shm->standby, standby > 0 ? (uint32_t)standby : 0, memory_order_release);
+    end_standby(s);
+    if (own >= 0)
+        close(own);
+    s->standby = standby;
+    s->standby_pidfd = pidfd;
+    s->standby_born_ns = clock_ns();
+    s->is_standby_outdated = false;
+}
+
+/* The standby died: there is another one, though not without a pause if they do not live. */
+static void on_standby_death(struct supervisor *s)
+{
+    end_standby(s);
+    s->is_standby_outdated = true;
 }
 
 /* ---- life ---- */
@@ -703,8 +878,10 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     s->listener_tcp = start->listen;
     s->keys = start->keys;
     s->ready_fd = start->ready_fd;
+    s->standby_pidfd = -1;
     raise_descriptor_limit();
     int ret = load_plan(s, start, err);
+    ret = ret ? ret : lifeline_open(&s->lifeline, err);
     ret = ret ? ret : create_listener(s, err);
     ret = ret ? ret : create_regions(s, err);
     ret = ret ? ret : create_bells(s, err);
@@ -719,13 +896,14 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     for (uint32_t i = 0; i < s->process_count; i++) {
         enum role role = i < ROLE_STAGE ? (enum role)i : ROLE_STAGE;
         uint32_t index = i < ROLE_STAGE ? 0 : i - ROLE_STAGE;
-        s->children[i] = (struct child){.role = role, .index = index, .pidfd = -1};
+        s->children[i] = (struct child){.role = role, .index = index, .pidfd = -1, .birth_socket = -1};
         s->shm->processes[i].role = role;
         s->shm->processes[i].index = index;
     }
     atomic_store_explicit(&s->shm->processes[0].pid, (uint32_t)getpid(), memory_order_relaxed); /* relaxed: shown */
     for (uint32_t i = 1; i < s->process_count && ret == 0; i++)
         ret = start_child(s, &s->children[i], err);
+    ret = ret ? ret : deliver_births(s, err);
     if (ret != 0) {
         kill_all(s);
         remove_socket(s);
@@ -736,15 +914,15 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
 int supervisor_run(struct supervisor *s)
 {
     while (running_count(s) > 0 || (s->phase != PHASE_STOPPING && milliseconds_left(s) >= 0)) {
-        struct pollfd polls[PROCESSES_MAX + 2];
-        const nfds_t poll_count = s->process_count + 2;
+        struct pollfd polls[PROCESSES_MAX + 3];
+        const uint32_t keeper = s->process_count + 1, standby = keeper + 1;
         polls[0] = (struct pollfd){.fd = s->bells[0], .events = POLLIN};
         polls[1] = (struct pollfd){.fd = s->signals, .events = POLLIN};
         for (uint32_t i = 1; i < s->process_count; i++)
             polls[i + 1] = (struct pollfd){.fd = s->children[i].pidfd, .events = POLLIN}; /* -1 is passed over */
-        polls[s->process_count + 1] = keeper_poll(&s->keeper);
-        int timeout_ms = milliseconds_left(s);
-        if (poll(polls, poll_count, timeout_ms) < 0) {
+        polls[keeper] = keeper_poll(&s->keeper);
+        polls[standby] = (struct pollfd){.fd = s->standby_pidfd, .events = POLLIN};
+        if (poll(polls, standby + 1, milliseconds_left(s)) < 0) {
             check(errno == EINTR);
             continue;
         }
@@ -757,9 +935,18 @@ int supervisor_run(struct supervisor *s)
                 on_death(s, &s->children[i]);
         if (polls[0].revents)
             on_bell(s);
+        if (polls[standby].revents)
+            on_standby_death(s);
         keeper_turn(&s->keeper);
         begin_successors(s);
+        uint64_t due_ns = standby_due_ns(s);
+        if (due_ns != 0 && due_ns <= clock_ns())
+            renew_standby(s);
+        struct err err;
+        if (deliver_births(s, &err) != 0)
+            log_warn("%s", err.text); /* it has died already, which is the next thing that is noticed */
     }
+    end_standby(s);
     remove_socket(s);
     log_info("ended with status %d", s->exit_status);
     return s->exit_status;

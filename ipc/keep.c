@@ -117,6 +117,12 @@ static void forget(struct keep_table *table, uint32_t slot)
     table->kept_count--;
 }
 
+void keep_table_forget(struct keep_table *table)
+{
+    for (uint32_t slot = 0; slot < table->slot_count; slot++)
+        forget(table, slot);
+}
+
 bool keep_table_take(struct keep_table *table, const struct keep_message *message, const int *fds)
 {
     bool is_good = true;

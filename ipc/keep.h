@@ -74,6 +74,9 @@ struct keep_table {
 /* Takes memory; before base_seal(). */
 void keep_table_open(struct keep_table *table, uint32_t slot_count);
 
+/* Closes everything. */
+void keep_table_forget(struct keep_table *table);
+
 /* Does what a front's message says; its descriptors become the table's. False: it names slots that do not exist. */
 bool keep_table_take(struct keep_table *table, const struct keep_message *message, const int *fds);
 

@@ -116,6 +116,7 @@ struct sup_shm {
     alignas(128) _Atomic uint32_t command; /* W: supervisor, release   R: all, acquire, whenever they wake */
     _Atomic uint32_t ready;                /* W: supervisor: 1 while every process is PROCESS_READY   R: front */
     uint32_t process_count;                /* once */
+    _Atomic uint32_t standby;              /* W: supervisor, release: which standby counts   R: standbys, acquire */
     alignas(128) struct process_entry_shm processes[PROCESSES_MAX];
 };
 
