@@ -127,7 +127,7 @@ TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 TEST_HELPERS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(wildcard tests/test_*.c tests/main_*.c tests/fuzz_*.c),$(wildcard tests/*.c)))
 
 .PHONY: tests
-tests: $(TESTS) $(patsubst tests/%.c,$(BUILD)/tests/%.o,$(filter-out tests/fuzz_main.c,$(wildcard tests/fuzz_*.c)))
+tests: $(TESTS) $(patsubst tests/%.c,$(BUILD)/tests/%.o,$(filter-out tests/fuzz_main.c,$(wildcard tests/fuzz_*.c))) $(BUILD)/poison/evenflow-stage
 FAULT_TESTS := $(BUILD)/tests/test_front_death
 $(FAULT_TESTS): $(BUILD)/tests/%: $(FAULTS) $(TEST_HELPERS) $(TOOLS) $(STAGES) $(KERNELS)
 $(filter-out $(FAULT_TESTS),$(TESTS)): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(TEST_HELPERS) $(TOOLS) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
@@ -161,6 +161,15 @@ fuzz: ## Every fuzz target under libFuzzer, FUZZ_SECONDS (600) in all
 	$(Q)$(MAKE) -j2 BUILD=build/libfuzzer CC=clang SANITIZE=fuzzer-no-link,address,undefined EXTRA_CFLAGS=-O1 \
 	                FUZZ_DRIVER= FUZZ_LDFLAGS=-fsanitize=fuzzer fuzzers
 	$(Q)tests/fuzz.sh build/libfuzzer $(FUZZ_SECONDS)
+
+# The programs once more, with a stage that a token of the test's choice makes fail.
+$(BUILD)/poison/evenflow-stage: $(BUILD)/stages/main_stage.o $(BUILD)/tests/main_poison.o $(STAGES) $(KERNELS) $(IPC) | $(PROGRAMS)
+	@mkdir -p $(@D)
+	@echo "  LD    $@"
+	$(Q)$(CC) $(LDFLAGS) -Wl,--wrap=timed_step -o $@ $(filter %.o,$^) $(LIBS)
+	$(Q)ln -sf ../bin/evenflow-supervisor ../bin/evenflow-front ../bin/evenflow-sched $(@D)
+
+$(BUILD)/faults/ipc/version.o: CPPFLAGS += -DEVENFLOW_NUMERICS='"$(NUMERICS)"'
 
 .SECONDARY:
 

@@ -30,6 +30,7 @@ static void tell_sched(struct intake *intake, enum msg_request_kind kind, uint32
      * not listened to */
     if (ring_push(&intake->ring, &msg) != RING_OK)
         intake->is_sched_behind = true;
+    process_note(&process_of(intake)->told, intake->ring.next);
     bell_ring(&intake->sched);
 }
 

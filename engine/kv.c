@@ -126,3 +126,10 @@ void kv_unpublish(struct kv *kv, uint32_t block)
     kv->blocks[block].is_published = false;
     kv->blocks[block].bucket_next = KV_NONE;
 }
+
+void kv_unpublish_all(struct kv *kv)
+{
+    for (uint32_t block = 0; block < kv->block_count; block++)
+        if (kv->blocks[block].is_published)
+            kv_unpublish(kv, block);
+}

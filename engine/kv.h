@@ -56,5 +56,6 @@ void kv_publish(struct kv *kv, uint32_t block, const struct block_hash_shm *hash
 
 /* No longer: what it was to hold will not be computed. */
 void kv_unpublish(struct kv *kv, uint32_t block);
+void kv_unpublish_all(struct kv *kv);
 
 #endif

@@ -14,6 +14,7 @@
 #include "ipc/clock.h"
 #include "ipc/journal.h"
 #include "ipc/log.h"
+#include "ipc/sandbox.h"
 #include "ipc/steps.h"
 
 struct sched_process {
@@ -25,6 +26,7 @@ struct sched_process {
     struct ring_producer hints;
     struct bell bell;
     struct bell_pull front, stage;
+    uint64_t faults_seen[STAGES_MAX];
     struct token_shm *tokens; /* (step_results_max): results at hand, copied before they are looked at */
 };
 
@@ -123,8 +125,39 @@ static uint32_t take_results(struct sched_process *p)
         }
         record_return(&p->record, message.step, p->tokens, results);
         ring_release(&p->results);
+        trace_note(&p->shm->trace, TRACE_RESULTS, message.step);
     }
     return count;
+}
+
+/* A stage has died of a step: which of its rows is it? */
+static uint32_t take_suspicions(struct sched_process *p)
+{
+    uint32_t count = 0;
+    for (uint32_t stage = 0; stage < p->arena.plan->stage_count; stage++) {
+        uint64_t step, faults = arena_suspect(&p->arena, stage, &step);
+        if (faults == p->faults_seen[stage])
+            continue;
+        p->faults_seen[stage] = faults;
+        trace_note(&p->shm->trace, TRACE_ALONE, step);
+        suspect_step(&p->core, step);
+        if (p->record.fd >= 0) {
+            log_warn("the recording ends here: it cannot say that a stage failed");
+            record_flush(&p->record);
+            p->record.fd = -1;
+        }
+        count++;
+    }
+    return count;
+}
+
+static bool has_suspicions(const struct sched_process *p)
+{
+    uint64_t step;
+    for (uint32_t stage = 0; stage < p->arena.plan->stage_count; stage++)
+        if (arena_suspect(&p->arena, stage, &step) != p->faults_seen[stage])
+            return true;
+    return false;
 }
 
 static void tell_time(struct sched_process *p)
@@ -143,6 +176,8 @@ static uint32_t plan_steps(struct sched_process *p)
         if (record != NULL) {
             step_publish(record);
             bell_ring(&p->stage);
+            process_note(&p->shm->step, record->step);
+            trace_note(&p->shm->trace, TRACE_PLAN, record->step);
             count++;
         } else if (!p->core.wants_another_plan) {
             return count;
@@ -161,8 +196,10 @@ static void tell_front(struct sched_process *p)
         check(ring_push(&p->hints, &message) == RING_OK);
         told++;
     }
-    if (told > 0)
-        bell_ring(&p->front);
+    if (told == 0)
+        return;
+    bell_ring(&p->front);
+    process_note(&p->shm->told, p->hints.next);
 }
 
 static void update_counters(struct sched_process *p)
@@ -205,7 +242,7 @@ static void restore_counters(struct sched_process *p)
 static uint32_t sched_do_work(struct sched_process *p)
 {
     tell_time(p);
-    uint32_t count = take_requests(p) + take_results(p);
+    uint32_t count = take_requests(p) + take_results(p) + take_suspicions(p);
     uint32_t planned = count > 0 ? plan_steps(p) : 0; /* without news there is nothing else to plan than before */
     tell_front(p);
     if (count + planned > 0) {
@@ -224,7 +261,7 @@ static void sched_wait(struct sched_process *p)
             return;
     record_flush(&p->record);
     bell_announce(&p->bell);
-    bool has_work = !ring_is_empty(&p->requests) || !ring_is_empty(&p->results) ||
+    bool has_work = !ring_is_empty(&p->requests) || !ring_is_empty(&p->results) || has_suspicions(p) ||
                     (p->core.news_count > 0 && !ring_is_full(&p->hints));
     if (has_work || arena_command(&p->arena) == COMMAND_STOP)
         bell_retract(&p->bell);
@@ -254,10 +291,16 @@ static int sched_open(struct sched_process *p, int birth_socket, struct err *err
         log_warn("the recording ends here: it cannot say what was in flight when a scheduler died");
     record_open(&p->record, is_successor ? -1 : p->arena.record, &p->arena);
     p->tokens = base_alloc(p->arena.layout.step_results_max * sizeof(*p->tokens));
+    for (uint32_t stage = 0; stage < p->arena.plan->stage_count; stage++) { /* what is past will show itself again */
+        uint64_t step;
+        p->faults_seen[stage] = arena_suspect(&p->arena, stage, &step);
+    }
     tell_time(p);
     if (is_successor) {
         restore_counters(p);
         sched_recover(&p->core, p->results.next);
+        process_note(&p->shm->step, p->core.next_step - 1);
+        process_note(&p->shm->told, p->hints.next);
     }
     look_at_all_requests(p);
     plan_steps(p);
@@ -276,7 +319,7 @@ int main(int argc, char **argv)
     if (socket < 0)
         return birth_usage("evenflow-sched", argc, argv);
     log_open("evenflow-sched", LOG_INFO);
-    if (sched_open(&process, socket, &err) != 0) {
+    if (sched_open(&process, socket, &err) != 0 || sandbox_enter(ROLE_SCHED, &err) != 0) {
         log_error("%s", err.text);
         return 1;
     }

@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include "engine/suspect.h"
 #include "ipc/journal.h"
 #include "ipc/log.h"
 
@@ -19,8 +20,10 @@ static uint64_t last_published(const struct arena *arena)
     return last;
 }
 
-static void recover_flights(struct sched *sched, uint64_t returned)
+/* True: some are cancelled, so what they were to compute is not there. */
+static bool recover_flights(struct sched *sched, uint64_t returned)
 {
+    bool is_cancelled = false;
     for (uint64_t step = returned + 1; step < sched->next_step; step++) {
         check(step_is_published(sched->arena, step));
         sched->record = arena_step(sched->arena, step);
@@ -29,7 +32,9 @@ static void recover_flights(struct sched *sched, uint64_t returned)
         for (uint32_t i = 0; i < sched->record->row_count; i++)
             shape_add(&sched->shape, rows[i].first_pos, rows[i].token_count);
         sched_note_flight(sched);
+        is_cancelled = is_cancelled || step_is_cancelled(sched->record);
     }
+    return is_cancelled;
 }
 
 /* ---- sequences ---- */
@@ -147,7 +152,8 @@ void sched_recover(struct sched *sched, uint64_t returned)
     uint32_t count = find_sequences(sched, live);
     for (uint32_t i = 0; i < count; i++)
         recover_sequence(sched, live[i].sequence);
-    recover_flights(sched, returned);
+    if (recover_flights(sched, returned))
+        suspect_start_over(sched);
     recover_requests(sched);
     for (uint32_t i = 0; i < count; i++)
         sched_finish_if_ended(sched, live[i].sequence);

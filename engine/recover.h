@@ -39,6 +39,8 @@ void sched_publish_blocks(struct sched *sched, uint32_t sequence);
 void sched_note_flight(struct sched *sched);
 /* Ends a sequence whose last committed token is its end. */
 void sched_finish_if_ended(struct sched *sched, uint32_t sequence);
+/* A running sequence gives its blocks back and waits at the front. */
+void sched_take_back(struct sched *sched, uint32_t sequence);
 /* A sequence ends. */
 void sched_finish(struct sched *sched, uint32_t sequence, enum finish_reason reason);
 void sched_add_news(struct sched *sched, uint32_t slot);

@@ -36,6 +36,31 @@ static void write_process(struct json_writer *w, const struct arena *arena, uint
                 arena_process_restarts(arena, number), (unsigned long long)steps);
 }
 
+static const char *const death_kinds[] = {
+    [DEATH_OUTSIDE] = "outside", [DEATH_FAULT] = "fault", [DEATH_HUNG] = "hung", [DEATH_LEFT] = "left"};
+
+/* The last ones, oldest first. */
+static void write_deaths(struct json_writer *w, const struct arena *arena)
+{
+    uint64_t count = arena_death_count(arena);
+    json_text(w, ",\"deaths\":[");
+    for (uint64_t k = count > DEATHS_KEPT ? count - DEATHS_KEPT : 0, first = k; k < count; k++) {
+        struct death_shm death = arena_death(arena, k);
+        if (death.number >= PROCESSES_MAX || death.kind >= ARRAY_COUNT(death_kinds))
+            continue;
+        const struct process_entry_shm *entry = &arena_sup(arena)->processes[death.number];
+        death.text[sizeof(death.text) - 1] = '\0';
+        json_raw(w, ",", k > first);
+        json_format(w,
+                    "{\"role\":\"%s\",\"index\":%u,\"pid\":%u,\"at\":%llu,\"why\":\"%s\",\"signal\":%u,\"step\":%llu,",
+                    role_name((enum role)entry->role), entry->index, death.pid, (unsigned long long)death.at_s,
+                    death_kinds[death.kind], death.signal, (unsigned long long)death.step);
+        write_name(w, "words", death.text);
+        json_text(w, "}");
+    }
+    json_format(w, "],\"standby\":%u", arena_standby(arena));
+}
+
 static double share(const _Atomic uint64_t *millionths)
 {
     return (double)account_read(millionths) / 1e6;
@@ -93,6 +118,7 @@ void report_status(struct json_writer *w, const struct arena *arena)
     json_format(w, ",\"blocks\":{\"total\":%u,\"free\":%llu,\"size\":%u}", arena->plan->num_blocks,
                 (unsigned long long)free_blocks, arena->plan->block_size);
     write_stages(w, arena);
+    write_deaths(w, arena);
     json_format(w, ",\"connections\":{\"open\":%llu,\"accepted\":%llu}}",
                 (unsigned long long)front_counter(arena, COUNTER_FRONT_CONNECTIONS_OPEN),
                 (unsigned long long)front_counter(arena, COUNTER_FRONT_CONNECTIONS));

@@ -25,6 +25,7 @@ void sched_init(struct sched *sched, const struct arena *arena, const struct pol
         .row_of = base_alloc(plan->sequences_max * sizeof(uint32_t)),
         .preempted = base_alloc(plan->max_num_seqs * sizeof(uint32_t)),
         .block_tokens = base_alloc(plan->block_size * sizeof(uint32_t)),
+        .suspects.until = base_alloc(plan->sequences_max * sizeof(uint32_t)),
         .news = base_alloc(plan->requests_max * sizeof(uint32_t)),
         .tops = base_alloc((size_t)arena->layout.step_results_max * LOGPROBS_MAX * sizeof(struct top_shm)),
         .policy_state = policy->state_bytes != NULL ? base_alloc(policy->state_bytes(plan)) : NULL};
@@ -60,6 +61,7 @@ void sched_fini(struct sched *sched)
     free(sched->row_of);
     free(sched->preempted);
     free(sched->block_tokens);
+    free(sched->suspects.until);
     free(sched->news);
     free(sched->tops);
     free(sched->policy_state);
@@ -287,6 +289,7 @@ static void release_blocks(struct sched *sched, uint32_t sequence)
 void sched_finish(struct sched *sched, uint32_t sequence, enum finish_reason reason)
 {
     struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    suspect_forget(sched, sequence);
     seq_list_remove(&sched->table, sequence);
     release_blocks(sched, sequence);
     shm->finish_reason = reason;
@@ -582,19 +585,24 @@ static void undo_row(struct sched *sched, uint32_t sequence)
     sched->row_of[sequence] = 0;
 }
 
-void policy_preempt(struct sched *sched, uint32_t sequence)
+void sched_take_back(struct sched *sched, uint32_t sequence)
 {
     struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
     check(journal_sequence_state(shm) == SEQUENCE_RUNNING);
-    if (sched->row_of[sequence] != 0)
-        undo_row(sched, sequence);
     release_blocks(sched, sequence);
     shm->preemptions++;
     sched->preemptions++;
-    check(sched->preempted_count < sched->plan->max_num_seqs);
-    sched->preempted[sched->preempted_count++] = sequence;
     seq_list_remove(&sched->table, sequence);
     start_waiting(sched, sequence, true);
+}
+
+void policy_preempt(struct sched *sched, uint32_t sequence)
+{
+    if (sched->row_of[sequence] != 0)
+        undo_row(sched, sequence);
+    check(sched->preempted_count < sched->plan->max_num_seqs);
+    sched->preempted[sched->preempted_count++] = sequence;
+    sched_take_back(sched, sequence);
 }
 
 /* ---- planning: the step ---- */
@@ -619,6 +627,7 @@ void sched_note_flight(struct sched *sched)
     flight->step = record->step;
     flight->row_count = record->row_count;
     flight->result_count = record->result_count;
+    flight->is_cancelled = step_is_cancelled(record);
     flight->shape = sched->shape;
     note_account(sched, &flight->account);
     for (uint32_t i = 0; i < record->row_count; i++) {
@@ -659,14 +668,18 @@ struct step_shm *sched_plan(struct sched *sched)
     uint32_t running = sched->table.running.count;
     sched->preempted_count = 0;
     sched->wants_another_plan = false;
-    if (sched->in_flight == sched->plan->window || running + sched->table.waiting.count == 0)
+    uint32_t window = sched->suspects.is_on ? 1 : sched->plan->window;
+    if (sched->in_flight >= window || running + sched->table.waiting.count == 0)
         return NULL;
     sched->record = step_begin(sched->arena, sched->next_step);
     sched->record->planned_us = sched->now_us;
     sched->record->row_count = sched->record->token_count = 0;
     sched->record->block_count = sched->record->result_count = 0;
     sched->shape = (struct shape){0};
-    sched->policy->plan(sched);
+    if (sched->suspects.is_on)
+        suspect_plan(sched);
+    if (!sched->suspects.is_on)
+        sched->policy->plan(sched);
     if (sched->record->row_count == 0) {
         sched->wants_another_plan = sched->table.running.count < running; /* so it comes to an end */
         return NULL;
@@ -741,6 +754,8 @@ static void commit_scores(struct sched *sched, const struct flight_row *row, con
 static bool results_are_sound(const struct sched *sched, const struct flight *flight, const struct token_shm *results,
                               uint32_t count)
 {
+    if (flight->is_cancelled)
+        return true; /* some stage passed over it, or none did */
     if (count != flight->result_count)
         return false;
     for (uint32_t i = 0; i < count; i++)
@@ -789,7 +804,7 @@ bool sched_return(struct sched *sched, uint64_t step, const struct token_shm *re
 {
     const struct flight *flight = &sched->flights[step % sched->plan->window];
     if (sched->in_flight == 0 || step != sched->next_step - sched->in_flight || flight->step != step ||
-        !results_are_sound(sched, flight, results, count) || !take_tops(sched, flight))
+        !results_are_sound(sched, flight, results, count) || (!flight->is_cancelled && !take_tops(sched, flight)))
         return false;
     sched->in_flight--;
     for (uint32_t i = 0; i < flight->row_count; i++) {
@@ -801,6 +816,8 @@ bool sched_return(struct sched *sched, uint64_t step, const struct token_shm *re
         enum sequence_state state = journal_sequence_state(shm);
         if (state != SEQUENCE_WAITING && state != SEQUENCE_RUNNING)
             continue; /* aborted meanwhile, perhaps forgotten already */
+        if (flight->is_cancelled)
+            continue;
         if (row->flags & ROW_SCORE)
             commit_scores(sched, row, results + row->result_first);
         else if (row->result_count == 1)

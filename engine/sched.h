@@ -24,6 +24,7 @@
 #include "engine/hitrate.h"
 #include "engine/kv.h"
 #include "engine/seq.h"
+#include "engine/suspect.h"
 #include "ipc/arena.h"
 #include "ipc/steps.h"
 #include "ipc/timing.h"
@@ -43,6 +44,7 @@ struct flight_row {
 struct flight {
     uint64_t step;
     uint32_t row_count, result_count;
+    bool is_cancelled; /* its results mean nothing */
     struct shape shape;
     struct account_step account;
     struct flight_row *rows; /* (max_num_seqs) */
@@ -83,6 +85,8 @@ struct sched {
     uint32_t *block_tokens;  /* (block_size): scratch for a hash */
 
     struct top_shm *tops; /* (step_results_max, LOGPROBS_MAX): of the results at hand */
+
+    struct suspects suspects;
 
     uint32_t *news; /* (requests_max): slots, oldest first */
     uint32_t news_count;

@@ -19,10 +19,12 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "engine/keeper.h"
 #include "engine/lifeline.h"
+#include "engine/watch.h"
 #include "ipc/arena.h"
 #include "ipc/birth.h"
 #include "ipc/clock.h"
@@ -30,18 +32,19 @@
 #include "ipc/log.h"
 #include "ipc/shm.h"
 
-#define BIRTH_FD       3 /* where a child finds its birth socket */
-#define TOGETHER_NS    300000000ull /* a process that dies so soon after a supervisor died together with it */
-#define STANDBY_WAIT_NS 50000000ull /* before another standby, when one did not live longer than this */
-#define LISTEN_BACKLOG 1024
-#define STOP_GRACE_NS  5000000000ull /* after COMMAND_STOP a process has so long to leave by itself */
+#define BIRTH_FD        3            /* where a child finds its birth socket */
+#define TOGETHER_NS     100000000ull /* a process that dies so soon after a supervisor died together with it */
+#define STANDBY_WAIT_NS 50000000ull  /* before another standby, when one did not live longer than this */
+#define LISTEN_BACKLOG  1024
+#define STOP_GRACE_NS   5000000000ull /* after COMMAND_STOP a process has so long to leave by itself */
 
 /* A life is fruitless when it ended without progress, before it had lasted. A successor starts at once after the first of
  * them in a row, then later and later; at the end there is no point in another one. */
-#define LASTING_NS      1000000000ull
-#define BACK_OFF_NS     50000000ull
-#define BACK_OFF_MAX_NS 5000000000ull
-#define FRUITLESS_MAX   12u
+#define LASTING_NS        1000000000ull
+#define BACK_OFF_NS       50000000ull
+#define BACK_OFF_MAX_NS   5000000000ull
+#define FRUITLESS_SUSPECT 3u /* from so many on, what it was at is suspect, whoever ended it */
+#define FRUITLESS_MAX     8u
 
 enum phase { PHASE_STARTING, PHASE_SERVING, PHASE_DRAINING, PHASE_STOPPING };
 
@@ -61,7 +64,9 @@ struct child {
     uint32_t fruitless;    /* lives in a row */
     uint64_t successor_ns; /* when the next life begins; 0: it has begun */
     int birth_socket;      /* -1: it has got its birth message */
-    bool is_unborn;        /* as a standby knows it: perhaps the message never came */
+    struct watch watch;
+    enum watch_verdict hung; /* it was ended for it */
+    bool is_unborn;          /* as a standby knows it: perhaps the message never came */
 };
 
 struct supervisor {
@@ -86,6 +91,7 @@ struct supervisor {
     int signals;
     enum phase phase;
     int exit_status;
+    uint64_t look_ns;     /* when it is looked whether a process hangs */
     uint64_t deadline_ns; /* of the drain or of the stop; 0: none */
 
     /* the standby: a fork of this process that sleeps until this one is gone */
@@ -399,6 +405,8 @@ static int begin_life(struct supervisor *s, struct child *child, struct err *err
     off_t state = (off_t)(process_block + offsetof(struct process_shm, state));
     child->born_ns = clock_ns();
     child->successor_ns = 0;
+    child->hung = WATCH_FINE;
+    watch_begin(&child->watch);
     child->epoch++;
     if (child->role == ROLE_FRONT && renew_io(s, child->epoch == 1, err) != 0)
         return -EIO;
@@ -501,6 +509,7 @@ static void stop(struct supervisor *s, int exit_status)
     if (s->phase == PHASE_STOPPING)
         return;
     s->phase = PHASE_STOPPING;
+    s->look_ns = 0;
     s->deadline_ns = clock_ns() + STOP_GRACE_NS;
     atomic_store_explicit(&s->shm->ready, 0, memory_order_relaxed); /* relaxed: shown to clients, decides nothing */
     command_set(s, COMMAND_STOP);
@@ -555,6 +564,71 @@ static void ask_pidfd(int pidfd, siginfo_t *info)
     info->si_status = WIFSIGNALED(exit.exit_code) ? WTERMSIG(exit.exit_code) : WEXITSTATUS(exit.exit_code);
 }
 
+static const char *const death_words[] = {
+    [DEATH_OUTSIDE] = "ended from outside", [DEATH_FAULT] = "own fault", [DEATH_HUNG] = "hung", [DEATH_LEFT] = "left"};
+
+static uint64_t word_of(const struct supervisor *s, enum role role, uint32_t index, size_t offset)
+{
+    const struct process_shm *process = s->processes[process_number(role, index)];
+    /* relaxed: one writer, and what follows from it is looked at again */
+    return atomic_load_explicit((const _Atomic uint64_t *)(const void *)((const uint8_t *)process + offset),
+                                memory_order_relaxed);
+}
+
+#define WORD(s, role, index, field) word_of(s, role, index, offsetof(struct process_shm, field))
+
+/* The step that a dead process was busy with; 0: none, or nobody knows. */
+static uint64_t step_at_hand(const struct supervisor *s, const struct child *child)
+{
+    if (child->role != ROLE_STAGE)
+        return 0;
+    uint64_t done = WORD(s, ROLE_STAGE, child->index, step);
+    uint64_t given = child->index > 0 ? WORD(s, ROLE_STAGE, child->index - 1, step) : WORD(s, ROLE_SCHED, 0, step);
+    return given > done ? done + 1 : 0;
+}
+
+/* What is known of a death, for people: kept for `status`, and said. */
+static enum death_kind report_death(struct supervisor *s, struct child *child, const siginfo_t *info, const char *what)
+{
+    uint32_t number = process_number(child->role, child->index);
+    const struct words_shm words = s->processes[number]->words; /* copied: a dead process's, but not one of ours */
+    bool is_killed = info->si_code == CLD_KILLED || info->si_code == CLD_DUMPED;
+    bool has_words = words.epoch == child->epoch && words.signal != 0;
+    struct death_shm death = {.at_s = (uint64_t)time(NULL),
+                              .number = number,
+                              .pid = (uint32_t)child->pid,
+                              .signal = is_killed ? (uint32_t)info->si_status : 0,
+                              .step = step_at_hand(s, child),
+                              .kind = DEATH_OUTSIDE};
+    if (child->hung != WATCH_FINE) {
+        death.kind = DEATH_HUNG;
+        snprintf(death.text, sizeof(death.text), "%s", watch_words[child->hung]);
+    } else if (is_killed && words_are_own_fault(&words, child->epoch, info->si_status)) {
+        death.kind = DEATH_FAULT;
+        if (has_words && words.text[0] != '\0')
+            snprintf(death.text, sizeof(death.text), "%.*s", (int)sizeof(words.text) - 1, words.text);
+        else if (has_words)
+            snprintf(death.text, sizeof(death.text), "address %#llx, instruction %#llx",
+                     (unsigned long long)words.address, (unsigned long long)words.instruction);
+    } else if (info->si_code == CLD_EXITED) {
+        death.kind = DEATH_LEFT;
+        snprintf(death.text, sizeof(death.text), "status %d", info->si_status);
+    } else if (has_words) {
+        snprintf(death.text, sizeof(death.text), "sent by process %u", words.sender);
+    }
+    char trace[512], step[48] = "";
+    trace_print(&s->processes[number]->trace, 6, clock_ns(), trace, sizeof(trace));
+    if (death.step != 0)
+        snprintf(step, sizeof(step), ", step %llu at hand", (unsigned long long)death.step);
+    log_warn("%s %u (process %d) %s: %s%s%s%s%s%s", role_name(child->role), child->index, (int)child->pid, what,
+             death_words[death.kind], death.text[0] ? ", " : "", death.text, step, trace[0] ? "; last: " : "", trace);
+    /* relaxed, then release: pairs with the acquire in arena_death(): the report before its count */
+    uint64_t count = atomic_load_explicit(&s->shm->death_count, memory_order_relaxed);
+    s->shm->deaths[count % DEATHS_KEPT] = death;
+    atomic_store_explicit(&s->shm->death_count, count + 1, memory_order_release);
+    return (enum death_kind)death.kind;
+}
+
 static void describe_end(const siginfo_t *info, char *text, size_t size)
 {
     if (info->si_code == 0)
@@ -564,6 +638,35 @@ static void describe_end(const siginfo_t *info, char *text, size_t size)
     else
         snprintf(text, size, "was ended by signal %d (%s)%s", info->si_status, strsignal(info->si_status),
                  info->si_code == CLD_DUMPED ? ", core dumped" : "");
+}
+
+/* What there is for a process to do, and what it has done. */
+static struct watch_look look_at(const struct supervisor *s, const struct child *child)
+{
+    const uint32_t i = child->index, last = s->plan->stage_count - 1;
+    struct watch_look look = {.now_ns = clock_ns()};
+    switch (child->role) {
+    case ROLE_FRONT:
+        look.progress = WORD(s, ROLE_FRONT, 0, consumed);
+        look.has_work = WORD(s, ROLE_SCHED, 0, told) > look.progress;
+        break;
+    case ROLE_SCHED:
+        look.progress = WORD(s, ROLE_SCHED, 0, consumed) + WORD(s, ROLE_SCHED, 0, consumed_second);
+        look.has_work = WORD(s, ROLE_STAGE, last, step) > WORD(s, ROLE_SCHED, 0, consumed_second) ||
+                        WORD(s, ROLE_FRONT, 0, told) > WORD(s, ROLE_SCHED, 0, consumed);
+        break;
+    default:
+        look.progress = WORD(s, ROLE_STAGE, i, step);
+        look.has_work = step_at_hand(s, child) != 0;
+        look.predicted_us = WORD(s, ROLE_STAGE, i, predicted_us);
+    }
+    /* acquire: pairs with the release in arena_set_state() */
+    if (atomic_load_explicit(&s->processes[process_number(child->role, i)]->state, memory_order_acquire) ==
+        PROCESS_STARTING)
+        look.has_work = true;
+    if (look.has_work)
+        watch_read((int)child->pid, &look);
+    return look;
 }
 
 static uint64_t progress_of(const struct supervisor *s, const struct child *child)
@@ -577,7 +680,8 @@ static uint64_t progress_of(const struct supervisor *s, const struct child *chil
 static bool plan_successor(struct supervisor *s, struct child *child)
 {
     uint64_t progress = progress_of(s, child), now_ns = clock_ns(), wait_ns = 0;
-    bool was_fruitful = progress != child->progress || now_ns - child->born_ns >= LASTING_NS;
+    bool was_idle = !look_at(s, child).has_work; /* it could do no more than be ready */
+    bool was_fruitful = progress != child->progress || was_idle || now_ns - child->born_ns >= LASTING_NS;
     child->progress = progress;
     child->fruitless = was_fruitful ? 0 : child->fruitless + 1;
     if (child->fruitless > FRUITLESS_MAX)
@@ -606,6 +710,22 @@ static void begin_successors(struct supervisor *s)
     }
 }
 
+/* A stage that died of the step at hand makes its rows suspect; one that was ended from outside does only when several in a
+ * row got nowhere with it. */
+static void raise_suspicion(struct supervisor *s, const struct child *child, enum death_kind kind)
+{
+    bool is_suspect = kind == DEATH_FAULT || kind == DEATH_HUNG || child->fruitless >= FRUITLESS_SUSPECT;
+    if (child->role != ROLE_STAGE || !is_suspect)
+        return;
+    struct suspect_shm *suspect = &s->shm->suspects[child->index];
+    uint64_t step = WORD(s, ROLE_STAGE, child->index, step) + 1;
+    /* relaxed, then release: pairs with the acquire in arena_suspect(): the step before the count */
+    atomic_store_explicit(&suspect->step, step, memory_order_relaxed);
+    atomic_store_explicit(&suspect->count, atomic_load_explicit(&suspect->count, memory_order_relaxed) + 1,
+                          memory_order_release);
+    bell_ring_always(&(struct bell_pull){.fd = s->bells[process_number(ROLE_SCHED, 0)]});
+}
+
 /* The pidfd has fired: the process is gone and nothing of it writes any more. */
 static void on_death(struct supervisor *s, struct child *child)
 {
@@ -620,7 +740,8 @@ static void on_death(struct supervisor *s, struct child *child)
     describe_end(&info, end, sizeof(end));
     bool is_together = s->takeover_ns != 0 && clock_ns() - s->takeover_ns < TOGETHER_NS && !child->is_unborn;
     child->is_unborn = false;
-    bool is_orderly = s->phase == PHASE_STOPPING && info.si_code == CLD_EXITED && info.si_status == 0;
+    bool is_known = info.si_code != 0; /* not always, of a process that a supervisor before this one has started */
+    bool is_orderly = s->phase == PHASE_STOPPING && (!is_known || (info.si_code == CLD_EXITED && info.si_status == 0));
     bool was_killed_by_us = s->phase == PHASE_STOPPING && info.si_code == CLD_KILLED && info.si_status == SIGKILL;
     if (is_orderly || was_killed_by_us) {
         log_debug("%s %u (process %d) %s", role_name(child->role), child->index, (int)child->pid, end);
@@ -634,9 +755,9 @@ static void on_death(struct supervisor *s, struct child *child)
         return;
     }
     bool can_go_on = (s->phase == PHASE_SERVING || s->phase == PHASE_DRAINING);
+    enum death_kind kind = report_death(s, child, &info, end);
     if (can_go_on && plan_successor(s, child)) {
-        log_warn("%s %u (process %d) %s; a successor goes on", role_name(child->role), child->index, (int)child->pid,
-                 end);
+        raise_suspicion(s, child, kind);
         atomic_store_explicit(&s->shm->ready, 0, memory_order_relaxed); /* relaxed: as in stop() */
         return;
     }
@@ -663,6 +784,7 @@ static void on_bell(struct supervisor *s)
         atomic_store_explicit(&s->shm->ready, 1, memory_order_relaxed); /* relaxed: as in stop() */
     if (s->phase == PHASE_STARTING && all_ready(s)) {
         s->phase = PHASE_SERVING;
+        s->look_ns = clock_ns() + WATCH_TICK_NS;
         atomic_store_explicit(&s->shm->ready, 1, memory_order_relaxed); /* relaxed: as in stop() */
         log_info("ready: %u stages on %s", s->plan->stage_count, s->plan->socket_path);
         if (s->ready_fd >= 0) {
@@ -677,6 +799,24 @@ static void on_bell(struct supervisor *s)
     if (s->phase == PHASE_DRAINING && atomic_load_explicit(&front->state, memory_order_acquire) == PROCESS_DRAINED) {
         log_info("drained");
         stop(s, 0);
+    }
+}
+
+/* ---- who hangs ---- */
+
+static void look_who_hangs(struct supervisor *s)
+{
+    if (s->look_ns == 0 || clock_ns() < s->look_ns)
+        return;
+    s->look_ns = clock_ns() + WATCH_TICK_NS;
+    for (uint32_t i = 1; i < s->process_count; i++) {
+        struct child *child = &s->children[i];
+        if (child->pidfd < 0 || child->hung != WATCH_FINE)
+            continue;
+        struct watch_look look = look_at(s, child);
+        child->hung = watch_judge(&child->watch, &look);
+        if (child->hung != WATCH_FINE)
+            syscall(SYS_pidfd_send_signal, child->pidfd, SIGKILL, NULL, 0);
     }
 }
 
@@ -718,6 +858,7 @@ static void earliest(uint64_t *next_ns, uint64_t moment_ns)
 static int milliseconds_left(const struct supervisor *s)
 {
     uint64_t next_ns = s->deadline_ns;
+    earliest(&next_ns, s->look_ns);
     earliest(&next_ns, standby_due_ns(s));
     for (uint32_t i = 1; i < s->process_count; i++)
         earliest(&next_ns, s->children[i].successor_ns);
@@ -938,6 +1079,7 @@ int supervisor_run(struct supervisor *s)
         if (polls[standby].revents)
             on_standby_death(s);
         keeper_turn(&s->keeper);
+        look_who_hangs(s);
         begin_successors(s);
         uint64_t due_ns = standby_due_ns(s);
         if (due_ns != 0 && due_ns <= clock_ns())

@@ -9,6 +9,7 @@
 
 #include "ipc/birth.h"
 #include "ipc/shm.h"
+#include "ipc/words.h"
 
 static const char *region_name(uint32_t id)
 {
@@ -112,6 +113,8 @@ int arena_inherit(struct arena *arena, int birth_socket, struct err *err)
             ret = err_set(err, -EPROTO, "birth message: item of kind %u; mixed builds?", item->kind);
         }
     }
+    if (ret == 0)
+        words_open(&arena_process(arena, arena->role, arena->index)->words, arena->epoch);
     return ret;
 }
 
@@ -207,6 +210,33 @@ uint32_t arena_process_restarts(const struct arena *arena, uint32_t number)
 {
     check(number < PROCESSES_MAX);
     return atomic_load_explicit(&arena_sup(arena)->processes[number].restarts, memory_order_relaxed);
+}
+
+uint64_t arena_suspect(const struct arena *arena, uint32_t stage, uint64_t *step)
+{
+    const struct suspect_shm *suspect = &arena_sup(arena)->suspects[stage];
+    /* acquire: pairs with the release in the supervisor's raise_suspicion(); a later step with an earlier count is looked
+     * at again with its own */
+    uint64_t count = atomic_load_explicit(&suspect->count, memory_order_acquire);
+    *step = atomic_load_explicit(&suspect->step, memory_order_relaxed);
+    return count;
+}
+
+uint32_t arena_standby(const struct arena *arena)
+{
+    /* relaxed: shown to people, decides nothing */
+    return atomic_load_explicit(&arena_sup(arena)->standby, memory_order_relaxed);
+}
+
+uint64_t arena_death_count(const struct arena *arena)
+{
+    /* acquire: pairs with the release in the supervisor's report_death() */
+    return atomic_load_explicit(&arena_sup(arena)->death_count, memory_order_acquire);
+}
+
+struct death_shm arena_death(const struct arena *arena, uint64_t k)
+{
+    return arena_sup(arena)->deaths[k % DEATHS_KEPT];
 }
 
 void arena_set_state(const struct arena *arena, enum process_state state)

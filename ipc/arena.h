@@ -61,6 +61,14 @@ bool arena_is_ready(const struct arena *arena);
 uint32_t arena_process_id(const struct arena *arena, uint32_t number);
 uint32_t arena_process_restarts(const struct arena *arena, uint32_t number);
 
+/* How many faults a stage has died of, and the step at hand in the last one. For sched. */
+uint64_t arena_suspect(const struct arena *arena, uint32_t stage, uint64_t *step);
+
+/* A copy of death k, of those that have been so far (the last DEATHS_KEPT are there). For people. */
+uint32_t arena_standby(const struct arena *arena); /* its process; 0: there is none */
+uint64_t arena_death_count(const struct arena *arena);
+struct death_shm arena_death(const struct arena *arena, uint64_t k);
+
 /* Tells the supervisor and everybody who looks what this process is up to. */
 void arena_set_state(const struct arena *arena, enum process_state state);
 enum process_state arena_state(const struct arena *arena, enum role role, uint32_t index);

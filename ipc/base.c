@@ -6,6 +6,8 @@
 #include <string.h>
 
 static bool base_sealed;
+static char *check_text;
+static size_t check_text_size;
 
 int err_set(struct err *err, int code, const char *format, ...)
 {
@@ -39,8 +41,16 @@ int err_prefix(struct err *err, int code, const char *format, ...)
     return code;
 }
 
+void base_set_check_text(char *text, size_t size)
+{
+    check_text = text;
+    check_text_size = size;
+}
+
 void check_failed(const char *condition, const char *file, int line)
 {
+    if (check_text != NULL)
+        snprintf(check_text, check_text_size, "%s:%d: %s", file, line, condition);
     fprintf(stderr, "evenflow: bug: %s:%d: %s does not hold\n", file, line, condition);
     abort();
 }

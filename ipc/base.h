@@ -33,6 +33,9 @@ int err_prefix(struct err *err, int code, const char *format, ...) __attribute__
             check_failed(#condition, __FILE__, __LINE__);                                                              \
     } while (0)
 
+/* Where else the broken promise is written down; for a process that leaves last words. */
+void base_set_check_text(char *text, size_t size);
+
 _Noreturn void check_failed(const char *condition, const char *file, int line);
 
 #define ARRAY_COUNT(array) (sizeof(array) / sizeof((array)[0]))

@@ -35,9 +35,11 @@
 #include "ipc/plan.h"
 #include "ipc/ring.h"
 #include "ipc/stats.h"
+#include "ipc/trace.h"
+#include "ipc/words.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x000000000000000dull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x000000000000000eull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -82,7 +84,13 @@ struct process_shm {
     alignas(
         128) _Atomic uint64_t consumed; /* W: this process: its position in its input ring   R: that ring's producer */
     alignas(128) _Atomic uint64_t consumed_second; /* likewise, for a process with two input rings (sched: results) */
-    uint8_t pad[120];
+    /* For the supervisor, which asks whether there is work, and why a process died: */
+    alignas(128) _Atomic uint64_t step; /* W: this process, relaxed: the last step that it has published */
+    _Atomic uint64_t told;              /* W: front, sched, relaxed: messages to the other so far */
+    _Atomic uint64_t predicted_us;      /* W: stages, relaxed: of the step at hand */
+    struct trace_shm trace;
+    struct words_shm words;
+    uint8_t pad[96];
 };
 
 enum command {
@@ -90,6 +98,33 @@ enum command {
     COMMAND_DRAIN, /* take no new requests, finish the others */
     COMMAND_STOP,  /* leave with status 0 */
 };
+
+enum death_kind {
+    DEATH_OUTSIDE, /* somebody ended it */
+    DEATH_FAULT,   /* its own instruction, or a check() that failed */
+    DEATH_HUNG,    /* the supervisor ended it, because it did nothing about its work */
+    DEATH_LEFT,    /* it left by itself, with an error */
+};
+
+/* The last deaths, for people. */
+#define DEATHS_KEPT 16u
+struct death_shm {
+    uint64_t at_s;   /* W: supervisor (all), before the count   R: front (status); wall clock */
+    uint32_t number; /* of the process */
+    uint32_t pid;
+    uint32_t kind; /* enum death_kind */
+    uint32_t signal;
+    uint64_t step; /* the one at hand; 0: none */
+    char text[WORDS_TEXT_MAX];
+};
+static_assert(sizeof(struct death_shm) == 128, "shared");
+
+/* What a stage's faults make suspect: sched looks when its bell rings. */
+struct suspect_shm {
+    _Atomic uint64_t count; /* W: supervisor, release: faults so far   R: sched, acquire */
+    _Atomic uint64_t step;  /* W: supervisor, before the count: the step at hand in the last one   R: sched */
+};
+static_assert(sizeof(struct suspect_shm) == 16, "shared");
 
 struct process_entry_shm {
     _Atomic uint32_t pid;      /* W: supervisor   R: front (status) */
@@ -118,6 +153,10 @@ struct sup_shm {
     uint32_t process_count;                /* once */
     _Atomic uint32_t standby;              /* W: supervisor, release: which standby counts   R: standbys, acquire */
     alignas(128) struct process_entry_shm processes[PROCESSES_MAX];
+    alignas(128) struct suspect_shm suspects[STAGES_MAX];
+    alignas(128) _Atomic uint64_t
+        death_count; /* W: supervisor, release   R: front, acquire; death k at k % DEATHS_KEPT */
+    struct death_shm deaths[DEATHS_KEPT];
 };
 
 /* ---- requests: front writes (journal.h has the accessors) ---- */
@@ -181,7 +220,7 @@ enum finish_reason {
     FINISH_LENGTH, /* max_tokens or the model's limit */
     FINISH_STOP,   /* an end token or a stop token */
     FINISH_ABORT,  /* the client is gone */
-    FINISH_ERROR,  /* failed in a stage; nothing sets it while a death ends the engine */
+    FINISH_ERROR,  /* makes a stage fail; see engine/suspect.h */
 };
 
 struct sequence_shm {

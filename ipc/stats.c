@@ -47,6 +47,11 @@ uint64_t account_read(const _Atomic uint64_t *word)
     return atomic_load_explicit(word, memory_order_relaxed);
 }
 
+void process_note(_Atomic uint64_t *word, uint64_t value)
+{
+    account_set(word, value);
+}
+
 void progress_add(struct process_shm *process, uint64_t delta)
 {
     uint64_t value = atomic_load_explicit(&process->progress, memory_order_relaxed);

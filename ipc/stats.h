@@ -105,6 +105,9 @@ void account_set(_Atomic uint64_t *word, uint64_t value);
 void account_add(_Atomic uint64_t *word, uint64_t delta);
 uint64_t account_read(const _Atomic uint64_t *word);
 
+/* The process's own words for the supervisor (layout.h: step, told, predicted_us). */
+void process_note(_Atomic uint64_t *word, uint64_t value);
+
 /* The process's own: so many steps or events are done. */
 void progress_add(struct process_shm *process, uint64_t delta);
 uint64_t progress_read(const struct process_shm *process);

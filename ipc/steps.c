@@ -26,7 +26,8 @@ bool step_is_published(const struct arena *arena, uint64_t step)
 
 void step_cancel(struct step_shm *record)
 {
-    /* relaxed: a hint that saves work; results of a cancelled step are ignored whether it was seen or not */
+    /* relaxed: results of a cancelled step are ignored whether a stage saw it or not; one that did tells the next with its
+     * message, so that the next sees it too */
     atomic_store_explicit(&record->cancelled, 1, memory_order_relaxed);
 }
 

@@ -10,6 +10,7 @@
 #include "ipc/arena.h"
 #include "ipc/birth.h"
 #include "ipc/log.h"
+#include "ipc/sandbox.h"
 #include "stages/stage.h"
 
 /* The calling thread on the index-th core that this process may use. */
@@ -88,7 +89,7 @@ int main(int argc, char **argv)
 
     int ret =
         arena.plan->backend == BACKEND_TIMED ? open_timed(&stage, &arena, &err) : open_model(&stage, &arena, &err);
-    if (ret < 0)
+    if (ret < 0 || sandbox_enter(ROLE_STAGE, &err) != 0)
         return fail(&err);
     base_seal();
     arena_set_state(&arena, PROCESS_READY);

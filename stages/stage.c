@@ -104,6 +104,7 @@ int stage_init(struct stage *stage, struct arena *arena, const struct kernels *k
     arena_ring_stage_producer(arena, stage->index, &stage->out);
     stage->next = stage->is_last ? arena_pull(arena, ROLE_SCHED, 0) : arena_pull(arena, ROLE_STAGE, stage->index + 1);
     bell_ring(&stage->next); /* a predecessor may have published and died before it rang */
+    process_note(&stage->process->step, stage->out.next);
     return 0;
 }
 
@@ -250,6 +251,15 @@ static int find_input(struct stage *stage, uint64_t number, struct msg_step *mes
     return 0;
 }
 
+/* What the plan's times say of the step at hand. */
+static uint64_t predicted_us(const struct stage *stage)
+{
+    struct shape shape = {0};
+    for (uint32_t i = 0; i < stage->step.row_count; i++)
+        shape_add(&shape, stage->rows[i].first_pos, stage->rows[i].token_count);
+    return (uint64_t)timing_stage_us(&stage->arena->plan->timing.stages[stage->index], &shape);
+}
+
 /* Computes the step at hand. */
 static void compute(struct stage *stage, uint64_t number)
 {
@@ -271,6 +281,23 @@ static bool let_pass(struct stage *stage, uint64_t number, struct timed_span spa
     return true;
 }
 
+/* Its results would mean nothing; the step is handed on all the same, since steps follow one another. */
+static int pass_over(struct stage *stage, uint64_t number)
+{
+    const struct msg_step message = {.step = number, .epoch = stage->arena->epoch, .sent_ns = clock_ns()};
+    if (ring_push(&stage->out, &message) != RING_OK) {
+        log_error("step %" PRIu64 ": the ring is full: more steps in flight than the window", number);
+        return -EPROTO;
+    }
+    if (stage->index > 0)
+        ring_release(&stage->in);
+    bell_ring(&stage->next);
+    process_note(&stage->process->step, number);
+    trace_note(&stage->process->trace, TRACE_PASS, number);
+    stage->idle_since_ns = 0;
+    return 1;
+}
+
 int stage_do_work(struct stage *stage)
 {
     const struct arena *arena = stage->arena;
@@ -287,6 +314,8 @@ int stage_do_work(struct stage *stage)
         log_error("step %" PRIu64 ": activations came without a record", number);
         return -EPROTO;
     }
+    if (step_is_cancelled(arena_step(arena, number)))
+        return pass_over(stage, number);
     /* what others say of time counts only as far as it is past */
     uint64_t begin_ns = clock_ns(), begin_cpu_ns = clock_cpu_ns();
     uint64_t input_ns = stage->index == 0 ? arena_step(arena, number)->planned_us * 1000 : message.sent_ns;
@@ -300,6 +329,8 @@ int stage_do_work(struct stage *stage)
     if (ret < 0)
         return ret;
 
+    trace_note(&stage->process->trace, TRACE_BEGIN, number);
+    process_note(&stage->process->predicted_us, predicted_us(stage));
     message = (struct msg_step){
         .step = number, .count = stage->is_last ? stage->result_count : stage->step.token_count, .epoch = arena->epoch};
     if (stage->is_timed) {
@@ -324,6 +355,8 @@ int stage_do_work(struct stage *stage)
     if (stage->index > 0)
         ring_release(&stage->in);
     bell_ring(&stage->next);
+    process_note(&stage->process->step, number);
+    trace_note(&stage->process->trace, TRACE_END, number);
     counter_add(stage->process, COUNTER_STAGE_STEPS, 1);
     counter_add(stage->process, COUNTER_STAGE_TOKENS, stage->step.token_count);
     counter_add(stage->process, COUNTER_STAGE_BUSY_NS, time.end_ns - time.begin_ns);

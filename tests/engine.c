@@ -19,7 +19,8 @@ void engine_start_model(struct own_engine *engine, const char *options, const ch
     char directory[512], program_dir[600];
     cr_assert_not_null(getcwd(directory, sizeof(directory)));
     snprintf(program_dir, sizeof(program_dir), "%s/%s/bin", directory, build != NULL ? build : "build");
-    setenv("EVENFLOW_PROGRAM_DIR", program_dir, 1);
+    const char *other = getenv("EVENFLOW_TEST_PROGRAMS");
+    setenv("EVENFLOW_PROGRAM_DIR", other != NULL ? other : program_dir, 1);
 
     char text[1024], *argv[64], *positional[64];
     int argc = 0, positional_count;
@@ -103,19 +104,29 @@ static void take_completion(struct completion *completion, const struct client_c
     json_decref(answer);
 }
 
-void engine_complete(const struct own_engine *engine, char **bodies, size_t count, size_t concurrency,
-                     struct completion *completions)
+void engine_complete_with(struct client *client, char **bodies, size_t count, size_t concurrency,
+                          struct completion *completions)
 {
     struct client_call *calls = base_alloc(count * sizeof(*calls));
     for (size_t i = 0; i < count; i++)
         calls[i] = (struct client_call){
             .method = "POST", .path = "/v1/completions", .body = bodies[i], .body_size = strlen(bodies[i])};
-    client_run(engine->socket, calls, count, concurrency);
+    client_run_with(client, calls, count, concurrency);
     for (size_t i = 0; i < count; i++) {
         take_completion(&completions[i], &calls[i], i);
         client_call_free(&calls[i]);
     }
     free(calls);
+}
+
+void engine_complete(const struct own_engine *engine, char **bodies, size_t count, size_t concurrency,
+                     struct completion *completions)
+{
+    struct err err;
+    struct client *client = client_open(engine->socket, false, &err);
+    cr_assert_not_null(client, "%s", err.text);
+    engine_complete_with(client, bodies, count, concurrency, completions);
+    client_close(client);
 }
 
 pid_t engine_pid(const struct own_engine *engine, const char *role, int index)

@@ -35,6 +35,10 @@ struct completion {
 void engine_complete(const struct own_engine *engine, char **bodies, size_t count, size_t concurrency,
                      struct completion *completions);
 
+/* The same with a client of the caller's, whose connections may have been open for long. */
+void engine_complete_with(struct client *client, char **bodies, size_t count, size_t concurrency,
+                          struct completion *completions);
+
 /* Process id of a role from /status. */
 pid_t engine_pid(const struct own_engine *engine, const char *role, int index);
 

@@ -472,6 +472,16 @@ void client_close(struct client *client)
     free(client);
 }
 
+void client_run_with(struct client *client, struct client_call *calls, size_t count, size_t concurrency)
+{
+    size_t next = 0;
+    while (next < count || client_active(client) > 0) {
+        while (next < count && (concurrency == 0 || client_active(client) < concurrency))
+            client_start(client, &calls[next++]);
+        client_turn(client, UINT64_MAX);
+    }
+}
+
 void client_run(const char *socket_path, struct client_call *calls, size_t count, size_t concurrency)
 {
     struct err err;
@@ -480,12 +490,7 @@ void client_run(const char *socket_path, struct client_call *calls, size_t count
         calls[i].err = err;
     if (client == NULL)
         return;
-    size_t next = 0;
-    while (next < count || client_active(client) > 0) {
-        while (next < count && (concurrency == 0 || client_active(client) < concurrency))
-            client_start(client, &calls[next++]);
-        client_turn(client, UINT64_MAX);
-    }
+    client_run_with(client, calls, count, concurrency);
     client_close(client);
 }
 

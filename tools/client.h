@@ -70,6 +70,9 @@ size_t client_active(const struct client *client);
 /* Readable when client_turn() has something to take: for poll(2) together with others. */
 int client_fd(const struct client *client);
 
+/* Runs all calls with a client that has no others. */
+void client_run_with(struct client *client, struct client_call *calls, size_t count, size_t concurrency);
+
 /* Runs all calls, at most `concurrency` at once, started in order. Each ends by itself; calls[i].status tells how. */
 void client_run(const char *socket_path, struct client_call *calls, size_t count, size_t concurrency);
 

@@ -1,0 +1,297 @@
+/* test_survive.c - the front, supervisors and several processes at once die, processes stop, requests are poison: who has an
+ * answer coming gets it, with the same tokens. On timed stages, whose tokens follow from a formula. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ipc/clock.h"
+#include "tests/engine.h"
+
+#define REQUESTS 24u
+#define OPTIONS  "--log-level error --backend timed --cost tests/data/timed_fast.pipeline.json --num-blocks 400 "
+#define POISON   4711u
+
+static struct completion truth[REQUESTS], seen[REQUESTS];
+static char *bodies[REQUESTS];
+static struct own_engine engine;
+/* Its connections stay open from the first run on: of those, nothing may be lost. A new one, of which no byte was read yet, may
+ * be closed by the death of the front. */
+static struct client *client;
+
+static void start(const char *options)
+{
+    engine_start(&engine, options);
+    for (unsigned i = 0; i < REQUESTS; i++) {
+        bodies[i] = malloc(256);
+        snprintf(bodies[i], 256,
+                 "{\"prompt\":[%u,%u,%u,5],\"max_tokens\":%u,\"temperature\":0,\"ignore_eos\":true,"
+                 "\"return_token_ids\":true}",
+                 100 + i % 3, 200 + i, 300 + i, 150 + i);
+    }
+    struct err err;
+    client = client_open(engine.socket, true, &err);
+    cr_assert_not_null(client, "%s", err.text);
+    engine_complete_with(client, bodies, REQUESTS, 12, truth);
+}
+
+static void expect_the_truth(void)
+{
+    for (unsigned i = 0; i < REQUESTS; i++) {
+        cr_expect_eq(seen[i].count, truth[i].count, "answer %u: %u tokens, not %u", i, seen[i].count, truth[i].count);
+        cr_expect_eq(memcmp(seen[i].tokens, truth[i].tokens, truth[i].count * sizeof(uint32_t)), 0, "answer %u", i);
+        cr_expect_str_eq(seen[i].text, truth[i].text);
+    }
+}
+
+static void wait_ms(long ms)
+{
+    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL);
+}
+
+/* A new call is sometimes the one whose first byte was not read when the front died. */
+static json_t *status_of(void)
+{
+    for (int tries = 0; tries < 200; tries++, wait_ms(5)) {
+        int status;
+        json_t *answer = engine_get(&engine, "/status", &status);
+        if (status == 200)
+            return answer;
+        json_decref(answer);
+    }
+    cr_assert(false, "no answer from /status");
+    return NULL;
+}
+
+static pid_t pid_of(const char *role, int index)
+{
+    json_t *status = status_of(), *process;
+    size_t i;
+    pid_t pid = 0;
+    if (strcmp(role, "standby") == 0)
+        pid = (pid_t)json_integer_value(json_object_get(status, "standby"));
+    json_array_foreach(json_object_get(status, "processes"), i, process)
+        if (strcmp(json_string_value(json_object_get(process, "role")), role) == 0 &&
+            json_integer_value(json_object_get(process, "index")) == index)
+            pid = (pid_t)json_integer_value(json_object_get(process, "pid"));
+    json_decref(status);
+    cr_assert_gt(pid, 0, "/status names no %s %d", role, index);
+    return pid;
+}
+
+static pid_t await_other(const char *role, int index, pid_t than)
+{
+    pid_t pid;
+    for (int tries = 0; (pid = pid_of(role, index)) == than && tries < 2000; tries++)
+        wait_ms(5);
+    cr_assert_neq(pid, than, "%s %d has no successor", role, index);
+    return pid;
+}
+
+static bool is_gone(pid_t pid)
+{
+    char path[32], state = 'Z';
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    FILE *file = fopen(path, "re");
+    if (file == NULL)
+        return true;
+    bool is_read = fscanf(file, "%*d (%*[^)]) %c", &state) == 1;
+    fclose(file);
+    return !is_read || state == 'Z' || state == 'X';
+}
+
+/* Whoever supervises now. */
+static void stop(void)
+{
+    pid_t supervisor = pid_of("supervisor", 0);
+    if (supervisor == engine.pid) {
+        cr_expect_eq(own_engine_stop(&engine), 0);
+        return;
+    }
+    kill(supervisor, SIGTERM);
+    for (int tries = 0; tries < 2000 && !is_gone(supervisor); tries++)
+        wait_ms(5);
+    cr_expect(is_gone(supervisor));
+    waitpid(engine.pid, NULL, 0);
+    cr_expect_eq(access(engine.socket, F_OK), -1, "the socket is left");
+    own_engine_forget(&engine);
+}
+
+struct blow {
+    const char *role;
+    int index;
+    int signal;
+};
+
+static _Atomic bool is_over;
+
+static void *strike(void *pointer)
+{
+    for (const struct blow *blow = pointer; blow->role != NULL; blow++) {
+        pid_t victim = pid_of(blow->role, blow->index);
+        wait_ms(30);
+        kill(victim, blow->signal);
+        await_other(blow->role, blow->index, victim);
+        if (strcmp(blow->role, "supervisor") == 0)
+            wait_ms(150); /* who dies sooner died together with it, which is another test */
+    }
+    atomic_store(&is_over, true);
+    return NULL;
+}
+
+/* Requests run until every blow has fallen and been got over. */
+static void survive(struct blow *blows)
+{
+    pthread_t thread;
+    atomic_store(&is_over, false);
+    cr_assert_eq(pthread_create(&thread, NULL, strike, blows), 0);
+    while (!atomic_load(&is_over)) {
+        engine_complete_with(client, bodies, REQUESTS, 12, seen);
+        expect_the_truth();
+    }
+    pthread_join(thread, NULL);
+    engine_complete_with(client, bodies, REQUESTS, 12, seen);
+    expect_the_truth();
+}
+
+Test(survive, answers_go_on_over_the_deaths_of_any_process, .timeout = 120)
+{
+    struct blow blows[] = {{"front", 0, SIGKILL},      {"stage", 1, SIGKILL}, {"front", 0, SIGSEGV},
+                           {"sched", 0, SIGKILL},      {"front", 0, SIGKILL}, {"stage", 0, SIGABRT},
+                           {"supervisor", 0, SIGKILL}, {"front", 0, SIGKILL}, {"stage", 2, SIGBUS},
+                           {"supervisor", 0, SIGKILL}, {"sched", 0, SIGSEGV}, {"standby", 0, SIGKILL},
+                           {"supervisor", 0, SIGKILL}, {NULL, 0, 0}};
+    start(OPTIONS);
+    survive(blows);
+    stop();
+}
+
+Test(survive, stopped_processes_are_replaced, .timeout = 120)
+{
+    struct blow blows[] = {{"stage", 1, SIGSTOP}, {"sched", 0, SIGSTOP}, {NULL, 0, 0}};
+    start(OPTIONS);
+    survive(blows);
+    stop();
+}
+
+Test(survive, a_kill_every_now_and_then_is_survived_for_ever_by_an_idle_engine, .timeout = 120)
+{
+    start(OPTIONS);
+    pid_t victim = pid_of("stage", 1);
+    for (int i = 0; i < 20; i++) {
+        kill(victim, SIGKILL);
+        victim = await_other("stage", 1, victim);
+    }
+    engine_complete_with(client, bodies, REQUESTS, 12, seen);
+    expect_the_truth();
+    stop();
+}
+
+/* The supervisor and another process, lost at the same moment. */
+static void check_loss_with(const char *role)
+{
+    start(OPTIONS);
+    pid_t pids[] = {pid_of("front", 0), pid_of("sched", 0), pid_of("stage", 0),
+                    pid_of("stage", 1), pid_of("stage", 2), pid_of("standby", 0)};
+    pid_t other = pid_of(role, 0);
+    kill(engine.pid, SIGSTOP); /* or it would have another standby before its own turn comes */
+    kill(other, SIGKILL);
+    kill(engine.pid, SIGKILL);
+    uint64_t start_ns = clock_ns();
+    size_t left;
+    do {
+        left = 0;
+        for (size_t i = 0; i < ARRAY_COUNT(pids); i++)
+            left += !is_gone(pids[i]);
+    } while (left > 0 && clock_ns() - start_ns < 1000000000u);
+    cr_expect_eq(left, 0, "%zu processes outlive supervisor and %s", left, role);
+    waitpid(engine.pid, NULL, 0);
+    own_engine_forget(&engine);
+}
+
+Test(survive, nothing_is_left_when_the_supervisor_dies_together_with_another, .timeout = 120)
+{
+    check_loss_with("front");
+    check_loss_with("stage");
+    check_loss_with("standby");
+}
+
+/* ---- poison ---- */
+
+static void use_poison(const char *way)
+{
+    char directory[512], program_dir[600], poison[64];
+    const char *build = getenv("EVENFLOW_BUILD");
+    cr_assert_not_null(getcwd(directory, sizeof(directory)));
+    snprintf(program_dir, sizeof(program_dir), "%s/%s/poison", directory, build != NULL ? build : "build");
+    snprintf(poison, sizeof(poison), "1:%s:%u", way, POISON);
+    setenv("EVENFLOW_TEST_PROGRAMS", program_dir, 1);
+    setenv("EVENFLOW_POISON", poison, 1);
+}
+
+static struct client_call poisoned[2];
+
+static void *send_poison(void *pointer)
+{
+    (void)pointer;
+    static char body[128];
+    snprintf(body, sizeof(body), "{\"prompt\":[9,%u,7],\"max_tokens\":20}", POISON);
+    wait_ms(20);
+    for (size_t i = 0; i < ARRAY_COUNT(poisoned); i++)
+        poisoned[i] =
+            (struct client_call){.method = "POST", .path = "/v1/completions", .body = body, .body_size = strlen(body)};
+    client_run(engine.socket, poisoned, ARRAY_COUNT(poisoned), 1);
+    return NULL;
+}
+
+static void check_poison(const char *way, const char *why)
+{
+    use_poison(way);
+    start(OPTIONS);
+    pthread_t thread;
+    cr_assert_eq(pthread_create(&thread, NULL, send_poison, NULL), 0);
+    engine_complete_with(client, bodies, REQUESTS, 12, seen);
+    expect_the_truth();
+    pthread_join(thread, NULL);
+    for (size_t i = 0; i < ARRAY_COUNT(poisoned); i++) {
+        cr_expect_eq(poisoned[i].status, 500, "%s: status %d %s", way, poisoned[i].status, poisoned[i].err.text);
+        client_call_free(&poisoned[i]);
+    }
+    json_t *status = status_of(), *deaths = json_object_get(status, "deaths");
+    json_t *death = json_array_get(deaths, 0);
+    cr_expect_eq(json_array_size(deaths), 4, "%s: %zu deaths", way, json_array_size(deaths));
+    cr_expect_str_eq(json_string_value(json_object_get(death, "why")), why);
+    cr_expect_str_eq(json_string_value(json_object_get(death, "role")), "stage");
+    cr_expect_gt(json_integer_value(json_object_get(death, "step")), 0);
+    json_decref(status);
+    engine_complete_with(client, bodies, REQUESTS, 12, seen);
+    expect_the_truth();
+    stop();
+}
+
+Test(survive, a_request_that_makes_a_stage_fault_fails_alone, .timeout = 120)
+{
+    check_poison("segv", "fault");
+}
+
+Test(survive, a_request_that_breaks_a_check_fails_alone, .timeout = 120)
+{
+    check_poison("check", "fault");
+}
+
+Test(survive, a_request_that_makes_a_stage_run_for_ever_fails_alone, .timeout = 120)
+{
+    check_poison("spin", "hung");
+}
+
+Test(survive, a_request_that_makes_a_stage_sleep_for_ever_fails_alone, .timeout = 120)
+{
+    check_poison("sleep", "hung");
+}
