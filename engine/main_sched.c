@@ -174,9 +174,9 @@ static uint32_t plan_steps(struct sched_process *p)
         struct step_shm *record = sched_plan(&p->core);
         record_step(&p->record, record);
         if (record != NULL) {
+            process_note(&p->shm->step, record->step); /* before stage 0 can be at it */
             step_publish(record);
             bell_ring(&p->stage);
-            process_note(&p->shm->step, record->step);
             trace_note(&p->shm->trace, TRACE_PLAN, record->step);
             count++;
         } else if (!p->core.wants_another_plan) {

@@ -285,6 +285,7 @@ static bool let_pass(struct stage *stage, uint64_t number, struct timed_span spa
 static int pass_over(struct stage *stage, uint64_t number)
 {
     const struct msg_step message = {.step = number, .epoch = stage->arena->epoch, .sent_ns = clock_ns()};
+    process_note(&stage->process->step, number); /* before the next stage can be at it */
     if (ring_push(&stage->out, &message) != RING_OK) {
         log_error("step %" PRIu64 ": the ring is full: more steps in flight than the window", number);
         return -EPROTO;
@@ -292,7 +293,6 @@ static int pass_over(struct stage *stage, uint64_t number)
     if (stage->index > 0)
         ring_release(&stage->in);
     bell_ring(&stage->next);
-    process_note(&stage->process->step, number);
     trace_note(&stage->process->trace, TRACE_PASS, number);
     stage->idle_since_ns = 0;
     return 1;
@@ -348,6 +348,7 @@ int stage_do_work(struct stage *stage)
         time.cpu_ns = clock_cpu_ns() - begin_cpu_ns;
     }
     *arena_step_time(arena, stage->index, number) = time;
+    process_note(&stage->process->step, number); /* before the next stage can be at it */
     if (ring_push(&stage->out, &message) != RING_OK) {
         log_error("step %" PRIu64 ": the ring is full: more steps in flight than the window", number);
         return -EPROTO;
@@ -355,7 +356,6 @@ int stage_do_work(struct stage *stage)
     if (stage->index > 0)
         ring_release(&stage->in);
     bell_ring(&stage->next);
-    process_note(&stage->process->step, number);
     trace_note(&stage->process->trace, TRACE_END, number);
     counter_add(stage->process, COUNTER_STAGE_STEPS, 1);
     counter_add(stage->process, COUNTER_STAGE_TOKENS, stage->step.token_count);
