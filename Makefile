@@ -169,8 +169,6 @@ $(BUILD)/poison/evenflow-stage: $(BUILD)/stages/main_stage.o $(BUILD)/tests/main
 	$(Q)$(CC) $(LDFLAGS) -Wl,--wrap=timed_step -o $@ $(filter %.o,$^) $(LIBS)
 	$(Q)ln -sf ../bin/evenflow-supervisor ../bin/evenflow-front ../bin/evenflow-sched $(@D)
 
-$(BUILD)/faults/ipc/version.o: CPPFLAGS += -DEVENFLOW_NUMERICS='"$(NUMERICS)"'
-
 .SECONDARY:
 
 # ---- checks ----
