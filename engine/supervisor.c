@@ -385,15 +385,21 @@ static uint32_t region_of(const struct supervisor *s, const struct child *child,
 /* A new front sees what the kernel wrote for the one before, and has memory of its own: the kernel may still write there. */
 static int renew_io(struct supervisor *s, bool is_first, struct err *err)
 {
-    struct region *past = &s->regions[REGION_IO_PAST];
+    struct region *io = &s->regions[REGION_IO], *past = &s->regions[REGION_IO_PAST];
+    struct io_head_shm head = {0};
     int ret = keeper_begin_life(&s->keeper, &s->front_keep, err);
     if (ret != 0 || is_first)
         return ret;
-    if (past->fd > 0) {
-        close(past->fd);
-        close(past->read_only);
+    if (pread(io->read_only, &head, sizeof(head), 0) != (ssize_t)sizeof(head))
+        return err_set(err, -errno, "shared memory: cannot read region io: %s", strerror(errno));
+    /* A front that has not begun has left nothing there, and not taken in all that its forerunner left: that comes again. */
+    struct region *given_up = head.is_begun ? past : io;
+    if (given_up->fd > 0) {
+        close(given_up->fd);
+        close(given_up->read_only);
     }
-    *past = s->regions[REGION_IO];
+    if (head.is_begun)
+        *past = *io;
     return create_region(s, REGION_IO, "evenflow-io", err);
 }
 

@@ -13,11 +13,6 @@
 #include "ipc/clock.h"
 #include "tests/engine.h"
 
-static bool is_alive(pid_t pid)
-{
-    return kill(pid, 0) == 0;
-}
-
 static uint32_t open_descriptors(pid_t pid)
 {
     char path[64];
@@ -293,16 +288,4 @@ Test(engine, a_second_signal_stops_at_once, .timeout = 120)
     cr_expect_eq(call.status, 0);
     cr_expect_lt(call.event_count, 200);
     wait_for_end(&engine);
-}
-
-Test(engine, the_death_of_the_front_ends_it_with_an_error, .timeout = 120)
-{
-    struct own_engine engine;
-    engine_start(&engine, "-p 2");
-    const pid_t pids[4] = {engine_pid(&engine, "front", 0), engine_pid(&engine, "sched", 0),
-                           engine_pid(&engine, "stage", 0), engine_pid(&engine, "stage", 1)};
-    kill(pids[0], SIGKILL);
-    cr_expect_neq(wait_for_end(&engine), 0);
-    for (int i = 0; i < 4; i++)
-        cr_expect_not(is_alive(pids[i]), "process %d of 4 outlived the death of the front", i);
 }
