@@ -31,6 +31,8 @@ static void quantize(struct activations *a)
         float inverse = scale > 0 ? 1 / scale : 0;
         int32_t sum = 0;
         for (uint32_t i = 0; i < KERNEL_GROUP; i++) {
+            if (i == KERNEL_GROUP / 2)
+                a->half[g] = sum;
             float q = rintf((x[i] - offset) * inverse);
             a->q[g * KERNEL_GROUP + i] = (int8_t)(q < 127 ? q > -127 ? q : -127 : 127);
             sum += a->q[g * KERNEL_GROUP + i];
@@ -45,18 +47,19 @@ static void quantize(struct activations *a)
 static double dot_quantised(const struct matrix *w, const uint8_t *panel, uint32_t lane, const struct activations *a,
                             uint32_t row)
 {
+    const uint32_t part = w->form == MATRIX_Q6K ? KERNEL_GROUP / 2 : KERNEL_GROUP; /* what shares D and M */
     double sum = 0;
-    for (uint32_t g = 0; g < w->k / KERNEL_GROUP; g++) {
-        size_t at = (size_t)row * (w->k / KERNEL_GROUP) + g;
+    for (uint32_t first = 0; first < w->k; first += part) {
+        size_t g = (size_t)row * (w->k / KERNEL_GROUP) + first / KERNEL_GROUP;
         int32_t product = 0, weights = 0;
-        for (uint32_t i = 0; i < KERNEL_GROUP; i++) {
-            int u = matrix_element(w, panel, lane, g * KERNEL_GROUP + i);
-            product += u * a->q[at * KERNEL_GROUP + i];
+        for (uint32_t i = first; i < first + part; i++) {
+            int u = matrix_element(w, panel, lane, i);
+            product += u * a->q[(size_t)row * w->k + i];
             weights += u;
         }
         float d, m;
-        matrix_scales(w, panel, lane, g, &d, &m);
-        sum += d * ((double)a->scale[at] * product + (double)a->offset[at] * weights) + (double)m * a->total[at];
+        matrix_scales(w, panel, lane, first, &d, &m);
+        sum += d * ((double)a->scale[g] * product + (double)a->offset[g] * weights) + (double)m * a->total[g];
     }
     return sum;
 }
@@ -64,24 +67,14 @@ static double dot_quantised(const struct matrix *w, const uint8_t *panel, uint32
 static double dot_float(const struct matrix *w, const uint8_t *panel, uint32_t lane, const float *x)
 {
     double sum = 0;
-    for (uint32_t i = 0; i < w->k; i++) {
-        size_t at = (size_t)i * KERNEL_PANEL + lane;
-        float weight;
-        uint16_t half;
-        if (w->form == MATRIX_F32) {
-            memcpy(&weight, panel + at * 4, 4);
-        } else {
-            memcpy(&half, panel + at * 2, 2);
-            weight = f16_to_f32(half);
-        }
-        sum += (double)weight * x[i];
-    }
+    for (uint32_t i = 0; i < w->k; i++)
+        sum += (double)matrix_float(w, panel, lane, i) * x[i];
     return sum;
 }
 
 static void matmul(float *out, size_t out_stride, const struct matrix *w, const struct activations *a)
 {
-    bool is_quantised = w->form == MATRIX_Q4 || w->form == MATRIX_Q8;
+    bool is_quantised = matrix_is_quantized(w->form);
     for (uint32_t r = 0; r < a->rows; r++)
         for (uint32_t i = 0; i < w->n; i++) {
             const uint8_t *panel = (const uint8_t *)w->panels + (i / KERNEL_PANEL) * panel_bytes(w->form, w->k);
@@ -102,6 +95,15 @@ static void swiglu(float *out, const float *in, uint32_t rows, uint32_t width)
     for (uint32_t r = 0; r < rows; r++, in += 2 * (size_t)width, out += width)
         for (uint32_t i = 0; i < width; i++)
             out[i] = (float)(in[i] / (1 + exp(-(double)in[i])) * in[width + i]);
+}
+
+static void geglu(float *out, const float *in, uint32_t rows, uint32_t width)
+{
+    for (uint32_t r = 0; r < rows; r++, in += 2 * (size_t)width, out += width)
+        for (uint32_t i = 0; i < width; i++) {
+            double x = in[i], u = M_SQRT2 * M_2_SQRTPI / 2 * (x + 0.044715 * x * x * x); /* sqrt(2 / pi) * (..) */
+            out[i] = (float)(x / (1 + exp(-2 * u)) * in[width + i]);
+        }
 }
 
 static void rope(float *x, size_t stride, const float *cos_sin, uint32_t rows, uint32_t heads, uint32_t head_dim)
@@ -140,8 +142,9 @@ static void kv_store(const struct attention *a, const float *k, const float *v, 
 
 static void attend_one(const struct attention *a, const float *q, float *out, uint32_t head, uint32_t positions)
 {
+    uint32_t first = positions > a->window ? positions - a->window : 0;
     double max = -INFINITY, sum = 0;
-    for (uint32_t p = 0; p < positions; p++) {
+    for (uint32_t p = first; p < positions; p++) {
         const uint16_t *keys = kv_of(a, head, p);
         double score = 0;
         for (uint32_t i = 0; i < a->head_dim; i++)
@@ -149,11 +152,11 @@ static void attend_one(const struct attention *a, const float *q, float *out, ui
         a->scratch[p] = (float)(score * a->scale);
         max = fmax(max, a->scratch[p]);
     }
-    for (uint32_t p = 0; p < positions; p++)
+    for (uint32_t p = first; p < positions; p++)
         sum += exp(a->scratch[p] - max);
     for (uint32_t i = 0; i < a->head_dim; i++) {
         double value = 0;
-        for (uint32_t p = 0; p < positions; p++) {
+        for (uint32_t p = first; p < positions; p++) {
             const uint16_t *values = kv_of(a, head, p) + (size_t)a->head_dim * a->block_size;
             value += exp(a->scratch[p] - max) * f16_to_f32(values[(size_t)(p % a->block_size) * a->head_dim + i]);
         }
@@ -197,6 +200,7 @@ const struct kernels kernels_ref = {
     .matmul = matmul,
     .add = add,
     .swiglu = swiglu,
+    .geglu = geglu,
     .rope = rope,
     .kv_store = kv_store,
     .attention = attention,

@@ -15,11 +15,11 @@
 
 /* ---- products ---- */
 
-#define GROUPS_MAX 1024u /* k up to 32768; where k is larger, every tile takes the sums anew */
+#define SUMS_MAX 1024u /* k up to 32768, half of it in halves; where k is larger, every tile takes the sums anew */
 
-/* Sums of a panel's integers, per group and lane, as floats: exact, and the same for every row. */
+/* Sums of a panel's integers, per group (or half of one) and lane, as floats: exact, and the same for every row. */
 struct panel_sums {
-    float lanes[GROUPS_MAX][LANES] __attribute__((aligned(64)));
+    float lanes[SUMS_MAX][LANES] __attribute__((aligned(64)));
 };
 
 struct product {
@@ -31,22 +31,44 @@ struct product {
     uint32_t groups;
 };
 
-/* One group of one panel for `rows` rows: integer sums, then the chain of fused operations. is_first: the panel's integer
- * sums are taken here and kept; later tiles of the panel find them. */
-INLINE void q4_group(const struct product *p, struct panel_sums *sums, uint32_t row, uint32_t g, const uint32_t rows,
-                     const bool is_first, vf acc[])
+/* t = scale * I + offset * U, then acc += D * t: of a group, or of half a group. */
+INLINE vf chain(vf acc, vf d, vi dot, vf sum, const struct activations *a, size_t at)
 {
+    vf t = vf_fma(vf_set1(a->scale[at]), vf_from_vi(dot), vf_mul(vf_set1(a->offset[at]), sum));
+    return vf_fma(d, t, acc);
+}
+
+/* The integers' sum of a panel's group: taken by the first tile, found by the later ones. */
+INLINE vf kept_sum(struct panel_sums *sums, uint32_t index, vi sum, const bool is_first)
+{
+    float *kept = sums->lanes[index % SUMS_MAX];
+    vf sum_f = is_first ? vf_from_vi(sum) : vf_load(kept);
+    if (is_first)
+        vf_store(kept, sum_f);
+    return sum_f;
+}
+
+/* One group of one panel for `rows` rows, of the forms with nibbles and a minimum: integer sums, then the chain of fused
+ * operations. is_first: the panel's integer sums are taken here and kept; later tiles of the panel find them. */
+INLINE void nibble_group(const struct product *p, const enum matrix_form form, struct panel_sums *sums, uint32_t row,
+                         uint32_t g, const uint32_t rows, const bool is_first, vf acc[])
+{
+    const bool has_fifth_bits = form == MATRIX_Q5 || form == MATRIX_Q5K;
     const struct activations *a = p->a;
-    const uint8_t *record = p->panel + (size_t)g * Q4_RECORD_BYTES;
-    vi dot[PATH_ROWS_MAX], sum = vi_set1(0);
+    const uint8_t *record = p->panel + g * record_bytes_of(form), *scales = record + scales_offset(form);
+    vi dot[PATH_ROWS_MAX], sum = vi_set1(0), fifth = has_fifth_bits ? vi_load(record + NIBBLE_BYTES) : vi_set1(0);
     UNROLL(16)
     for (uint32_t r = 0; r < rows; r++)
         dot[r] = vi_set1(0);
     UNROLL(4)
     for (uint32_t v = 0; v < 4; v++) {
         vi bytes = vi_load(record + 64 * v), low = vi_low_nibbles(bytes), high = vi_high_nibbles(bytes);
+        if (has_fifth_bits) {
+            low = vi_add_u8(low, vi_field_to_4(fifth, 2 * v, 0x10));
+            high = vi_add_u8(high, vi_field_to_4(fifth, 2 * v + 1, 0x10));
+        }
         if (is_first)
-            sum = vi_add_u8(sum, vi_add_u8(low, high)); /* bytes of at most 8 * 15 */
+            sum = vi_add_u8(sum, vi_add_u8(low, high)); /* bytes of at most 8 * 31 */
         UNROLL(16)
         for (uint32_t r = 0; r < rows; r++) {
             const int8_t *q = a->q + (size_t)(row + r) * a->k + g * KERNEL_GROUP + 4 * v;
@@ -54,17 +76,52 @@ INLINE void q4_group(const struct product *p, struct panel_sums *sums, uint32_t 
             dot[r] = vi_dot_u4(dot[r], high, q + 16);
         }
     }
-    vf sum_f = is_first ? vf_from_vi(vi_sum_u8(vi_set1(0), sum)) : vf_load(sums->lanes[g % GROUPS_MAX]);
-    if (is_first)
-        vf_store(sums->lanes[g % GROUPS_MAX], sum_f);
-    vf d = vf_from_f16((const uint16_t *)(const void *)(record + 256));
-    vf m = vf_from_f16((const uint16_t *)(const void *)(record + 288));
+    vf sum_f = kept_sum(sums, g, is_first ? vi_sum_u8(vi_set1(0), sum) : sum, is_first);
+    vf d = vf_from_f16((const uint16_t *)(const void *)scales);
+    vf m = vf_from_f16((const uint16_t *)(const void *)(scales + 32));
+    if (form == MATRIX_Q4K || form == MATRIX_Q5K) {
+        d = vf_mul(d, vf_from_u8(scales + 64));
+        m = vf_sub(vf_zero(), vf_mul(m, vf_from_u8(scales + 80)));
+    }
     UNROLL(16)
     for (uint32_t r = 0; r < rows; r++) {
         size_t at = (size_t)(row + r) * p->groups + g;
-        vf t = vf_fma(vf_set1(a->scale[at]), vf_from_vi(dot[r]), vf_mul(vf_set1(a->offset[at]), sum_f));
-        acc[r] = vf_fma(d, t, acc[r]);
+        acc[r] = chain(acc[r], d, dot[r], sum_f, a, at);
         acc[r] = vf_fma(m, vf_set1(a->total[at]), acc[r]);
+    }
+}
+
+/* Q6K: the halves of a group have scales of their own; the 32 that each u is short of is taken off their sums. */
+INLINE void q6_group(const struct product *p, struct panel_sums *sums, uint32_t row, uint32_t g, const uint32_t rows,
+                     const bool is_first, vf acc[])
+{
+    const struct activations *a = p->a;
+    const uint8_t *record = p->panel + g * record_bytes_of(MATRIX_Q6K), *scales = record + scales_offset(MATRIX_Q6K);
+    vf d = vf_from_f16((const uint16_t *)(const void *)scales);
+    UNROLL(2)
+    for (uint32_t half = 0; half < 2; half++) {
+        vi dot[PATH_ROWS_MAX], sum = vi_set1(0), bits = vi_load(record + NIBBLE_BYTES + 64 * half);
+        UNROLL(16)
+        for (uint32_t r = 0; r < rows; r++) {
+            size_t at = (size_t)(row + r) * p->groups + g;
+            dot[r] = vi_set1(-32 * (half == 0 ? a->half[at] : a->start[at] / -128 - a->half[at]));
+        }
+        UNROLL(4)
+        for (uint32_t v = 0; v < 4; v++) {
+            vi bytes = vi_load(record + 64 * v);
+            vi u =
+                vi_add_u8(half == 0 ? vi_low_nibbles(bytes) : vi_high_nibbles(bytes), vi_field_to_4(bits, 2 * v, 0x30));
+            if (is_first)
+                sum = vi_add_u8(sum, u); /* bytes of at most 4 * 63 */
+            UNROLL(16)
+            for (uint32_t r = 0; r < rows; r++)
+                dot[r] = vi_dot_u4(dot[r], u, a->q + (size_t)(row + r) * a->k + g * KERNEL_GROUP + 16 * half + 4 * v);
+        }
+        vf sum_f = kept_sum(sums, 2 * g + half, is_first ? vi_sum_u8(vi_set1(-32 * 16), sum) : sum, is_first);
+        vf d_half = vf_mul(d, vf_from_i8(scales + 32 + 16 * half));
+        UNROLL(16)
+        for (uint32_t r = 0; r < rows; r++)
+            acc[r] = chain(acc[r], d_half, dot[r], sum_f, a, (size_t)(row + r) * p->groups + g);
     }
 }
 
@@ -72,7 +129,7 @@ INLINE void q8_group(const struct product *p, struct panel_sums *sums, uint32_t 
                      const bool is_first, vf acc[])
 {
     const struct activations *a = p->a;
-    const uint8_t *record = p->panel + (size_t)g * Q8_RECORD_BYTES;
+    const uint8_t *record = p->panel + g * record_bytes_of(MATRIX_Q8);
     vi dot[PATH_ROWS_MAX], sum = vi_set1(-128 * (int32_t)KERNEL_GROUP);
     UNROLL(16)
     for (uint32_t r = 0; r < rows; r++)
@@ -86,25 +143,22 @@ INLINE void q8_group(const struct product *p, struct panel_sums *sums, uint32_t 
         for (uint32_t r = 0; r < rows; r++)
             dot[r] = vi_dot_centred(dot[r], bytes, a->q + (size_t)(row + r) * a->k + g * KERNEL_GROUP + 4 * v);
     }
-    vf sum_f = is_first ? vf_from_vi(sum) : vf_load(sums->lanes[g % GROUPS_MAX]);
-    if (is_first)
-        vf_store(sums->lanes[g % GROUPS_MAX], sum_f);
-    vf d = vf_from_f16((const uint16_t *)(const void *)(record + 512));
+    vf sum_f = kept_sum(sums, g, sum, is_first);
+    vf d = vf_from_f16((const uint16_t *)(const void *)(record + scales_offset(MATRIX_Q8)));
     UNROLL(16)
-    for (uint32_t r = 0; r < rows; r++) {
-        size_t at = (size_t)(row + r) * p->groups + g;
-        vf t = vf_fma(vf_set1(a->scale[at]), vf_from_vi(dot[r]), vf_mul(vf_set1(a->offset[at]), sum_f));
-        acc[r] = vf_fma(d, t, acc[r]);
-    }
+    for (uint32_t r = 0; r < rows; r++)
+        acc[r] = chain(acc[r], d, dot[r], sum_f, a, (size_t)(row + r) * p->groups + g);
 }
 
 /* One float of k: w(., i) times x(r, i). */
-INLINE void float_step(const struct product *p, enum matrix_form form, uint32_t row, uint32_t i, const uint32_t rows,
-                       vf acc[])
+INLINE void float_step(const struct product *p, const enum matrix_form form, uint32_t row, uint32_t i,
+                       const uint32_t rows, vf acc[])
 {
     size_t at = (size_t)i * KERNEL_PANEL;
-    vf w = form == MATRIX_F32 ? vf_load((const float *)(const void *)p->panel + at)
-                              : vf_from_f16((const uint16_t *)(const void *)p->panel + at);
+    const void *panel = p->panel;
+    vf w = form == MATRIX_F32   ? vf_load((const float *)panel + at)
+           : form == MATRIX_F16 ? vf_from_f16((const uint16_t *)panel + at)
+                                : vf_from_bf16((const uint16_t *)panel + at);
     UNROLL(16)
     for (uint32_t r = 0; r < rows; r++)
         acc[r] = vf_fma(w, vf_set1(p->a->f32[(size_t)(row + r) * p->a->k + i]), acc[r]);
@@ -114,24 +168,26 @@ INLINE void float_step(const struct product *p, enum matrix_form form, uint32_t 
  * of fewer rows wait for memory rather than compute, and asking there made a row alone a third slower. */
 #define PREFETCH_BYTES 4096
 
-INLINE void tile(const struct product *p, enum matrix_form form, struct panel_sums *sums, uint32_t row,
+INLINE void tile(const struct product *p, const enum matrix_form form, struct panel_sums *sums, uint32_t row,
                  const uint32_t rows, const bool is_first)
 {
     vf acc[PATH_ROWS_MAX];
     UNROLL(16)
     for (uint32_t r = 0; r < rows; r++)
         acc[r] = vf_zero();
-    if (form == MATRIX_Q4 || form == MATRIX_Q8) {
-        size_t record_bytes = form == MATRIX_Q4 ? Q4_RECORD_BYTES : Q8_RECORD_BYTES;
+    if (matrix_is_quantized(form)) {
+        const size_t record_bytes = record_bytes_of(form);
         for (uint32_t g = 0; g < p->groups; g++) {
             if (is_first && rows == PATH_ROWS_MAX)
                 UNROLL(9)
             for (size_t line = 0; line < record_bytes; line += 64)
                 _mm_prefetch((const char *)p->panel + g * record_bytes + PREFETCH_BYTES + line, _MM_HINT_T0);
-            if (form == MATRIX_Q4)
-                q4_group(p, sums, row, g, rows, is_first, acc);
-            else
+            if (form == MATRIX_Q8)
                 q8_group(p, sums, row, g, rows, is_first, acc);
+            else if (form == MATRIX_Q6K)
+                q6_group(p, sums, row, g, rows, is_first, acc);
+            else
+                nibble_group(p, form, sums, row, g, rows, is_first, acc);
         }
     } else {
         for (uint32_t i = 0; i < p->a->k; i++)
@@ -147,17 +203,17 @@ INLINE void tile(const struct product *p, enum matrix_form form, struct panel_su
     }
 }
 
-INLINE void tile_of(const struct product *p, enum matrix_form form, struct panel_sums *sums, uint32_t row,
+INLINE void tile_of(const struct product *p, const enum matrix_form form, struct panel_sums *sums, uint32_t row,
                     const uint32_t rows)
 {
-    if (row == 0 || p->groups > GROUPS_MAX)
+    if (row == 0 || p->groups > (form == MATRIX_Q6K ? SUMS_MAX / 2 : SUMS_MAX))
         tile(p, form, sums, row, rows, true);
     else
         tile(p, form, sums, row, rows, false);
 }
 
 /* All rows of one panel, in tiles. */
-INLINE void panel_rows(const struct product *p, enum matrix_form form, struct panel_sums *sums)
+INLINE void panel_rows(const struct product *p, const enum matrix_form form, struct panel_sums *sums)
 {
     uint32_t row = 0, rows = p->a->rows;
 #if PATH_ROWS_MAX >= 8
@@ -188,42 +244,30 @@ INLINE void matmul_form(float *out, size_t out_stride, const struct matrix *w, c
     }
 }
 
-static void matmul_q4(float *out, size_t out_stride, const struct matrix *w, const struct activations *a)
-{
-    matmul_form(out, out_stride, w, a, MATRIX_Q4);
-}
-
-static void matmul_q8(float *out, size_t out_stride, const struct matrix *w, const struct activations *a)
-{
-    matmul_form(out, out_stride, w, a, MATRIX_Q8);
-}
-
-static void matmul_f16(float *out, size_t out_stride, const struct matrix *w, const struct activations *a)
-{
-    matmul_form(out, out_stride, w, a, MATRIX_F16);
-}
-
-static void matmul_f32(float *out, size_t out_stride, const struct matrix *w, const struct activations *a)
-{
-    matmul_form(out, out_stride, w, a, MATRIX_F32);
-}
+/* One function a form, so that the compiler builds each from its own loops. */
+#define MATMUL_OF(FORM)                                                                                                \
+    static void matmul_##FORM(float *out, size_t out_stride, const struct matrix *w, const struct activations *a)      \
+    {                                                                                                                  \
+        matmul_form(out, out_stride, w, a, MATRIX_##FORM);                                                             \
+    }
+MATMUL_OF(Q4)
+MATMUL_OF(Q5)
+MATMUL_OF(Q4K)
+MATMUL_OF(Q5K)
+MATMUL_OF(Q6K)
+MATMUL_OF(Q8)
+MATMUL_OF(F16)
+MATMUL_OF(BF16)
+MATMUL_OF(F32)
 
 static void matmul(float *out, size_t out_stride, const struct matrix *w, const struct activations *a)
 {
-    switch (w->form) {
-    case MATRIX_Q4:
-        matmul_q4(out, out_stride, w, a);
-        break;
-    case MATRIX_Q8:
-        matmul_q8(out, out_stride, w, a);
-        break;
-    case MATRIX_F16:
-        matmul_f16(out, out_stride, w, a);
-        break;
-    case MATRIX_F32:
-        matmul_f32(out, out_stride, w, a);
-        break;
-    }
+    static void (*const of[])(float *, size_t, const struct matrix *, const struct activations *) = {
+        [MATRIX_Q4] = matmul_Q4,   [MATRIX_Q5] = matmul_Q5,     [MATRIX_Q4K] = matmul_Q4K,
+        [MATRIX_Q5K] = matmul_Q5K, [MATRIX_Q6K] = matmul_Q6K,   [MATRIX_Q8] = matmul_Q8,
+        [MATRIX_F16] = matmul_F16, [MATRIX_BF16] = matmul_BF16, [MATRIX_F32] = matmul_F32,
+    };
+    of[w->form](out, out_stride, w, a);
 }
 
 /* ---- rows ---- */
@@ -284,11 +328,13 @@ static void quantize(struct activations *a)
         vf top = vf_set1(127), bottom = vf_set1(-127);
         x = vf_max(vf_min(vf_mul(vf_sub(x, middle), inverse), top), bottom);
         y = vf_max(vf_min(vf_mul(vf_sub(y, middle), inverse), top), bottom);
-        int32_t sum = vf_to_i8(a->q + g * KERNEL_GROUP, x) + vf_to_i8(a->q + g * KERNEL_GROUP + LANES, y);
+        int32_t half = vf_to_i8(a->q + g * KERNEL_GROUP, x);
+        int32_t sum = half + vf_to_i8(a->q + g * KERNEL_GROUP + LANES, y);
         a->scale[g] = scale;
         a->offset[g] = offset;
         a->total[g] = __builtin_fmaf(scale, (float)sum, KERNEL_GROUP * offset);
         a->start[g] = -128 * sum;
+        a->half[g] = half;
     }
 }
 
@@ -301,19 +347,35 @@ static void add(float *x, const float *y, size_t n)
         x[i] += y[i];
 }
 
-static void swiglu(float *out, const float *in, uint32_t rows, uint32_t width)
+/* out = f(gate) * up, f(x) = x / (1 + exp(-y)): silu with y = x, gelu with tanh's polynomial. */
+INLINE void gated(float *out, const float *in, uint32_t rows, uint32_t width, const bool is_gelu)
 {
     for (uint32_t r = 0; r < rows; r++, in += 2 * (size_t)width, out += width)
         for (uint32_t i = 0; i < width; i += LANES) {
             uint32_t n = width - i < LANES ? width - i : LANES;
             vf gate = n == LANES ? vf_load(in + i) : vf_load_n(in + i, n);
             vf up = n == LANES ? vf_load(in + width + i) : vf_load_n(in + width + i, n);
-            vf silu = vf_div(gate, vf_add(vf_set1(1), vf_exp(vf_sub(vf_zero(), gate))));
+            vf y = gate;
+            if (is_gelu) {
+                vf cube = vf_mul(vf_mul(gate, gate), gate);
+                y = vf_mul(vf_fma(vf_set1(0.044715f), cube, gate), vf_set1(1.59576912f)); /* 2 * sqrt(2 / pi) */
+            }
+            vf activated = vf_div(gate, vf_add(vf_set1(1), vf_exp(vf_sub(vf_zero(), y))));
             if (n == LANES)
-                vf_store(out + i, vf_mul(silu, up));
+                vf_store(out + i, vf_mul(activated, up));
             else
-                vf_store_n(out + i, vf_mul(silu, up), n);
+                vf_store_n(out + i, vf_mul(activated, up), n);
         }
+}
+
+static void swiglu(float *out, const float *in, uint32_t rows, uint32_t width)
+{
+    gated(out, in, rows, width, false);
+}
+
+static void geglu(float *out, const float *in, uint32_t rows, uint32_t width)
+{
+    gated(out, in, rows, width, true);
 }
 
 static void rope(float *x, size_t stride, const float *cos_sin, uint32_t rows, uint32_t heads, uint32_t head_dim)
@@ -364,7 +426,8 @@ static void kv_store(const struct attention *a, const float *k, const float *v, 
 struct query {
     const float *q;     /* (head_dim) */
     float *out;         /* (head_dim) */
-    uint32_t positions; /* it attends to */
+    uint32_t first;     /* it attends to positions first.. */
+    uint32_t positions; /* .. to before this one */
     float sum;
 };
 
@@ -429,9 +492,9 @@ INLINE void all_scores(const struct attention *a, uint32_t head, const struct qu
                        const uint32_t vectors)
 {
     float part[QUERY_PART * ATTENTION_QUERIES_MAX];
-    uint32_t last = queries[count - 1].positions - 1;
+    uint32_t first = queries[0].first / LANES * LANES, last = queries[count - 1].positions - 1;
     for (uint32_t dim = 0; dim < a->head_dim; dim += QUERY_PART) {
-        uint32_t dims = a->head_dim - dim < QUERY_PART ? a->head_dim - dim : QUERY_PART, p = 0;
+        uint32_t dims = a->head_dim - dim < QUERY_PART ? a->head_dim - dim : QUERY_PART, p = first;
         for (uint32_t i = 0; i < count; i++)
             memcpy(part + i * QUERY_PART, queries[i].q + dim, dims * sizeof(float));
         for (; a->block_size < LANES && p <= last; p += LANES)
@@ -444,17 +507,19 @@ INLINE void all_scores(const struct attention *a, uint32_t head, const struct qu
     }
 }
 
-/* Scores to weights exp(score - max), 0 behind the last position, and their sum in 16 lanes by position. */
+/* Scores to weights exp(score - max), 0 outside of the query's positions, and their sum in 16 lanes by position. */
 INLINE void weights_of(const struct attention *a, struct query *query, const uint32_t count, uint32_t i)
 {
-    uint32_t end = (query->positions + LANES - 1) / LANES * LANES;
-    for (uint32_t p = query->positions; p < end; p++)
+    uint32_t begin = query->first / LANES * LANES, end = (query->positions + LANES - 1) / LANES * LANES;
+    for (uint32_t p = begin; p < query->first; p++)
         *score_at(a, count, i, p) = -INFINITY; /* what stood there belongs to nobody */
+    for (uint32_t p = query->positions; p < end; p++)
+        *score_at(a, count, i, p) = -INFINITY;
     vf max = vf_set1(-INFINITY), sum = vf_zero();
-    for (uint32_t p = 0; p < end; p += LANES)
+    for (uint32_t p = begin; p < end; p += LANES)
         max = vf_max(max, vf_load(score_at(a, count, i, p)));
     vf greatest = vf_set1(vf_greatest(max));
-    for (uint32_t p = 0; p < end; p += LANES) {
+    for (uint32_t p = begin; p < end; p += LANES) {
         vf weight = vf_exp(vf_sub(vf_load(score_at(a, count, i, p)), greatest));
         vf_store(score_at(a, count, i, p), weight);
         sum = vf_add(sum, weight);
@@ -492,19 +557,26 @@ INLINE void values_run(const struct attention *a, uint32_t head, const uint32_t 
     }
 }
 
-/* The positions that all queries see first, then what each sees alone. */
+/* What each query sees before the others, then the positions that all see, then what each sees behind them: for each query
+ * the order of positions. */
 INLINE void values_of(const struct attention *a, uint32_t head, const struct query *queries, const uint32_t count,
                       const uint32_t vectors, uint32_t dim)
 {
     vf acc[ATTENTION_QUERIES_MAX];
-    uint32_t common = queries[0].positions;
+    uint32_t from = queries[count - 1].first, to = queries[0].positions; /* rows are in order, and so are these */
+    from = from < to ? from : to;
     UNROLL(12)
     for (uint32_t i = 0; i < count * vectors; i++)
         acc[i] = vf_zero();
-    values_run(a, head, count, 0, count, vectors, dim, 0, common, acc);
+    if (queries[0].first < from)
+        UNROLL(12)
+    for (uint32_t i = 0; i < count; i++)
+        values_run(a, head, count, i, 1, vectors, dim, queries[i].first, from, acc + i * vectors);
+    values_run(a, head, count, 0, count, vectors, dim, from, to, acc);
     UNROLL(12)
     for (uint32_t i = 0; i < count; i++) {
-        values_run(a, head, count, i, 1, vectors, dim, common, queries[i].positions, acc + i * vectors);
+        uint32_t alone = queries[i].first > to ? queries[i].first : to;
+        values_run(a, head, count, i, 1, vectors, dim, alone, queries[i].positions, acc + i * vectors);
         vf inverse = vf_set1(1.0f / queries[i].sum);
         UNROLL(4)
         for (uint32_t j = 0; j < vectors; j++)
@@ -560,9 +632,11 @@ static void attention(const struct attention *a)
 #endif
             for (uint32_t i = 0; i < count; i++) {
                 uint32_t row = (first + i) / group, h = head * group + (first + i) % group;
+                uint32_t end = a->first_pos + row + 1;
                 queries[i] = (struct query){.q = a->q + row * a->q_stride + (size_t)h * a->head_dim,
                                             .out = a->out + ((size_t)row * a->heads + h) * a->head_dim,
-                                            .positions = a->first_pos + row + 1};
+                                            .first = end > a->window ? end - a->window : 0,
+                                            .positions = end};
             }
             if (count == 1)
                 attend_1(a, head, queries);
@@ -637,6 +711,7 @@ const struct kernels PATH_TABLE = {
     .matmul = matmul,
     .add = add,
     .swiglu = swiglu,
+    .geglu = geglu,
     .rope = rope,
     .kv_store = kv_store,
     .attention = attention,

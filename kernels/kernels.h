@@ -23,21 +23,35 @@
 #define KERNEL_GROUP 32 /* weights and activations share scales in groups of 32 along k */
 #define KERNEL_PANEL 16 /* outputs interleaved in one panel of a packed matrix */
 
-/* Element types of GGUF tensors that kernel_pack_row() reads; numbers as in the GGUF specification. */
+/* Element types of GGUF tensors that matrix_pack_row() reads; numbers as in the GGUF specification. */
 enum gguf_type {
     GGUF_TYPE_F32 = 0,
     GGUF_TYPE_F16 = 1,
     GGUF_TYPE_Q4_0 = 2,
     GGUF_TYPE_Q4_1 = 3,
+    GGUF_TYPE_Q5_0 = 6,
+    GGUF_TYPE_Q5_1 = 7,
     GGUF_TYPE_Q8_0 = 8,
+    GGUF_TYPE_Q4_K = 12,
+    GGUF_TYPE_Q5_K = 13,
+    GGUF_TYPE_Q6_K = 14,
+    GGUF_TYPE_IQ4_NL = 20,
+    GGUF_TYPE_BF16 = 30,
 };
 
-/* How a matrix is held for the kernels. One numeric definition of the product for each, whatever the row count. */
+/* How a matrix is held for the kernels: every type of the file as w = D * u + M per group of 32, its integers and scales
+ * kept to the bit. One numeric definition of the product for each, whatever the row count. The quantised forms come first;
+ * they read int8 activations, the others floats. */
 enum matrix_form {
-    MATRIX_Q4,  /* w = d * u + m, u in 0..15, d and m f16 per group; activations int8 per group */
-    MATRIX_Q8,  /* w = d * q, q in -128..127, d f16 per group;       activations int8 per group */
-    MATRIX_F16, /* w f16, activations f32 */
-    MATRIX_F32, /* w f32, activations f32 */
+    MATRIX_Q4,   /* u in 0..15, D and M f16                                        Q4_0, Q4_1 */
+    MATRIX_Q5,   /* u in 0..31, D and M f16                                        Q5_0, Q5_1 */
+    MATRIX_Q4K,  /* u in 0..15, D = d * s, M = -e * t; d, e f16, s, t whole bytes  Q4_K */
+    MATRIX_Q5K,  /* u in 0..31, likewise                                           Q5_K */
+    MATRIX_Q6K,  /* u in -32..31, D = d * s, d f16, s a signed byte, for each 16   Q6_K */
+    MATRIX_Q8,   /* u in -128..127, D f16                                          Q8_0, IQ4_NL */
+    MATRIX_F16,  /* w f16 */
+    MATRIX_BF16, /* w bfloat16 */
+    MATRIX_F32,  /* w f32 */
 };
 
 /* A packed weight matrix: n outputs by k inputs, in panels of KERNEL_PANEL outputs (the last padded with zeros).
@@ -63,10 +77,11 @@ struct activations {
     float *offset;    /* (rows, k / KERNEL_GROUP) */
     float *total; /* (rows, k / KERNEL_GROUP): sum of x over the group as approximated, scale * sum(q) + 32 * offset */
     int32_t *start; /* (rows, k / KERNEL_GROUP): -128 * sum(q), where a sum with weights stored as q + 128 starts */
+    int32_t *half;  /* (rows, k / KERNEL_GROUP): sum(q) of the group's first 16, for weights with a scale for each 16 */
 };
 
 /* One sequence's rows against its paged KV cache, in one layer. Row r stands at absolute position first_pos + r and
- * attends to positions 0..first_pos + r, whose K and V are all stored already (kv_store comes first).
+ * attends to the last `window` positions up to its own, whose K and V are all stored already (kv_store comes first).
  *
  * A block holds, for this layer, kv_heads times { K (head_dim, block_size) f16 | V (block_size, head_dim) f16 }:
  * K is transposed so that a vector of positions is contiguous. block b of this layer starts at kv + b * block_stride. */
@@ -79,6 +94,7 @@ struct attention {
     uint32_t kv_heads;
     uint32_t head_dim; /* a multiple of 16 */
     uint32_t first_pos;
+    uint32_t window;        /* positions a row attends to, its own among them; UINT32_MAX: all */
     float scale;            /* 1 / sqrt(head_dim) for the Llama family */
     const uint32_t *blocks; /* block table: position p is in block blocks[p / block_size] */
     uint32_t block_size;    /* positions in a block: 8 times a power of two */
@@ -93,15 +109,15 @@ struct kernels {
     /* out(rows, width) = x / sqrt(mean(x^2) + eps) * gain.  out may be x. Rows are width apart in both. */
     void (*rms_norm)(float *out, const float *x, const float *gain, uint32_t rows, uint32_t width, float eps);
 
-    /* Fills q, scale, offset, total and start from f32: offset = (max + min) / 2, scale = (max - min) / 254 per group,
+    /* Fills q, scale, offset, total, start and half from f32: offset = (max + min) / 2, scale = (max - min) / 254 per group,
      * q = round-to-even((x - offset) / scale). A scale below the smallest normal float is 0, and so is q then. */
     void (*quantize)(struct activations *a);
 
     /* out[r * out_stride + i] = sum over k of x(r, k) * w(i, k), for i in 0..n-1.
      *
-     * Quantised forms, group by group in order, with I = sum(u * q) and U = sum(u) over the group as exact integers
-     * (u is the weight's integer: 0..15 for Q4, -128..127 for Q8), one chain per output:
-     *     t = fma(scale, (float)I, offset * (float)U);   acc = fma(d, t, acc);   Q4 also: acc = fma(m, total, acc)
+     * Quantised forms, group by group in order (Q6K: the group's two halves in order), with I = sum(u * q) and
+     * U = sum(u) as exact integers, D and M in f32 (exact too), one chain per output:
+     *     t = fma(scale, (float)I, offset * (float)U);   acc = fma(D, t, acc);   with an M: acc = fma(M, total, acc)
      * Float forms: one chain acc = fma(w, x, acc) over k in order, in f32 ("ref": in double). */
     void (*matmul)(float *out, size_t out_stride, const struct matrix *w, const struct activations *a);
 
@@ -110,6 +126,8 @@ struct kernels {
 
     /* out(rows, width) = silu(gate) * up; gate at in + r * 2 * width, up width floats behind it. */
     void (*swiglu)(float *out, const float *in, uint32_t rows, uint32_t width);
+    /* Likewise gelu(gate) * up, gelu(x) = x / (1 + exp(-2 * sqrt(2 / pi) * (x + 0.044715 * x^3))): the form with tanh. */
+    void (*geglu)(float *out, const float *in, uint32_t rows, uint32_t width);
 
     /* Rotates in place pairs (i, i + head_dim / 2) of every head; cos_sin is (rows, 2, head_dim / 2) for these rows'
      * positions; row r of x starts at x + r * stride and holds heads * head_dim floats. */
@@ -148,6 +166,12 @@ size_t kv_block_bytes(uint32_t kv_heads, uint32_t head_dim, uint32_t block_size)
 /* The form that a GGUF type is packed to; false when kernels cannot take the type. */
 bool matrix_form_of(enum gguf_type type, enum matrix_form *form);
 
+/* Whether a product with the form reads int8 activations (quantize() comes first) or floats. */
+static inline bool matrix_is_quantized(enum matrix_form form)
+{
+    return form < MATRIX_F16;
+}
+
 /* Bytes of the packed panels, a multiple of KERNEL_ALIGN. */
 size_t matrix_bytes(enum matrix_form form, uint32_t n, uint32_t k);
 
@@ -170,6 +194,7 @@ size_t gguf_row_bytes(enum gguf_type type, uint32_t k);
 /* 64-bit hash of the exact bits of n floats: what return_logits_hash gives. The same on every path and machine. */
 uint64_t hash_floats(const float *x, size_t n);
 
+float bf16_to_f32(uint16_t bits);
 float f16_to_f32(uint16_t bits);
 uint16_t f32_to_f16(float x); /* to nearest even */
 

@@ -1,19 +1,31 @@
 /* pack.c - GGUF rows in, panels out: the one layout that every path reads; and the conversions that belong to it.
  *
  * A panel holds KERNEL_PANEL outputs side by side. For the quantised forms it is a run of records, one per group of 32
- * along k, so that a product streams through memory from front to back:
+ * along k, so that a product streams through memory from front to back (o: output, v: 0..3, j: 0..3):
  *
- *   Q4: 4 x 64 bytes of nibbles | 16 x f16 d | 16 x f16 m          (320 bytes)
- *       byte 64 v + 4 o + j: low nibble u(o, 4 v + j), high nibble u(o, 16 + 4 v + j)   o: output, v: vector, j: 0..3
- *   Q8: 8 x 64 bytes of u8 = q + 128 | 16 x f16 d                   (544 bytes)
- *       byte 64 v + 4 o + j: q(o, 4 v + j) + 128
- *   F16, F32: k rows of 16 values
+ *   low bits    4 x 64 bytes: byte 64 v + 4 o + j has u(o, 4 v + j) in its low nibble, u(o, 16 + 4 v + j) in its high one
+ *   fifth bits  64 bytes: byte 4 o + j has them at bit 2 v, for 16 + 4 v + j at bit 2 v + 1                  (Q5, Q5K)
+ *   bits 4, 5   2 x 64 bytes: byte 4 o + j has them at bit 2 v; the second 64 for 16 + 4 v + j, bits of u + 32    (Q6K)
+ *   whole       8 x 64 bytes in place of all these: byte 64 v + 4 o + j is u(o, 4 v + j) + 128, v to 7            (Q8)
+ *   scales      Q4, Q5: 16 x f16 D | 16 x f16 M            Q4K, Q5K: 16 x f16 d | 16 x f16 e | 16 x s | 16 x t
+ *               Q6K: 16 x f16 d | 16 x s of the first half | 16 x s of the second      Q8: 16 x f16 D
+ *
+ *   F16, BF16, F32: k rows of 16 values
  *
  * Block layouts of the GGUF types: ggml's ggml-common.h.
  */
 #include "kernels/internal.h"
 
 #include <string.h>
+
+float bf16_to_f32(uint16_t bits)
+{
+    union {
+        uint32_t bits;
+        float value;
+    } out = {.bits = (uint32_t)bits << 16};
+    return out.value;
+}
 
 float f16_to_f32(uint16_t bits)
 {
@@ -61,39 +73,199 @@ static uint16_t load_u16(const uint8_t *at)
     return value;
 }
 
+/* ---- what the file holds ---- */
+
+struct type {
+    enum gguf_type number;
+    enum matrix_form form;
+    uint32_t block, bytes; /* elements and bytes of a block */
+};
+
+static const struct type types[] = {
+    {GGUF_TYPE_F32, MATRIX_F32, 1, 4},      {GGUF_TYPE_F16, MATRIX_F16, 1, 2},
+    {GGUF_TYPE_BF16, MATRIX_BF16, 1, 2},    {GGUF_TYPE_Q4_0, MATRIX_Q4, 32, 18},
+    {GGUF_TYPE_Q4_1, MATRIX_Q4, 32, 20},    {GGUF_TYPE_Q5_0, MATRIX_Q5, 32, 22},
+    {GGUF_TYPE_Q5_1, MATRIX_Q5, 32, 24},    {GGUF_TYPE_Q8_0, MATRIX_Q8, 32, 34},
+    {GGUF_TYPE_Q4_K, MATRIX_Q4K, 256, 144}, {GGUF_TYPE_Q5_K, MATRIX_Q5K, 256, 176},
+    {GGUF_TYPE_Q6_K, MATRIX_Q6K, 256, 210}, {GGUF_TYPE_IQ4_NL, MATRIX_Q8, 32, 18},
+};
+
+static const struct type *type_of(enum gguf_type number)
+{
+    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
+        if (types[i].number == number)
+            return &types[i];
+    return NULL;
+}
+
 bool matrix_form_of(enum gguf_type type, enum matrix_form *form)
 {
+    const struct type *known = type_of(type);
+    if (known != NULL)
+        *form = known->form;
+    return known != NULL;
+}
+
+size_t gguf_row_bytes(enum gguf_type type, uint32_t k)
+{
+    const struct type *known = type_of(type);
+    return known != NULL && k % known->block == 0 ? (size_t)k / known->block * known->bytes : 0;
+}
+
+/* 32 weights of a row: D * u + M. D is d, or d * s of the half; M is m, or -m * t. */
+struct group {
+    int16_t u[KERNEL_GROUP];
+    uint16_t d, m; /* f16 */
+    int16_t s[2];
+    uint8_t t;
+};
+
+static void read_nibbles(struct group *group, const uint8_t *at, uint32_t fifth_bits)
+{
+    for (uint32_t i = 0; i < 16; i++) {
+        group->u[i] = (int16_t)((at[i] & 15) | (fifth_bits >> i & 1) << 4);
+        group->u[16 + i] = (int16_t)(at[i] >> 4 | (fifth_bits >> (16 + i) & 1) << 4);
+    }
+}
+
+/* Group j of the eight of a K block: its scale and minimum, six bits each, from 12 bytes. */
+static void read_k_scales(struct group *group, const uint8_t *packed, uint32_t j)
+{
+    if (j < 4) {
+        group->s[0] = packed[j] & 63;
+        group->t = packed[j + 4] & 63;
+    } else {
+        group->s[0] = (int16_t)((packed[j + 4] & 15) | packed[j - 4] >> 6 << 4);
+        group->t = (uint8_t)(packed[j + 4] >> 4 | packed[j] >> 6 << 4);
+    }
+}
+
+static void read_k_group(struct group *group, enum gguf_type type, const uint8_t *block, uint32_t j)
+{
+    const uint8_t *high = block + 16, *low = block + (type == GGUF_TYPE_Q5_K ? 48 : 16) + j / 2 * 32;
+    group->d = load_u16(block);
+    group->m = load_u16(block + 2);
+    read_k_scales(group, block + 4, j);
+    for (uint32_t i = 0; i < KERNEL_GROUP; i++) {
+        group->u[i] = (int16_t)(low[i] >> (j % 2 * 4) & 15);
+        if (type == GGUF_TYPE_Q5_K)
+            group->u[i] |= (int16_t)((high[i] >> j & 1) << 4);
+    }
+}
+
+static void read_q6_k_group(struct group *group, const uint8_t *block, uint32_t j)
+{
+    const uint8_t *low = block + j / 4 * 64 + j % 2 * 32, *high = block + 128 + j / 4 * 32;
+    group->d = load_u16(block + 208);
+    for (uint32_t half = 0; half < 2; half++)
+        group->s[half] = (int8_t)block[192 + 2 * j + half];
+    for (uint32_t i = 0; i < KERNEL_GROUP; i++)
+        group->u[i] = (int16_t)((low[i] >> (j % 4 / 2 * 4) & 15) | (high[i] >> (j % 4 * 2) & 3) << 4) - 32;
+}
+
+static const int8_t iq4_nl_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+/* Group g of a row of a quantised type. */
+static void read_group(struct group *group, enum gguf_type type, const uint8_t *row, uint32_t g)
+{
+    const struct type *known = type_of(type);
+    const uint8_t *at = row + (size_t)g * KERNEL_GROUP / known->block * known->bytes;
+    uint32_t fifth_bits;
+    group->d = load_u16(at);
     switch (type) {
     case GGUF_TYPE_Q4_0:
+        read_nibbles(group, at + 2, 0);
+        group->m = f32_to_f16(-8.0f * f16_to_f32(group->d));
+        break;
     case GGUF_TYPE_Q4_1:
-        *form = MATRIX_Q4;
-        return true;
+        read_nibbles(group, at + 4, 0);
+        group->m = load_u16(at + 2);
+        break;
+    case GGUF_TYPE_Q5_0:
+        memcpy(&fifth_bits, at + 2, 4);
+        read_nibbles(group, at + 6, fifth_bits);
+        group->m = f32_to_f16(-16.0f * f16_to_f32(group->d));
+        break;
+    case GGUF_TYPE_Q5_1:
+        memcpy(&fifth_bits, at + 4, 4);
+        read_nibbles(group, at + 8, fifth_bits);
+        group->m = load_u16(at + 2);
+        break;
     case GGUF_TYPE_Q8_0:
-        *form = MATRIX_Q8;
-        return true;
-    case GGUF_TYPE_F16:
-        *form = MATRIX_F16;
-        return true;
-    case GGUF_TYPE_F32:
-        *form = MATRIX_F32;
-        return true;
+        for (uint32_t i = 0; i < KERNEL_GROUP; i++)
+            group->u[i] = (int8_t)at[2 + i];
+        break;
+    case GGUF_TYPE_IQ4_NL:
+        read_nibbles(group, at + 2, 0);
+        for (uint32_t i = 0; i < KERNEL_GROUP; i++)
+            group->u[i] = iq4_nl_values[group->u[i]];
+        break;
+    case GGUF_TYPE_Q4_K:
+    case GGUF_TYPE_Q5_K:
+        read_k_group(group, type, at, g % 8);
+        break;
+    case GGUF_TYPE_Q6_K:
+        read_q6_k_group(group, at, g % 8);
+        break;
+    default:
+        break;
     }
-    return false;
+}
+
+static void group_scales(const struct group *group, enum matrix_form form, uint32_t i, float *d, float *m)
+{
+    *d = f16_to_f32(group->d);
+    *m = 0;
+    if (form == MATRIX_Q4 || form == MATRIX_Q5)
+        *m = f16_to_f32(group->m);
+    if (form == MATRIX_Q4K || form == MATRIX_Q5K) {
+        *d *= (float)group->s[0];
+        *m = -f16_to_f32(group->m) * (float)group->t;
+    }
+    if (form == MATRIX_Q6K)
+        *d *= (float)group->s[i / 16];
+}
+
+static float read_float(enum gguf_type type, const uint8_t *at)
+{
+    float value;
+    if (type == GGUF_TYPE_F32)
+        memcpy(&value, at, sizeof(value));
+    else
+        value = type == GGUF_TYPE_F16 ? f16_to_f32(load_u16(at)) : bf16_to_f32(load_u16(at));
+    return value;
+}
+
+void gguf_dequantize_row(float *dst, enum gguf_type type, const void *src, uint32_t k)
+{
+    const struct type *known = type_of(type);
+    if (!matrix_is_quantized(known->form)) {
+        for (uint32_t i = 0; i < k; i++)
+            dst[i] = read_float(type, (const uint8_t *)src + (size_t)i * known->bytes);
+        return;
+    }
+    for (uint32_t g = 0; g < k / KERNEL_GROUP; g++, dst += KERNEL_GROUP) {
+        struct group group;
+        read_group(&group, type, src, g);
+        for (uint32_t i = 0; i < KERNEL_GROUP; i++) {
+            float d, m;
+            group_scales(&group, known->form, i, &d, &m);
+            dst[i] = d * (float)group.u[i] + m;
+        }
+    }
+}
+
+/* ---- packed matrices ---- */
+
+static size_t float_bytes(enum matrix_form form)
+{
+    return form == MATRIX_F32 ? 4 : 2;
 }
 
 size_t panel_bytes(enum matrix_form form, uint32_t k)
 {
-    switch (form) {
-    case MATRIX_Q4:
-        return (size_t)(k / KERNEL_GROUP) * Q4_RECORD_BYTES;
-    case MATRIX_Q8:
-        return (size_t)(k / KERNEL_GROUP) * Q8_RECORD_BYTES;
-    case MATRIX_F16:
-        return (size_t)k * KERNEL_PANEL * 2;
-    case MATRIX_F32:
-        return (size_t)k * KERNEL_PANEL * 4;
-    }
-    return 0;
+    return matrix_is_quantized(form) ? k / KERNEL_GROUP * record_bytes_of(form)
+                                     : (size_t)k * KERNEL_PANEL * float_bytes(form);
 }
 
 size_t matrix_bytes(enum matrix_form form, uint32_t n, uint32_t k)
@@ -102,91 +274,97 @@ size_t matrix_bytes(enum matrix_form form, uint32_t n, uint32_t k)
     return (bytes + KERNEL_ALIGN - 1) / KERNEL_ALIGN * KERNEL_ALIGN;
 }
 
-size_t gguf_row_bytes(enum gguf_type type, uint32_t k)
+/* Where element e of a group stands in a record: its byte in each 64, its vector, and whether it is of the second half. */
+static uint32_t byte_of(uint32_t lane, uint32_t e)
 {
-    bool is_whole = k % KERNEL_GROUP == 0;
-    switch (type) {
-    case GGUF_TYPE_F32:
-        return (size_t)k * 4;
-    case GGUF_TYPE_F16:
-        return (size_t)k * 2;
-    case GGUF_TYPE_Q4_0:
-        return is_whole ? (size_t)k / KERNEL_GROUP * 18 : 0;
-    case GGUF_TYPE_Q4_1:
-        return is_whole ? (size_t)k / KERNEL_GROUP * 20 : 0;
-    case GGUF_TYPE_Q8_0:
-        return is_whole ? (size_t)k / KERNEL_GROUP * 34 : 0;
-    }
-    return 0;
+    return 4 * lane + e % 4;
 }
 
-static void pack_q4(uint8_t *panel, uint32_t lane, enum gguf_type type, const uint8_t *src, uint32_t groups)
+static void write_integers(uint8_t *record, enum matrix_form form, uint32_t lane, const struct group *group)
 {
-    size_t head = type == GGUF_TYPE_Q4_1 ? 4 : 2, block = head + 16;
-    for (uint32_t g = 0; g < groups; g++, src += block, panel += Q4_RECORD_BYTES) {
-        /* byte i of a block: low nibble element i, high nibble element 16 + i, as in a record */
-        for (uint32_t i = 0; i < 16; i++)
-            panel[64 * (i / 4) + 4 * lane + i % 4] = src[head + i];
-        uint16_t d = load_u16(src);
-        uint16_t m = type == GGUF_TYPE_Q4_1 ? load_u16(src + 2) : f32_to_f16(-8.0f * f16_to_f32(d));
-        memcpy(panel + 256 + 2 * lane, &d, 2);
-        memcpy(panel + 288 + 2 * lane, &m, 2);
+    for (uint32_t e = 0; e < KERNEL_GROUP; e++) {
+        uint32_t v = e % 16 / 4, half = e / 16, u = (uint32_t)(group->u[e] + (form == MATRIX_Q6K ? 32 : 0));
+        if (form == MATRIX_Q8) {
+            record[64 * (e / 4) + byte_of(lane, e)] = (uint8_t)(group->u[e] + 128);
+            continue;
+        }
+        record[64 * v + byte_of(lane, e)] |= (uint8_t)((u & 15) << 4 * half);
+        if (form == MATRIX_Q5 || form == MATRIX_Q5K)
+            record[NIBBLE_BYTES + byte_of(lane, e)] |= (uint8_t)(u >> 4 << (2 * v + half));
+        if (form == MATRIX_Q6K)
+            record[NIBBLE_BYTES + 64 * half + byte_of(lane, e)] |= (uint8_t)(u >> 4 << 2 * v);
     }
 }
 
-static void pack_q8(uint8_t *panel, uint32_t lane, const uint8_t *src, uint32_t groups)
+static void write_scales(uint8_t *scales, enum matrix_form form, uint32_t lane, const struct group *group)
 {
-    for (uint32_t g = 0; g < groups; g++, src += 34, panel += Q8_RECORD_BYTES) {
-        for (uint32_t i = 0; i < 32; i++)
-            panel[64 * (i / 4) + 4 * lane + i % 4] = (uint8_t)(src[2 + i] ^ 0x80); /* q + 128 */
-        memcpy(panel + 512 + 2 * lane, src, 2);
+    memcpy(scales + 2 * lane, &group->d, 2);
+    if (form == MATRIX_Q6K) {
+        scales[32 + lane] = (uint8_t)group->s[0];
+        scales[48 + lane] = (uint8_t)group->s[1];
+    } else if (form != MATRIX_Q8) {
+        memcpy(scales + 32 + 2 * lane, &group->m, 2);
     }
-}
-
-static void pack_float(uint8_t *panel, uint32_t lane, const uint8_t *src, uint32_t k, size_t bytes)
-{
-    for (uint32_t i = 0; i < k; i++)
-        memcpy(panel + (i * KERNEL_PANEL + lane) * bytes, src + i * bytes, bytes);
+    if (form == MATRIX_Q4K || form == MATRIX_Q5K) {
+        scales[64 + lane] = (uint8_t)group->s[0];
+        scales[80 + lane] = group->t;
+    }
 }
 
 void matrix_pack_row(const struct matrix *w, uint32_t row, enum gguf_type type, const void *src)
 {
     uint8_t *panel = (uint8_t *)(uintptr_t)w->panels + (row / KERNEL_PANEL) * panel_bytes(w->form, w->k);
     uint32_t lane = row % KERNEL_PANEL;
-    switch (w->form) {
-    case MATRIX_Q4:
-        pack_q4(panel, lane, type, src, w->k / KERNEL_GROUP);
-        break;
-    case MATRIX_Q8:
-        pack_q8(panel, lane, src, w->k / KERNEL_GROUP);
-        break;
-    case MATRIX_F16:
-        pack_float(panel, lane, src, w->k, 2);
-        break;
-    case MATRIX_F32:
-        pack_float(panel, lane, src, w->k, 4);
-        break;
+    if (!matrix_is_quantized(w->form)) {
+        size_t bytes = float_bytes(w->form);
+        for (uint32_t i = 0; i < w->k; i++)
+            memcpy(panel + ((size_t)i * KERNEL_PANEL + lane) * bytes, (const uint8_t *)src + i * bytes, bytes);
+        return;
+    }
+    for (uint32_t g = 0; g < w->k / KERNEL_GROUP; g++, panel += record_bytes_of(w->form)) {
+        struct group group;
+        read_group(&group, type, src, g);
+        write_integers(panel, w->form, lane, &group);
+        write_scales(panel + scales_offset(w->form), w->form, lane, &group);
     }
 }
 
 int matrix_element(const struct matrix *w, const uint8_t *panel, uint32_t lane, uint32_t i)
 {
-    uint32_t g = i / KERNEL_GROUP, e = i % KERNEL_GROUP;
+    const uint8_t *record = panel + i / KERNEL_GROUP * record_bytes_of(w->form);
+    uint32_t e = i % KERNEL_GROUP, v = e % 16 / 4, half = e / 16;
     if (w->form == MATRIX_Q8)
-        return panel[(size_t)g * Q8_RECORD_BYTES + 64 * (e / 4) + 4 * lane + e % 4] - 128;
-    uint8_t byte = panel[(size_t)g * Q4_RECORD_BYTES + 64 * (e % 16 / 4) + 4 * lane + e % 4];
-    return e < 16 ? byte & 15 : byte >> 4;
+        return record[64 * (e / 4) + byte_of(lane, e)] - 128;
+    int u = record[64 * v + byte_of(lane, e)] >> 4 * half & 15;
+    if (w->form == MATRIX_Q5 || w->form == MATRIX_Q5K)
+        u |= (record[NIBBLE_BYTES + byte_of(lane, e)] >> (2 * v + half) & 1) << 4;
+    if (w->form == MATRIX_Q6K)
+        u = (u | (record[NIBBLE_BYTES + 64 * half + byte_of(lane, e)] >> 2 * v & 3) << 4) - 32;
+    return u;
 }
 
-void matrix_scales(const struct matrix *w, const uint8_t *panel, uint32_t lane, uint32_t g, float *d, float *m)
+void matrix_scales(const struct matrix *w, const uint8_t *panel, uint32_t lane, uint32_t i, float *d, float *m)
 {
-    if (w->form == MATRIX_Q8) {
-        *d = f16_to_f32(load_u16(panel + (size_t)g * Q8_RECORD_BYTES + 512 + 2 * lane));
-        *m = 0;
-    } else {
-        *d = f16_to_f32(load_u16(panel + (size_t)g * Q4_RECORD_BYTES + 256 + 2 * lane));
-        *m = f16_to_f32(load_u16(panel + (size_t)g * Q4_RECORD_BYTES + 288 + 2 * lane));
+    const uint8_t *scales = panel + i / KERNEL_GROUP * record_bytes_of(w->form) + scales_offset(w->form);
+    struct group group = {.d = load_u16(scales + 2 * lane)};
+    if (w->form == MATRIX_Q6K) {
+        group.s[0] = (int8_t)scales[32 + lane];
+        group.s[1] = (int8_t)scales[48 + lane];
+    } else if (w->form != MATRIX_Q8) {
+        group.m = load_u16(scales + 32 + 2 * lane);
     }
+    if (w->form == MATRIX_Q4K || w->form == MATRIX_Q5K) {
+        group.s[0] = scales[64 + lane];
+        group.t = scales[80 + lane];
+    }
+    group_scales(&group, w->form, i % KERNEL_GROUP, d, m);
+}
+
+float matrix_float(const struct matrix *w, const uint8_t *panel, uint32_t lane, uint32_t i)
+{
+    static const enum gguf_type of[] = {
+        [MATRIX_F16] = GGUF_TYPE_F16, [MATRIX_BF16] = GGUF_TYPE_BF16, [MATRIX_F32] = GGUF_TYPE_F32};
+    return read_float(of[w->form], panel + ((size_t)i * KERNEL_PANEL + lane) * float_bytes(w->form));
 }
 
 struct matrix matrix_part(const struct matrix *w, uint32_t first, uint32_t count)
@@ -200,45 +378,13 @@ void matrix_unpack_row(float *dst, const struct matrix *w, uint32_t row)
     const uint8_t *panel = (const uint8_t *)w->panels + (row / KERNEL_PANEL) * panel_bytes(w->form, w->k);
     uint32_t lane = row % KERNEL_PANEL;
     for (uint32_t i = 0; i < w->k; i++) {
-        if (w->form == MATRIX_F32) {
-            memcpy(dst + i, panel + ((size_t)i * KERNEL_PANEL + lane) * 4, 4);
-        } else if (w->form == MATRIX_F16) {
-            dst[i] = f16_to_f32(load_u16(panel + ((size_t)i * KERNEL_PANEL + lane) * 2));
-        } else {
+        if (matrix_is_quantized(w->form)) {
             float d, m;
-            matrix_scales(w, panel, lane, i / KERNEL_GROUP, &d, &m);
+            matrix_scales(w, panel, lane, i, &d, &m);
             dst[i] = d * (float)matrix_element(w, panel, lane, i) + m;
+        } else {
+            dst[i] = matrix_float(w, panel, lane, i);
         }
-    }
-}
-
-void gguf_dequantize_row(float *dst, enum gguf_type type, const void *src, uint32_t k)
-{
-    const uint8_t *at = src;
-    if (type == GGUF_TYPE_F32) {
-        memcpy(dst, src, (size_t)k * 4);
-        return;
-    }
-    if (type == GGUF_TYPE_F16) {
-        for (uint32_t i = 0; i < k; i++)
-            dst[i] = f16_to_f32(load_u16(at + 2 * i));
-        return;
-    }
-    for (uint32_t g = 0; g < k / KERNEL_GROUP; g++, dst += KERNEL_GROUP) {
-        float d = f16_to_f32(load_u16(at));
-        if (type == GGUF_TYPE_Q8_0) {
-            for (uint32_t i = 0; i < 32; i++)
-                dst[i] = d * (float)(int8_t)at[2 + i];
-            at += 34;
-            continue;
-        }
-        float m = type == GGUF_TYPE_Q4_1 ? f16_to_f32(load_u16(at + 2)) : -8.0f * d;
-        at += type == GGUF_TYPE_Q4_1 ? 4 : 2;
-        for (uint32_t i = 0; i < 16; i++) {
-            dst[i] = d * (float)(at[i] & 15) + m;
-            dst[16 + i] = d * (float)(at[i] >> 4) + m;
-        }
-        at += 16;
     }
 }
 

@@ -96,6 +96,19 @@ INLINE vf vf_from_f16(const uint16_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
+INLINE vf vf_from_bf16(const uint16_t *p)
+{
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+INLINE vf vf_from_u8(const uint8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+INLINE vf vf_from_i8(const uint8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
 INLINE void vf_to_f16(uint16_t *p, vf v)
 {
     _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -153,6 +166,18 @@ INLINE vi vi_low_nibbles(vi v)
 INLINE vi vi_high_nibbles(vi v)
 {
     return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15));
+}
+INLINE vi vi_and(vi v, char mask)
+{
+    return _mm512_and_si512(v, _mm512_set1_epi8(mask));
+}
+INLINE vi vi_shift_left(vi v, const uint32_t bits)
+{
+    return _mm512_sll_epi16(v, _mm_cvtsi32_si128((int)bits));
+}
+INLINE vi vi_shift_right(vi v, const uint32_t bits)
+{
+    return _mm512_srl_epi16(v, _mm_cvtsi32_si128((int)bits));
 }
 /* Whole numbers of v, rounded to nearest even, as bytes; returns their sum. */
 INLINE int32_t vf_to_i8(int8_t *p, vf v)
@@ -278,6 +303,22 @@ INLINE vf vf_from_f16(const uint16_t *p)
 {
     return vf_from_f16_halves(p, p + 8);
 }
+INLINE vf vf_from_bf16(const uint16_t *p)
+{
+    __m256i a = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+    __m256i b = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p + 8)));
+    return EACH(_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)));
+}
+INLINE vf vf_from_u8(const uint8_t *p)
+{
+    return EACH(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p))),
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + 8)))));
+}
+INLINE vf vf_from_i8(const uint8_t *p)
+{
+    return EACH(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p))),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + 8)))));
+}
 INLINE void vf_to_f16(uint16_t *p, vf v)
 {
     _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -338,6 +379,21 @@ INLINE vi vi_high_nibbles(vi v)
 {
     return EACH_I(low_half(_mm256_srli_epi16(v.a, 4)), low_half(_mm256_srli_epi16(v.b, 4)));
 }
+INLINE vi vi_and(vi v, char mask)
+{
+    __m256i all = _mm256_set1_epi8(mask);
+    return EACH_I(_mm256_and_si256(v.a, all), _mm256_and_si256(v.b, all));
+}
+INLINE vi vi_shift_left(vi v, const uint32_t bits)
+{
+    __m128i by = _mm_cvtsi32_si128((int)bits);
+    return EACH_I(_mm256_sll_epi16(v.a, by), _mm256_sll_epi16(v.b, by));
+}
+INLINE vi vi_shift_right(vi v, const uint32_t bits)
+{
+    __m128i by = _mm_cvtsi32_si128((int)bits);
+    return EACH_I(_mm256_srl_epi16(v.a, by), _mm256_srl_epi16(v.b, by));
+}
 INLINE int32_t vf_to_i8(int8_t *p, vf v)
 {
     __m256i a = _mm256_cvtps_epi32(v.a), b = _mm256_cvtps_epi32(v.b);
@@ -356,7 +412,7 @@ INLINE __m256i broadcast4(const int8_t *q)
     memcpy(&four, q, sizeof(four));
     return _mm256_set1_epi32(four);
 }
-/* u is at most 15 here, so that two products fit 16 bits. */
+/* u is at most 63 here, so that two products fit 16 bits. */
 INLINE __m256i dot_u4_half(__m256i acc, __m256i u, __m256i q)
 {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, q), _mm256_set1_epi16(1)));
@@ -398,5 +454,11 @@ INLINE vi vi_sum_u8(vi acc, vi u)
 
 #endif
 /* clang-format on */
+
+/* In every byte, the field of `mask` (at bits 4 and up) that stands at bit `bit` now. */
+INLINE vi vi_field_to_4(vi v, const uint32_t bit, char mask)
+{
+    return vi_and(bit < 4 ? vi_shift_left(v, 4 - bit) : vi_shift_right(v, bit - 4), mask);
+}
 
 #endif

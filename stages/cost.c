@@ -111,7 +111,7 @@ static void load_layer(struct layer *layer, struct bench *bench, const struct gg
     struct model_desc *three = take(bench, sizeof(*three));
     *three = *desc;
     three->layers = 3;
-    memcpy(three->forms[1], desc->forms[0], sizeof(three->forms[1]));
+    three->layer[1] = desc->layer[0];
     model_bind(&layer->slice, three, 1, 1, take(bench, model_slice_bytes(three, 1, 1)));
     model_pack_layer(&layer->slice.layers[0], desc, 0, gguf);
     forward_init(&layer->forward, kernels, NULL, three, &layer->slice,

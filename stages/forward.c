@@ -2,7 +2,6 @@
  * layers and, where its tokens ask for logits, head and sampling. */
 #include "stages/forward.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,8 +34,6 @@ void forward_init(struct forward *forward, const struct kernels *kernels, struct
         .limits = *limits,
         .kv = kv,
         .layer_block_bytes = kv_block_bytes(desc->kv_heads, desc->head_dim, limits->block_size),
-        .rope = floats(limits->positions_max, desc->head_dim),
-        .cos_sin = floats(FORWARD_TILE, desc->head_dim),
         .normed = floats(quant_rows, desc->width),
         .qkv = floats(FORWARD_TILE, q_width + 2 * desc->kv_heads * desc->head_dim),
         .mixed = floats(FORWARD_TILE, q_width),
@@ -48,10 +45,18 @@ void forward_init(struct forward *forward, const struct kernels *kernels, struct
         .quant_offset = floats(quant_rows, widest / KERNEL_GROUP + 1),
         .quant_total = floats(quant_rows, widest / KERNEL_GROUP + 1),
         .quant_start = (int32_t *)(void *)floats(quant_rows, widest / KERNEL_GROUP + 1),
+        .quant_half = (int32_t *)(void *)floats(quant_rows, widest / KERNEL_GROUP + 1),
     };
     for (uint32_t part = 0; part < team_size(team); part++)
         forward->attention_scratch[part] = floats(attention_scratch_floats(limits->positions_max, desc->heads), 1);
-    model_rope_table(desc, forward->rope, limits->positions_max);
+    for (uint32_t i = 0; i < slice->layer_count; i++) {
+        uint32_t rope = desc->layer[slice->first_layer + i].rope;
+        if (forward->rope[rope] != NULL)
+            continue;
+        forward->rope[rope] = floats(limits->positions_max, desc->head_dim);
+        forward->cos_sin[rope] = floats(FORWARD_TILE, desc->head_dim);
+        model_rope_table(&desc->ropes[rope], desc->head_dim, forward->rope[rope], limits->positions_max);
+    }
     if (slice->is_last) {
         sampler_init(&forward->sampler, kernels, desc->vocab_size);
         adjust_init(&forward->adjuster, desc->vocab_size);
@@ -63,10 +68,11 @@ void forward_init(struct forward *forward, const struct kernels *kernels, struct
 
 void forward_free(struct forward *forward)
 {
-    void *const taken[] = {forward->rope,        forward->residual,    forward->cos_sin,     forward->normed,
-                           forward->qkv,         forward->mixed,       forward->gate_up,     forward->inner,
-                           forward->branch,      forward->quant,       forward->quant_scale, forward->quant_offset,
-                           forward->quant_total, forward->quant_start, forward->wanted_rows, forward->logits};
+    void *const taken[] = {forward->rope[0],     forward->rope[1],      forward->cos_sin[0],  forward->cos_sin[1],
+                           forward->residual,    forward->normed,       forward->qkv,         forward->mixed,
+                           forward->gate_up,     forward->inner,        forward->branch,      forward->quant,
+                           forward->quant_scale, forward->quant_offset, forward->quant_total, forward->quant_start,
+                           forward->quant_half,  forward->wanted_rows,  forward->logits};
     for (uint32_t i = 0; i < ARRAY_COUNT(taken); i++)
         free(taken[i]);
     for (uint32_t part = 0; part < TEAM_MAX; part++)
@@ -101,8 +107,8 @@ static struct rows rows_of(const struct forward *forward, uint32_t part, uint32_
     return rows;
 }
 
-/* out(count, product->columns) = x(count, k) * weights. The member has written its own rows of x; behind the meeting at the
- * end everybody finds all of out. */
+/* out(count, product->columns) = x(count, k) * weights + bias. The member has written its own rows of x; behind the meeting
+ * at the end everybody finds all of out. */
 static void multiply(struct forward *forward, uint32_t part, float *out, const struct model_product *product,
                      const float *x, uint32_t count)
 {
@@ -117,6 +123,7 @@ static void multiply(struct forward *forward, uint32_t part, float *out, const s
         .offset = forward->quant_offset,
         .total = forward->quant_total,
         .start = forward->quant_start,
+        .half = forward->quant_half,
     };
     if (product->quantized) {
         struct activations mine = {
@@ -128,6 +135,7 @@ static void multiply(struct forward *forward, uint32_t part, float *out, const s
             .offset = a.offset + (size_t)own.first * groups,
             .total = a.total + (size_t)own.first * groups,
             .start = a.start + (size_t)own.first * groups,
+            .half = a.half + (size_t)own.first * groups,
         };
         forward->kernels->quantize(&mine);
     }
@@ -136,7 +144,10 @@ static void multiply(struct forward *forward, uint32_t part, float *out, const s
         const struct matrix *whole = &product->parts[i];
         uint32_t first, outputs = team_share(forward->team, part, whole->n, KERNEL_PANEL, &first);
         struct matrix mine = matrix_part(whole, first, outputs);
-        forward->kernels->matmul(out + product->column[i] + first, product->columns, &mine, &a);
+        uint32_t column = product->column[i] + first;
+        forward->kernels->matmul(out + column, product->columns, &mine, &a);
+        for (uint32_t row = 0; row < count && product->bias != NULL; row++)
+            forward->kernels->add(out + (size_t)row * product->columns + column, product->bias + column, outputs);
     }
     team_meet(forward->team);
 }
@@ -158,14 +169,21 @@ static uint32_t gather_segments(struct forward *forward, const struct forward_st
             forward->segments[forward->segment_count++] =
                 (struct forward_segment){.row = row, .first_token = from, .token_count = to - from};
             uint32_t position = r->first_pos + (from - r->token_first);
-            memcpy(forward->cos_sin + (size_t)(from - first) * forward->desc->head_dim,
-                   forward->rope + (size_t)position * forward->desc->head_dim,
-                   (size_t)(to - from) * forward->desc->head_dim * sizeof(float));
+            for (uint32_t rope = 0; rope < ARRAY_COUNT(forward->rope); rope++)
+                if (forward->rope[rope] != NULL)
+                    memcpy(forward->cos_sin[rope] + (size_t)(from - first) * forward->desc->head_dim,
+                           forward->rope[rope] + (size_t)position * forward->desc->head_dim,
+                           (size_t)(to - from) * forward->desc->head_dim * sizeof(float));
         }
         if (r->token_first + r->token_count >= end)
             break;
     }
     return row;
+}
+
+static const struct model_layer_desc *described(const struct forward *forward, uint32_t index)
+{
+    return &forward->desc->layer[forward->slice->first_layer + index];
 }
 
 /* The segment's part that lies in these rows of the tile; 0 tokens when none does. */
@@ -195,7 +213,8 @@ static struct attention attention_of(const struct tile *tile, uint32_t index, ui
         .kv_heads = desc->kv_heads,
         .head_dim = desc->head_dim,
         .first_pos = row->first_pos + (segment->first_token - row->token_first),
-        .scale = 1.0f / sqrtf((float)desc->head_dim),
+        .window = described(forward, index)->window,
+        .scale = desc->score_scale,
         .blocks = tile->step->blocks + row->block_first,
         .block_size = forward->limits.block_size,
         .kv = forward->kv + index * forward->layer_block_bytes,
@@ -243,6 +262,30 @@ static void attend(const struct tile *tile, uint32_t index, uint32_t part)
     }
 }
 
+/* out = x, normed: both (count, width). out may be x. */
+static void norm(const struct forward *forward, float *out, const float *x, const float *gain, uint32_t count)
+{
+    forward->kernels->rms_norm(out, x, gain, count, forward->desc->width, forward->desc->norm_eps);
+}
+
+/* x += branch, normed first where gain is not NULL; the member's own rows of both, of width. */
+static void add_branch(const struct forward *forward, float *x, float *branch, const float *gain, uint32_t count)
+{
+    if (gain != NULL)
+        norm(forward, branch, branch, gain, count);
+    forward->kernels->add(x, branch, (size_t)count * forward->desc->width);
+}
+
+/* Norms, where gain is not NULL, and rotates `heads` heads of every row. */
+static void turn_heads(const struct forward *forward, float *x, size_t stride, const float *gain, const float *cos_sin,
+                       uint32_t count, uint32_t heads)
+{
+    const struct model_desc *desc = forward->desc;
+    for (uint32_t row = 0; row < count && gain != NULL; row++)
+        forward->kernels->rms_norm(x + row * stride, x + row * stride, gain, heads, desc->head_dim, desc->norm_eps);
+    forward->kernels->rope(x, stride, cos_sin, count, heads, desc->head_dim);
+}
+
 /* x += attention over the tile's segments; their K and V are stored first. */
 static void attention_branch(const struct tile *tile, uint32_t index, uint32_t part)
 {
@@ -253,15 +296,14 @@ static void attention_branch(const struct tile *tile, uint32_t index, uint32_t p
     struct rows own = rows_of(forward, part, tile->count);
     uint32_t q_width = desc->heads * desc->head_dim, kv_width = desc->kv_heads * desc->head_dim;
     size_t stride = q_width + 2 * kv_width; // a row of qkv: Q (heads, head_dim) | K (kv_heads, head_dim) | V likewise
-    float *x = tile->x + (size_t)own.first * desc->width;
-    float *qkv = forward->qkv + own.first * stride;
-    const float *cos_sin = forward->cos_sin + (size_t)own.first * desc->head_dim;
+    size_t at = (size_t)own.first * desc->width;
+    float *x = tile->x + at, *qkv = forward->qkv + own.first * stride;
+    const float *cos_sin = forward->cos_sin[described(forward, index)->rope] + (size_t)own.first * desc->head_dim;
 
-    kernels->rms_norm(forward->normed + (size_t)own.first * desc->width, x, layer->attn_norm, own.count, desc->width,
-                      desc->norm_eps);
+    norm(forward, forward->normed + at, x, layer->attn_norm, own.count);
     multiply(forward, part, forward->qkv, &layer->qkv, forward->normed, tile->count); // (count, stride)
-    kernels->rope(qkv, stride, cos_sin, own.count, desc->heads, desc->head_dim);
-    kernels->rope(qkv + q_width, stride, cos_sin, own.count, desc->kv_heads, desc->head_dim);
+    turn_heads(forward, qkv, stride, layer->q_norm, cos_sin, own.count, desc->heads);
+    turn_heads(forward, qkv + q_width, stride, layer->k_norm, cos_sin, own.count, desc->kv_heads);
     for (uint32_t i = 0; i < forward->segment_count; i++) {
         struct forward_segment segment = segment_in(&forward->segments[i], tile, own);
         struct attention attention = attention_of(tile, index, part, &segment);
@@ -272,10 +314,10 @@ static void attention_branch(const struct tile *tile, uint32_t index, uint32_t p
     attend(tile, index, part);
     team_meet(forward->team);
     multiply(forward, part, forward->branch, &layer->out, forward->mixed, tile->count); // (count, width)
-    kernels->add(x, forward->branch + (size_t)own.first * desc->width, (size_t)own.count * desc->width);
+    add_branch(forward, x, forward->branch + at, layer->attn_post_norm, own.count);
 }
 
-/* x += down(silu(gate) * up). */
+/* x += down(f(gate) * up), f the model's gate. */
 static void feed_forward_branch(const struct tile *tile, uint32_t index, uint32_t part)
 {
     struct forward *forward = tile->forward;
@@ -283,16 +325,17 @@ static void feed_forward_branch(const struct tile *tile, uint32_t index, uint32_
     const struct model_desc *desc = forward->desc;
     const struct model_layer *layer = &forward->slice->layers[index];
     struct rows own = rows_of(forward, part, tile->count);
-    float *x = tile->x + (size_t)own.first * desc->width;
+    size_t at = (size_t)own.first * desc->width, inner_at = (size_t)own.first * desc->feed_forward;
+    float *x = tile->x + at;
+    void (*gate)(float *, const float *, uint32_t, uint32_t) =
+        desc->gate == MODEL_GELU ? kernels->geglu : kernels->swiglu;
 
-    kernels->rms_norm(forward->normed + (size_t)own.first * desc->width, x, layer->ffn_norm, own.count, desc->width,
-                      desc->norm_eps);
+    norm(forward, forward->normed + at, x, layer->ffn_norm, own.count);
     multiply(forward, part, forward->gate_up, &layer->gate_up, forward->normed,
              tile->count); // (count, 2 * feed_forward)
-    kernels->swiglu(forward->inner + (size_t)own.first * desc->feed_forward,
-                    forward->gate_up + (size_t)own.first * 2 * desc->feed_forward, own.count, desc->feed_forward);
+    gate(forward->inner + inner_at, forward->gate_up + 2 * inner_at, own.count, desc->feed_forward);
     multiply(forward, part, forward->branch, &layer->down, forward->inner, tile->count); // (count, width)
-    kernels->add(x, forward->branch + (size_t)own.first * desc->width, (size_t)own.count * desc->width);
+    add_branch(forward, x, forward->branch + at, layer->ffn_post_norm, own.count);
 }
 
 /* One member's part of all layers of the slice. */
@@ -322,13 +365,12 @@ static void run_head(void *context, uint32_t part)
     const struct model_product product = {
         .part_count = 1,
         .columns = desc->vocab_size,
-        .quantized = slice->head.form == MATRIX_Q4 || slice->head.form == MATRIX_Q8,
+        .quantized = matrix_is_quantized(slice->head.form),
         .parts = {slice->head},
     };
     struct rows own = rows_of(forward, part, head->count);
     size_t at = (size_t)own.first * desc->width;
-    forward->kernels->rms_norm(forward->normed + at, head->residual + at, slice->output_norm, own.count, desc->width,
-                               desc->norm_eps);
+    norm(forward, forward->normed + at, head->residual + at, slice->output_norm, own.count);
     multiply(forward, part, forward->logits, &product, forward->normed, head->count); // (count, vocab_size)
 }
 
@@ -425,6 +467,16 @@ static void gather_wanted(struct forward *forward, const struct forward_step *st
 
 /* ---- the pass ---- */
 
+static void embed(const struct forward *forward, float *x, const uint32_t *tokens, uint32_t count)
+{
+    const struct model_desc *desc = forward->desc;
+    for (uint32_t i = 0; i < count; i++, x += desc->width) {
+        matrix_unpack_row(x, &forward->slice->embedding, tokens[i]);
+        for (uint32_t j = 0; j < desc->width && desc->embedding_scale != 1; j++)
+            x[j] *= desc->embedding_scale;
+    }
+}
+
 void forward_run(struct forward *forward, const struct forward_step *step, const float *in, float *out,
                  struct token_shm *results, struct top_shm *tops)
 {
@@ -441,8 +493,7 @@ void forward_run(struct forward *forward, const struct forward_step *step, const
         float *x = slice->is_last ? forward->residual : out + (size_t)first * width; // (count, width)
         row = gather_segments(forward, step, row, first, count);
         if (slice->is_first)
-            for (uint32_t i = 0; i < count; i++)
-                matrix_unpack_row(x + (size_t)i * width, &slice->embedding, step->tokens[first + i]);
+            embed(forward, x, step->tokens + first, count);
         else
             memcpy(x, in + (size_t)first * width, (size_t)count * width * sizeof(float));
         team_run(forward->team, run_layers,

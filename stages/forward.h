@@ -63,9 +63,9 @@ struct forward {
     struct sampler sampler;   /* last stage */
     struct adjuster adjuster; /* likewise */
 
-    float *rope;                        /* (positions_max, 2, head_dim / 2) */
+    float *rope[2];                     /* (positions_max, 2, head_dim / 2), as desc->ropes; NULL: no layer uses it */
     float *residual;                    /* (FORWARD_TILE, width): last stage; the others work in the outgoing buffer */
-    float *cos_sin;                     /* (FORWARD_TILE, 2, head_dim / 2): of the tile's positions */
+    float *cos_sin[2];                  /* (FORWARD_TILE, 2, head_dim / 2): of the tile's positions */
     float *normed;                      /* (FORWARD_TILE, width) */
     float *qkv;                         /* (FORWARD_TILE, (heads + 2 * kv_heads) * head_dim) */
     float *mixed;                       /* (FORWARD_TILE, heads * head_dim) */
@@ -78,6 +78,7 @@ struct forward {
     float *quant_offset;                /* likewise */
     float *quant_total;                 /* likewise */
     int32_t *quant_start;               /* likewise */
+    int32_t *quant_half;                /* likewise */
     struct forward_segment segments[FORWARD_TILE];
     uint32_t segment_count;
 

@@ -47,9 +47,19 @@ struct tensor_type {
 
 /* Numbers, block lengths and sizes: ggml's ggml.h and ggml-common.h. */
 static const struct tensor_type tensor_types[] = {
-    {0, "F32", 1, 4},       {1, "F16", 1, 2},       {2, "Q4_0", 32, 18}, {3, "Q4_1", 32, 20},
-    {6, "Q5_0", 32, 22},    {7, "Q5_1", 32, 24},    {8, "Q8_0", 32, 34}, {12, "Q4_K", 256, 144},
-    {13, "Q5_K", 256, 176}, {14, "Q6_K", 256, 210}, {30, "BF16", 1, 2},
+    {0, "F32", 1, 4},       {1, "F16", 1, 2},       {2, "Q4_0", 32, 18},    {3, "Q4_1", 32, 20},
+    {6, "Q5_0", 32, 22},    {7, "Q5_1", 32, 24},    {8, "Q8_0", 32, 34},    {12, "Q4_K", 256, 144},
+    {13, "Q5_K", 256, 176}, {14, "Q6_K", 256, 210}, {20, "IQ4_NL", 32, 18}, {30, "BF16", 1, 2},
+};
+
+/* Types that are only named: nothing computes them. */
+static const struct {
+    uint32_t number;
+    const char *name;
+} other_types[] = {
+    {9, "Q8_1"},   {10, "Q2_K"},  {11, "Q3_K"},  {15, "Q8_K"},   {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"},
+    {19, "IQ1_S"}, {21, "IQ3_S"}, {22, "IQ2_S"}, {23, "IQ4_XS"}, {24, "I8"},      {25, "I16"},    {26, "I32"},
+    {27, "I64"},   {28, "F64"},   {29, "IQ1_M"}, {34, "TQ1_0"},  {35, "TQ2_0"},   {39, "MXFP4"},  {40, "NVFP4"},
 };
 
 struct entry {
@@ -355,6 +365,11 @@ void gguf_close(struct gguf *gguf)
 
 /* ---- looking things up ---- */
 
+bool gguf_has(const struct gguf *gguf, const char *key)
+{
+    return find_entry(gguf, key) != NULL;
+}
+
 bool gguf_get_string(const struct gguf *gguf, const char *key, struct gguf_string *value)
 {
     const struct entry *entry = find_entry(gguf, key);
@@ -503,6 +518,9 @@ const char *gguf_type_name(uint32_t type)
     const struct tensor_type *known = type_of(type);
     if (known != NULL)
         return known->name;
+    for (size_t i = 0; i < ARRAY_COUNT(other_types); i++)
+        if (other_types[i].number == type)
+            return other_types[i].name;
     snprintf(unknown, sizeof(unknown), "type %u", type);
     return unknown;
 }

@@ -45,6 +45,8 @@ int gguf_open(struct gguf **gguf, const char *path, struct err *err);
 int gguf_open_fd(struct gguf **gguf, int fd, const char *name_for_errors, struct err *err);
 void gguf_close(struct gguf *gguf);
 
+bool gguf_has(const struct gguf *gguf, const char *key);
+
 /* Metadata. False when the key is absent or of another kind. Any integer width is accepted where the value fits. */
 bool gguf_get_string(const struct gguf *gguf, const char *key, struct gguf_string *value);
 bool gguf_get_u64(const struct gguf *gguf, const char *key, uint64_t *value);

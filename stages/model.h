@@ -4,13 +4,13 @@
  * Owns: a slice owns its table of layers (taken at start, for the life of the process); packed weights lie in memory
  * that the caller gives, for a stage its weights region.   Blocks: model_load(), on page faults of the file.
  *
- * Architecture: GGUF's "llama" (RMSNorm, grouped-query attention with rotary positions, SwiGLU). Anything the forward
- * pass would not compute exactly as the file means it is refused by name: other architectures, RoPE scaling by rule,
- * experts, biases, tensors or types that are not known here.
+ * Architectures: arch.h. Anything the forward pass would not compute exactly as the file means it is refused by name:
+ * other architectures, experts, soft caps, ways to scale positions, tensors or types that are not known here.
  *
  * Where a weight lies follows from the description alone, so a successor binds to memory that its predecessor packed:
  *
- *   [embedding, where the slice holds layer 0] layer: attn_norm | Q,K,V | out | ffn_norm | gate,up | down   ...
+ *   [embedding, where the slice holds layer 0] layer: attn_norm | Q,K,V | q_norm, k_norm | out | attn_post_norm |
+ *                                                     ffn_norm | gate,up | down | ffn_post_norm            ...
  *   [output_norm | head, where it holds the last layer; a tied head is the embedding if that is there already]
  */
 #ifndef EVENFLOW_MODEL_H
@@ -39,6 +39,24 @@ enum model_matrix {
     MODEL_MATRIX_COUNT,
 };
 
+/* What the gate of the feed-forward goes through. */
+enum model_gate { MODEL_SILU, MODEL_GELU };
+
+#define MODEL_NO_WINDOW UINT32_MAX
+
+/* Rotary positions: the angle of pair i at position p is p * frequency[i]; cosines and sines are times magnitude. */
+struct model_rope {
+    double frequency[MODEL_ROPE_PAIRS_MAX];
+    double magnitude;
+};
+
+struct model_layer_desc {
+    enum matrix_form forms[MODEL_MATRIX_COUNT];
+    uint32_t biases; /* bit `which`: the matrix has one */
+    uint32_t window; /* positions that a token attends to; MODEL_NO_WINDOW: all */
+    uint32_t rope;   /* index in ropes */
+};
+
 /* Plain data, from the file's header alone. */
 struct model_desc {
     uint32_t layers;
@@ -50,21 +68,26 @@ struct model_desc {
     uint32_t vocab_size;
     uint32_t context_length;
     float norm_eps;
-    double rope_base;
-    double
-        rope_factors[MODEL_ROPE_PAIRS_MAX]; /* inverse frequency i is divided by factor i; 1 without a tensor for it */
-    bool tied;                              /* the head is the embedding */
+    float embedding_scale; /* an embedding is times this */
+    float score_scale;     /* an attention score is times this */
+    enum model_gate gate;
+    bool has_interleaved_pairs;
+    bool has_qk_norm;
+    bool has_post_norms;
+    bool tied; /* the head is the embedding */
     enum matrix_form embedding_form;
     enum matrix_form head_form;
-    enum matrix_form forms[MODEL_LAYERS_MAX][MODEL_MATRIX_COUNT];
+    struct model_rope ropes[2]; /* the second only where layers with a window have positions of their own */
+    struct model_layer_desc layer[MODEL_LAYERS_MAX];
 };
 
 /* One product of the forward pass: up to three matrices that read the same activations. Where their forms are equal
  * they are one matrix; parts hold the rest. Outputs of part i start at column[i]. */
 struct model_product {
     uint32_t part_count;
-    uint32_t columns; /* outputs of all parts */
-    bool quantized;   /* some part reads int8 activations */
+    uint32_t columns;  /* outputs of all parts */
+    bool quantized;    /* some part reads int8 activations */
+    const float *bias; /* (columns); NULL: none */
     uint32_t column[3];
     struct matrix parts[3];
 };
@@ -73,10 +96,13 @@ struct model_layer {
     const float *attn_norm;       /* (width) */
     struct model_product qkv;     /* (heads + 2 * kv_heads) * head_dim outputs from width; Q and K rows are in the order
                                    * that makes their rotary pairs (i, i + head_dim / 2) */
+    const float *q_norm, *k_norm; /* (head_dim); NULL: none */
     struct model_product out;     /* width from heads * head_dim */
+    const float *attn_post_norm;  /* (width); NULL: none */
     const float *ffn_norm;        /* (width) */
     struct model_product gate_up; /* 2 * feed_forward from width */
     struct model_product down;    /* width from feed_forward */
+    const float *ffn_post_norm;   /* (width); NULL: none */
 };
 
 struct model_slice {
@@ -114,7 +140,10 @@ void model_pack_layer(const struct model_layer *layer, const struct model_desc *
                       const struct gguf *gguf);
 void model_pack_matrix(const struct matrix *w, const struct gguf_tensor *tensor);
 
+/* Positions as they are, from a base: frequency i is base^(-2i / head_dim). */
+void model_rope_plain(struct model_rope *rope, double base, uint32_t head_dim);
+
 /* Fills cos_sin (positions, 2, head_dim / 2): cosines, then sines, of every position's angles. */
-void model_rope_table(const struct model_desc *desc, float *cos_sin, uint32_t positions);
+void model_rope_table(const struct model_rope *rope, uint32_t head_dim, float *cos_sin, uint32_t positions);
 
 #endif

@@ -49,7 +49,8 @@ static struct activations make_activations(const float *x, uint32_t rows, uint32
                                 .scale = floats(groups),
                                 .offset = floats(groups),
                                 .total = floats(groups),
-                                .start = base_alloc(groups * sizeof(int32_t))};
+                                .start = base_alloc(groups * sizeof(int32_t)),
+                                .half = base_alloc(groups * sizeof(int32_t))};
 }
 
 static void free_activations(struct activations *a)
@@ -59,6 +60,15 @@ static void free_activations(struct activations *a)
     free(a->offset);
     free(a->total);
     free(a->start);
+    free(a->half);
+}
+
+/* k, or the next number of columns that is whole blocks of the type. */
+static uint32_t whole_blocks(enum gguf_type type, uint32_t k)
+{
+    while (gguf_row_bytes(type, k) == 0)
+        k += KERNEL_GROUP;
+    return k;
 }
 
 /* A random matrix as a GGUF file holds it; source gets its rows. */
@@ -75,21 +85,27 @@ static struct matrix make_matrix(enum gguf_type type, uint32_t n, uint32_t k, ui
             float values[4096];
             fill(values, k, 0.1f);
             memcpy(at, values, row_bytes);
-        } else if (type == GGUF_TYPE_F16) {
+        } else if (type == GGUF_TYPE_F16 || type == GGUF_TYPE_BF16) {
             for (uint32_t i = 0; i < k; i++) {
-                uint16_t half = f32_to_f16(0.1f * next_float());
+                float value = 0.1f * next_float();
+                uint32_t bits;
+                memcpy(&bits, &value, 4);
+                uint16_t half = type == GGUF_TYPE_F16 ? f32_to_f16(value) : (uint16_t)(bits >> 16);
                 memcpy(at + 2 * i, &half, 2);
             }
         } else {
-            size_t block = row_bytes / (k / KERNEL_GROUP);
+            size_t block = gguf_row_bytes(type, whole_blocks(type, 32)), d_at = type == GGUF_TYPE_Q6_K ? 208 : 0;
+            bool has_k_scales = type == GGUF_TYPE_Q4_K || type == GGUF_TYPE_Q5_K || type == GGUF_TYPE_Q6_K;
             for (size_t i = 0; i < row_bytes; i++)
                 at[i] = (uint8_t)next_random();
-            for (uint32_t g = 0; g < k / KERNEL_GROUP; g++) {
-                uint16_t d = f32_to_f16(0.01f + 0.01f * fabsf(next_float())),
-                         m = f32_to_f16(-0.1f + 0.02f * next_float());
-                memcpy(at + g * block, &d, 2);
-                if (type == GGUF_TYPE_Q4_1)
-                    memcpy(at + g * block + 2, &m, 2);
+            for (size_t first = 0; first < row_bytes; first += block) {
+                float scale = has_k_scales ? 0.0005f : 0.01f; /* of which a K block takes up to 63 or 127 times */
+                uint16_t d = f32_to_f16(scale + scale * fabsf(next_float())),
+                         m = f32_to_f16(has_k_scales ? scale * next_float() : -0.1f + 0.02f * next_float());
+                memcpy(at + first + d_at, &d, 2);
+                if (type == GGUF_TYPE_Q4_1 || type == GGUF_TYPE_Q5_1 || type == GGUF_TYPE_Q4_K ||
+                    type == GGUF_TYPE_Q5_K)
+                    memcpy(at + first + 2, &m, 2);
             }
         }
         matrix_pack_row(&w, row, type, at);
@@ -97,7 +113,9 @@ static struct matrix make_matrix(enum gguf_type type, uint32_t n, uint32_t k, ui
     return w;
 }
 
-static const enum gguf_type types[] = {GGUF_TYPE_Q4_0, GGUF_TYPE_Q4_1, GGUF_TYPE_Q8_0, GGUF_TYPE_F16, GGUF_TYPE_F32};
+static const enum gguf_type types[] = {GGUF_TYPE_Q4_0, GGUF_TYPE_Q4_1, GGUF_TYPE_Q5_0,   GGUF_TYPE_Q5_1,
+                                       GGUF_TYPE_Q8_0, GGUF_TYPE_Q4_K, GGUF_TYPE_Q5_K,   GGUF_TYPE_Q6_K,
+                                       GGUF_TYPE_F16,  GGUF_TYPE_BF16, GGUF_TYPE_IQ4_NL, GGUF_TYPE_F32};
 
 Test(kernels, there_is_always_the_plain_path_and_the_best_one_is_first)
 {
@@ -139,9 +157,9 @@ Test(kernels, packing_loses_nothing)
 {
     for (size_t t = 0; t < ARRAY_COUNT(types); t++) {
         uint8_t *source;
-        const uint32_t n = 37, k = 96;
+        const uint32_t n = 37, k = whole_blocks(types[t], 96);
         struct matrix w = make_matrix(types[t], n, k, &source);
-        float expected[96], unpacked[96];
+        float expected[256], unpacked[256];
         for (uint32_t row = 0; row < n; row++) {
             gguf_dequantize_row(expected, types[t], source + row * gguf_row_bytes(types[t], k), k);
             matrix_unpack_row(unpacked, &w, row);
@@ -182,17 +200,17 @@ Test(kernels, quantised_activations_are_within_half_a_step)
 /* Paths differ in the order of float sums only: 1e-5 of the sum of the terms' sizes is some hundred roundings of f32. */
 Test(kernels, products_agree_with_the_plain_path)
 {
-    const uint32_t rows = 11, k = 192;
+    const uint32_t rows = 11;
     const uint32_t sizes[] = {16, 48, 37};
     const struct kernels *plain = kernels_pick("ref");
     for (const char *const *name = kernels_names(); *name != NULL; name++)
         for (size_t t = 0; t < ARRAY_COUNT(types); t++)
             for (size_t s = 0; s < ARRAY_COUNT(sizes); s++) {
                 const struct kernels *path = kernels_pick(*name);
-                uint32_t n = sizes[s];
+                uint32_t n = sizes[s], k = whole_blocks(types[t], 192);
                 uint8_t *source;
                 struct matrix w = make_matrix(types[t], n, k, &source);
-                float *x = floats(rows * k), *out = floats(rows * n), *expected = floats(rows * n), row_of_w[192];
+                float *x = floats(rows * k), *out = floats(rows * n), *expected = floats(rows * n), row_of_w[256];
                 fill(x, rows * k, 1);
                 struct activations a = make_activations(x, rows, k);
                 path->quantize(&a);
@@ -219,10 +237,11 @@ Test(kernels, products_agree_with_the_plain_path)
  * rows. */
 Test(kernels, a_rows_product_has_the_same_bits_whatever_is_beside_it)
 {
-    const uint32_t rows_max = 40, n = 53, k = 160, stride = 59;
+    const uint32_t rows_max = 40, n = 53, stride = 59;
     for (const char *const *name = kernels_names(); *name != NULL; name++)
         for (size_t t = 0; t < ARRAY_COUNT(types); t++) {
             const struct kernels *path = kernels_pick(*name);
+            const uint32_t k = whole_blocks(types[t], 160);
             uint8_t *source;
             struct matrix w = make_matrix(types[t], n, k, &source);
             float *x = floats(rows_max * k), *alone = floats(rows_max * stride), *out = floats(rows_max * stride);
@@ -339,7 +358,7 @@ Test(kernels, the_fast_paths_give_equal_bits)
     if (one == NULL || other == NULL)
         cr_skip_test("this processor has only one fast path");
     kernels_thread_init();
-    const uint32_t rows = 9, n = 40, k = 160;
+    const uint32_t rows = 9, n = 40, k = 256;
     float *x = floats(2 * rows * k), *a_out = floats(rows * k), *b_out = floats(rows * k);
     for (size_t t = 0; t < ARRAY_COUNT(types); t++) {
         uint8_t *source;
@@ -361,6 +380,9 @@ Test(kernels, the_fast_paths_give_equal_bits)
     one->swiglu(a_out, x, rows, k - 3);
     other->swiglu(b_out, x, rows, k - 3);
     cr_assert_eq(memcmp(a_out, b_out, rows * (k - 3) * sizeof(float)), 0, "swiglu");
+    one->geglu(a_out, x, rows, k - 3);
+    other->geglu(b_out, x, rows, k - 3);
+    cr_assert_eq(memcmp(a_out, b_out, rows * (k - 3) * sizeof(float)), 0, "geglu");
     memcpy(a_out, x, rows * k * sizeof(float));
     memcpy(b_out, x, rows * k * sizeof(float));
     one->rope(a_out, k, x + 7, rows, 2, 48);
@@ -419,6 +441,7 @@ static void attend_in_chunks(const struct kernels *path, const struct cache *cac
                               .heads = HEADS,
                               .kv_heads = KV,
                               .head_dim = DIM,
+                              .window = UINT32_MAX,
                               .first_pos = first,
                               .scale = 0.125f,
                               .blocks = cache->blocks,
@@ -471,14 +494,26 @@ Test(kernels, attention_agrees_with_the_plain_path)
     }
 }
 
-/* Other models' shapes: one head for all queries or one each, groups that fill no tile, heads shorter than a vector pair
- * and longer than what is gathered at a time. For each: right, and the same bits whatever the blocks, the chunks, the
- * fast path. */
+/* Other models' shapes and windows: one head for all queries or one each, groups that fill no tile, heads shorter than a
+ * vector pair and longer than what is gathered at a time. For each: right, and the same bits whatever the blocks, the
+ * chunks, the fast path. */
 Test(kernels, attention_of_any_shape_is_right_and_does_not_depend_on_blocks_or_chunks)
 {
     const struct {
-        uint32_t heads, kv_heads, dim;
-    } shapes[] = {{1, 1, 16}, {5, 1, 64}, {8, 2, 48}, {7, 7, 80}, {14, 2, 128}, {32, 2, 16}, {3, 1, 144}, {2, 1, 256}};
+        uint32_t heads, kv_heads, dim, window;
+    } shapes[] = {{1, 1, 16, UINT32_MAX},
+                  {5, 1, 64, UINT32_MAX},
+                  {8, 2, 48, UINT32_MAX},
+                  {7, 7, 80, UINT32_MAX},
+                  {14, 2, 128, UINT32_MAX},
+                  {32, 2, 16, UINT32_MAX},
+                  {3, 1, 144, UINT32_MAX},
+                  {2, 1, 256, UINT32_MAX},
+                  {4, 1, 256, 32},
+                  {6, 2, 64, 16},
+                  {3, 1, 48, 5},
+                  {2, 2, 32, 1},
+                  {4, 2, 64, 61}};
     const uint32_t positions = 83, blocks[] = {8, 16, 64}, chunks[] = {83, 1, 5, 34};
     kernels_thread_init();
     for (size_t s = 0; s < ARRAY_COUNT(shapes); s++) {
@@ -511,6 +546,7 @@ Test(kernels, attention_of_any_shape_is_right_and_does_not_depend_on_blocks_or_c
                                           .heads = heads,
                                           .kv_heads = kv_heads,
                                           .head_dim = dim,
+                                          .window = shapes[s].window,
                                           .first_pos = first,
                                           .scale = 0.125f,
                                           .blocks = table,
@@ -561,6 +597,10 @@ Test(kernels, rows_agree_with_the_plain_path_and_do_not_see_each_other)
         plain->swiglu(b, x, rows, width);
         for (uint32_t i = 0; i < rows * width; i++)
             cr_assert_float_eq(a[i], b[i], 1e-4, "%s swiglu: %g, not %g", *name, a[i], b[i]);
+        path->geglu(a, x, rows, width);
+        plain->geglu(b, x, rows, width);
+        for (uint32_t i = 0; i < rows * width; i++)
+            cr_assert_float_eq(a[i], b[i], 1e-4, "%s geglu: %g, not %g", *name, a[i], b[i]);
 
         float cos_sin[5 * 64];
         for (uint32_t i = 0; i < rows * dim; i++)

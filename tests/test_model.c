@@ -30,12 +30,13 @@ Test(model, describes_what_the_file_says)
     cr_expect_eq(desc.feed_forward, 96);
     cr_expect_eq(desc.vocab_size, 160);
     cr_expect_eq(desc.context_length, 512);
-    cr_expect_eq(desc.rope_base, 10000);
-    cr_expect_eq(desc.rope_factors[7], 1);
+    cr_expect_float_eq(desc.ropes[0].frequency[7], pow(10000, -14.0 / 16), 1e-15);
+    cr_expect_eq(desc.ropes[0].magnitude, 1);
+    cr_expect_eq(desc.layer[1].window, MODEL_NO_WINDOW);
     cr_expect_float_eq(desc.norm_eps, 1e-5f, 1e-12f);
     cr_expect(desc.tied);
     cr_expect_eq(desc.embedding_form, MATRIX_Q8);
-    cr_expect_eq(desc.forms[2][MODEL_DOWN], MATRIX_Q4);
+    cr_expect_eq(desc.layer[2].forms[MODEL_DOWN], MATRIX_Q4);
 }
 
 Test(model, takes_defaults_for_what_may_be_left_out)
@@ -50,7 +51,7 @@ Test(model, takes_defaults_for_what_may_be_left_out)
     cr_expect_eq(describe(&tiny, &desc, &err), 0, "%s", err.text);
     tiny.missing_key = "llama.rope.freq_base";
     cr_expect_eq(describe(&tiny, &desc, &err), 0, "%s", err.text);
-    cr_expect_eq(desc.rope_base, 10000);
+    cr_expect_float_eq(desc.ropes[0].frequency[7], pow(10000, -14.0 / 16), 1e-15);
     tiny.missing_key = "llama.attention.head_count_kv";
     tiny.kv_heads = tiny.heads;
     cr_expect_eq(describe(&tiny, &desc, &err), 0, "%s", err.text);
@@ -78,15 +79,23 @@ static void expect_refused(const struct tiny_model *tiny, int code, const char *
 
 Test(model, refuses_by_name_what_it_would_not_compute)
 {
-    EXPECT_REFUSED(tiny.architecture = "qwen2", -ENOTSUP, "qwen2");
+    EXPECT_REFUSED(tiny.architecture = "mamba", -ENOTSUP, "mamba");
+    EXPECT_REFUSED(tiny.architecture = "mamba", -ENOTSUP, "llama, qwen2, qwen3, gemma3");
     EXPECT_REFUSED(tiny.expert_count = 8, -ENOTSUP, "llama.expert_count");
-    EXPECT_REFUSED(tiny.scaling_type = "yarn", -ENOTSUP, "yarn");
-    EXPECT_REFUSED(tiny.scaling_type = "linear", -ENOTSUP, "linear");
+    EXPECT_REFUSED(tiny.scaling_type = "longrope", -ENOTSUP, "longrope");
+    EXPECT_REFUSED(tiny.extra_key = "llama.attn_logit_softcapping", -ENOTSUP,
+                   "attn_logit_softcapping is 30: soft caps");
+    EXPECT_REFUSED(tiny.extra_key = "llama.logit_scale", -ENOTSUP, "llama.logit_scale");
+    EXPECT_REFUSED(tiny.architecture = "gemma3";
+                   tiny.extra_key = "gemma3.final_logit_softcapping", -ENOTSUP, "gemma3.final_logit_softcapping");
     EXPECT_REFUSED(tiny.rope_count = 8, -ENOTSUP, "llama.rope.dimension_count");
     EXPECT_REFUSED(tiny.head_dim = tiny.rope_count = 24, -ENOTSUP, "heads of 24");
-    EXPECT_REFUSED(tiny.types[MODEL_DOWN] = 6, -ENOTSUP, "blk.0.ffn_down.weight");
-    EXPECT_REFUSED(tiny.types[MODEL_DOWN] = 6, -ENOTSUP, "Q5_0");
-    EXPECT_REFUSED(tiny.extra_tensor = "blk.1.attn_q.bias", -ENOTSUP, "blk.1.attn_q.bias");
+    EXPECT_REFUSED(tiny.types[MODEL_DOWN] = 10, -ENOTSUP, "blk.0.ffn_down.weight");
+    EXPECT_REFUSED(tiny.types[MODEL_DOWN] = 10, -ENOTSUP, "Q2_K");
+    EXPECT_REFUSED(tiny.types[MODEL_DOWN] = 99, -ENOTSUP, "type 99");
+    EXPECT_REFUSED(tiny.extra_tensor = "blk.1.attn_q.bias", -EINVAL, "blk.1.attn_q.bias"); /* 16 of 64 */
+    EXPECT_REFUSED(tiny.extra_tensor = "blk.1.attn_q_norm.weight", -ENOTSUP, "blk.1.attn_q_norm.weight");
+    EXPECT_REFUSED(tiny.extra_tensor = "blk.1.attn_norm.bias", -ENOTSUP, "blk.1.attn_norm.bias");
     EXPECT_REFUSED(tiny.extra_tensor = "blk.3.attn_norm.weight", -ENOTSUP, "blk.3.attn_norm.weight");
     EXPECT_REFUSED(tiny.extra_tensor = "blk.0.ffn_gate_inp.weight", -ENOTSUP, "blk.0.ffn_gate_inp.weight");
 }
@@ -247,9 +256,9 @@ Test(model, rope_table_holds_cosines_and_sines_of_every_position)
     struct model_desc desc;
     struct err err = {0};
     cr_assert_eq(describe(&tiny, &desc, &err), 0);
-    desc.rope_factors[3] = 8;
+    desc.ropes[0].frequency[3] /= 8;
     float table[40 * 16];
-    model_rope_table(&desc, table, 40);
+    model_rope_table(&desc.ropes[0], desc.head_dim, table, 40);
     for (uint32_t position = 0; position < 40; position++) {
         for (uint32_t i = 0; i < 8; i++) {
             double angle = position * pow(10000, -(double)i / 8) / (i == 3 ? 8 : 1);
@@ -257,6 +266,51 @@ Test(model, rope_table_holds_cosines_and_sines_of_every_position)
             cr_expect_float_eq(table[position * 16 + 8 + i], sin(angle), 1e-6);
         }
     }
+}
+
+/* Against the formula as it stands in the paper (Peng et al. 2023, section 3.2), from its definition of a turn: pair i of
+ * d / 2 turns original / wavelength times within the original context. Here 64 positions and a head of 16. */
+Test(model, yarn_slows_down_what_turns_seldom)
+{
+    struct tiny_model tiny = tiny_model();
+    struct model_desc desc;
+    struct err err = {0};
+    tiny.scaling_type = "yarn";
+    cr_assert_eq(describe(&tiny, &desc, &err), 0, "%s", err.text);
+    cr_expect_float_eq(desc.ropes[0].magnitude, 0.1 * log(4) + 1, 1e-12);
+    /* 64 / (2 pi) turns of pair 0: 10.2, between 32 and 1; the limits are whole pairs: 32 turns are before pair 0, one
+     * turn is at 8 * ln(64 / 2 pi) / ln 10000 = 2.02, so pair 3 is the first that is slowed down wholly */
+    for (uint32_t i = 0; i < 8; i++) {
+        double plain = pow(10000, -2.0 * i / 16), kept = i >= 3 ? 0 : 1 - i / 3.0;
+        cr_expect_float_eq(desc.ropes[0].frequency[i], plain * (kept + (1 - kept) / 4), 1e-12, "pair %u", i);
+    }
+    tiny.scaling_type = "linear";
+    cr_assert_eq(describe(&tiny, &desc, &err), 0, "%s", err.text);
+    cr_expect_float_eq(desc.ropes[0].frequency[1], pow(10000, -2.0 / 16) / 4, 1e-12);
+    cr_expect_eq(desc.ropes[0].magnitude, 1);
+}
+
+Test(model, gemma3_has_a_window_and_positions_of_their_own_in_all_but_every_sixth_layer)
+{
+    struct tiny_model tiny = tiny_model();
+    struct model_desc desc;
+    struct err err = {0};
+    tiny.architecture = "gemma3";
+    tiny.layers = 7;
+    tiny.window = 24;
+    tiny.rope_base = 1e6;
+    cr_assert_eq(describe(&tiny, &desc, &err), 0, "%s", err.text);
+    for (uint32_t i = 0; i < tiny.layers; i++) {
+        cr_expect_eq(desc.layer[i].window, i == 5 ? MODEL_NO_WINDOW : 24, "layer %u", i);
+        cr_expect_eq(desc.layer[i].rope, i != 5, "layer %u", i);
+    }
+    cr_expect_float_eq(desc.ropes[1].frequency[1], pow(10000, -2.0 / 16), 1e-12);
+    cr_expect_float_eq(desc.ropes[0].frequency[1], pow(1e6, -2.0 / 16), 1e-12);
+    cr_expect_eq(desc.embedding_scale, 8); /* the root of 64 */
+    tiny.window_pattern = 2;
+    cr_assert_eq(describe(&tiny, &desc, &err), 0, "%s", err.text);
+    cr_expect_eq(desc.layer[1].window, MODEL_NO_WINDOW);
+    cr_expect_eq(desc.layer[2].window, 24);
 }
 
 /* ---- split ---- */

@@ -72,8 +72,21 @@ static void put_string(struct builder *b, const char *text)
     put(b, text, strlen(text));
 }
 
-static bool begin_key(struct builder *b, const char *key, uint32_t type)
+bool tiny_model_has_qk_norm(const struct tiny_model *tiny)
 {
+    return strcmp(tiny->architecture, "qwen3") == 0 || tiny_model_has_post_norms(tiny);
+}
+
+bool tiny_model_has_post_norms(const struct tiny_model *tiny)
+{
+    return strcmp(tiny->architecture, "gemma3") == 0;
+}
+
+/* A key that begins with a dot gets the architecture's name in front. */
+static bool begin_key(struct builder *b, const char *name, uint32_t type)
+{
+    char key[128];
+    snprintf(key, sizeof(key), "%s%s", name[0] == '.' ? b->tiny->architecture : "", name);
     if (b->tiny->missing_key != NULL && strcmp(key, b->tiny->missing_key) == 0)
         return false;
     put_string(b, key);
@@ -131,52 +144,56 @@ static void put_half(struct builder *b, float value)
     put(b, &bits, sizeof(bits));
 }
 
+/* Elements of a block of a quantised type: K blocks have 256, others 32. */
+static uint64_t block_elements(uint32_t type)
+{
+    bool is_float = type == GGUF_TYPE_F32 || type == GGUF_TYPE_F16 || type == GGUF_TYPE_BF16;
+    return is_float ? 1 : type >= GGUF_TYPE_Q4_K && type <= GGUF_TYPE_Q6_K ? 256 : 32;
+}
+
 static uint64_t block_bytes(uint32_t type)
 {
-    switch (type) {
-    case GGUF_TYPE_F32:
-        return 4;
-    case GGUF_TYPE_F16:
-        return 2;
-    case GGUF_TYPE_Q4_1:
-        return 20;
-    case GGUF_TYPE_Q8_0:
-        return 34;
-    case GGUF_TYPE_Q4_0:
-        return 18;
-    default: /* Q5_0, which is refused */
-        return 22;
-    }
+    uint64_t bytes = gguf_row_bytes((enum gguf_type)type, (uint32_t)block_elements(type));
+    return bytes > 0 ? bytes : 34; /* of a type that is refused */
 }
 
 static void put_block(struct builder *b, uint32_t type, bool is_gain)
 {
+    float value = is_gain ? 1 + next_float(b, 0.5f) : next_float(b, 0.2f);
+    uint8_t block[256];
+    uint64_t bytes = block_bytes(type);
     switch (type) {
-    case GGUF_TYPE_F32: {
-        float value = is_gain ? 1 + next_float(b, 0.5f) : next_float(b, 0.2f);
+    case GGUF_TYPE_F32:
         put(b, &value, sizeof(value));
         return;
-    }
     case GGUF_TYPE_F16:
-        put_half(b, next_float(b, 0.2f));
+        put_half(b, value);
+        return;
+    case GGUF_TYPE_BF16:
+        put(b, (const uint8_t *)&value + 2, 2);
         return;
     default:
         break;
     }
-    put_half(b, type == GGUF_TYPE_Q8_0 ? 0.0015f : 0.02f + next_float(b, 0.01f));
-    if (type == GGUF_TYPE_Q4_1)
-        put_half(b, -0.15f + next_float(b, 0.05f));
-    uint64_t head = type == GGUF_TYPE_Q4_1 ? 4 : 2;
-    for (uint64_t i = head; i < block_bytes(type); i++) {
-        uint8_t byte = (uint8_t)next_random(b);
-        put(b, &byte, 1);
-    }
+    for (uint64_t i = 0; i < bytes; i++)
+        block[i] = (uint8_t)next_random(b);
+    bool has_minimum =
+        type == GGUF_TYPE_Q4_1 || type == GGUF_TYPE_Q5_1 || type == GGUF_TYPE_Q4_K || type == GGUF_TYPE_Q5_K;
+    bool has_wide_integers = type == GGUF_TYPE_Q8_0 || type == GGUF_TYPE_IQ4_NL;
+    bool is_k = block_elements(type) == 256;
+    bool has_five_bits = type == GGUF_TYPE_Q5_0 || type == GGUF_TYPE_Q5_1 || type == GGUF_TYPE_Q5_K;
+    float scale = is_k ? 0.0002f : has_wide_integers ? 0.0015f : 0.02f + next_float(b, 0.01f);
+    uint16_t d = f32_to_f16(type == GGUF_TYPE_Q6_K ? scale / 8 : has_five_bits ? scale / 2 : scale);
+    uint16_t m = f32_to_f16(is_k ? 8 * scale : -0.15f + next_float(b, 0.05f));
+    memcpy(block + (type == GGUF_TYPE_Q6_K ? 208 : 0), &d, 2);
+    if (has_minimum)
+        memcpy(block + 2, &m, 2);
+    put(b, block, bytes);
 }
 
 static uint64_t tensor_blocks(const struct tensor *tensor)
 {
-    uint64_t elements = tensor->ne[0] * tensor->ne[1];
-    return tensor->type == GGUF_TYPE_F32 || tensor->type == GGUF_TYPE_F16 ? elements : elements / 32;
+    return tensor->ne[0] * tensor->ne[1] / block_elements(tensor->type);
 }
 
 static uint64_t align32(uint64_t value)
@@ -203,9 +220,24 @@ static void add_tensors(struct builder *b)
         add_tensor(b, name, t->width, 1, GGUF_TYPE_F32);
         snprintf(name, sizeof(name), "blk.%u.ffn_norm.weight", layer);
         add_tensor(b, name, t->width, 1, GGUF_TYPE_F32);
+        if (tiny_model_has_qk_norm(t)) {
+            snprintf(name, sizeof(name), "blk.%u.attn_q_norm.weight", layer);
+            add_tensor(b, name, t->head_dim, 1, GGUF_TYPE_F32);
+            snprintf(name, sizeof(name), "blk.%u.attn_k_norm.weight", layer);
+            add_tensor(b, name, t->head_dim, 1, GGUF_TYPE_F32);
+        }
+        if (tiny_model_has_post_norms(t)) {
+            snprintf(name, sizeof(name), "blk.%u.post_attention_norm.weight", layer);
+            add_tensor(b, name, t->width, 1, GGUF_TYPE_F32);
+            snprintf(name, sizeof(name), "blk.%u.post_ffw_norm.weight", layer);
+            add_tensor(b, name, t->width, 1, GGUF_TYPE_F32);
+        }
         for (int i = 0; i < 7; i++) {
             snprintf(name, sizeof(name), "blk.%u.%s.weight", layer, names[i]);
             add_tensor(b, name, columns[i], rows[i], t->types[i]);
+            snprintf(name, sizeof(name), "blk.%u.%s.bias", layer, names[i]);
+            if (t->has_biases && (i < 3 || i == 6))
+                add_tensor(b, name, rows[i], 1, GGUF_TYPE_F32);
         }
     }
     if (t->extra_tensor != NULL)
@@ -216,23 +248,30 @@ static void put_keys(struct builder *b)
 {
     const struct tiny_model *t = b->tiny;
     key_string(b, "general.architecture", t->architecture);
-    key_u32(b, "llama.block_count", t->layers);
-    key_u32(b, "llama.context_length", t->context_length);
-    key_u32(b, "llama.embedding_length", t->width);
-    key_u32(b, "llama.feed_forward_length", t->feed_forward);
-    key_u32(b, "llama.attention.head_count", t->heads);
-    key_u32(b, "llama.attention.head_count_kv", t->kv_heads);
-    key_u32(b, "llama.attention.key_length", t->head_dim);
-    key_u32(b, "llama.attention.value_length", t->head_dim);
-    key_u32(b, "llama.rope.dimension_count", t->rope_count);
-    key_f32(b, "llama.rope.freq_base", (float)t->rope_base);
-    key_f32(b, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
+    key_u32(b, ".block_count", t->layers);
+    key_u32(b, ".context_length", t->context_length);
+    key_u32(b, ".embedding_length", t->width);
+    key_u32(b, ".feed_forward_length", t->feed_forward);
+    key_u32(b, ".attention.head_count", t->heads);
+    key_u32(b, ".attention.head_count_kv", t->kv_heads);
+    key_u32(b, ".attention.key_length", t->head_dim);
+    key_u32(b, ".attention.value_length", t->head_dim);
+    key_u32(b, ".rope.dimension_count", t->rope_count);
+    key_f32(b, ".rope.freq_base", (float)t->rope_base);
+    key_f32(b, ".attention.layer_norm_rms_epsilon", 1e-5f);
     if (t->scaling_type != NULL) {
-        key_string(b, "llama.rope.scaling.type", t->scaling_type);
-        key_f32(b, "llama.rope.scaling.factor", 4);
+        key_string(b, ".rope.scaling.type", t->scaling_type);
+        key_f32(b, ".rope.scaling.factor", 4);
+        key_u32(b, ".rope.scaling.original_context_length", 64);
     }
+    if (t->window > 0)
+        key_u32(b, ".attention.sliding_window", t->window);
+    if (t->window_pattern > 0)
+        key_u32(b, ".attention.sliding_window_pattern", t->window_pattern);
+    if (t->extra_key != NULL)
+        key_f32(b, t->extra_key, 30);
     if (t->expert_count > 0)
-        key_u32(b, "llama.expert_count", t->expert_count);
+        key_u32(b, ".expert_count", t->expert_count);
 }
 
 int tiny_model_fd(const struct tiny_model *tiny)

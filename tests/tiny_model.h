@@ -17,7 +17,11 @@ struct tiny_model {
     bool has_rope_factors;
     /* GGUF types: attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down, embedding, head */
     uint32_t types[9];
-    const char *scaling_type;   /* NULL: no such key */
+    const char *scaling_type;   /* NULL: no such key; else by a factor of 4, from 64 positions */
+    uint32_t window;            /* 0: no such key */
+    uint32_t window_pattern;    /* likewise */
+    bool has_biases;            /* of Q, K, V and down */
+    const char *extra_key;      /* NULL: none; else a float of 30 */
     uint32_t expert_count;      /* 0: no such key */
     const char *missing_key;    /* left out */
     const char *missing_tensor; /* left out */
@@ -29,6 +33,10 @@ struct tiny_model {
 
 /* Three layers of width 64, 4 heads over 2, vocabulary of 160, Q4_1 with a tied Q8_0 embedding. */
 struct tiny_model tiny_model(void);
+
+/* What its architecture has beside the common part. */
+bool tiny_model_has_qk_norm(const struct tiny_model *tiny);
+bool tiny_model_has_post_norms(const struct tiny_model *tiny);
 
 /* The file, in a memfd that the caller closes. */
 int tiny_model_fd(const struct tiny_model *tiny);

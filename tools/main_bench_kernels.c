@@ -62,7 +62,8 @@ static double product_gops(const struct kernels *path, const struct shape *shape
                             .scale = base_alloc(groups * sizeof(float)),
                             .offset = base_alloc(groups * sizeof(float)),
                             .total = base_alloc(groups * sizeof(float)),
-                            .start = base_alloc(groups * sizeof(int32_t))};
+                            .start = base_alloc(groups * sizeof(int32_t)),
+                            .half = base_alloc(groups * sizeof(int32_t))};
     double operations = 2.0 * rows * w.n * w.k, gops[RUNS];
     uint32_t repeats = (uint32_t)(1e8 / operations) + 1;
     repeats = (repeats + shape->copies - 1) / shape->copies * shape->copies;
@@ -83,6 +84,7 @@ static double product_gops(const struct kernels *path, const struct shape *shape
     free(a.offset);
     free(a.total);
     free(a.start);
+    free(a.half);
     return median(gops);
 }
 
@@ -103,6 +105,7 @@ static double attention_ns(const struct kernels *path, uint32_t context, uint32_
                           .kv_heads = KV_HEADS,
                           .head_dim = DIM,
                           .first_pos = context - rows,
+                          .window = UINT32_MAX,
                           .scale = 0.125f,
                           .blocks = table,
                           .block_size = BLOCK,
@@ -142,7 +145,8 @@ static void print_rest(const struct kernels *path)
                             .scale = base_alloc(groups * sizeof(float)),
                             .offset = base_alloc(groups * sizeof(float)),
                             .total = base_alloc(groups * sizeof(float)),
-                            .start = base_alloc(groups * sizeof(int32_t))};
+                            .start = base_alloc(groups * sizeof(int32_t)),
+                            .half = base_alloc(groups * sizeof(int32_t))};
     printf("microseconds for %d rows:", ROWS);
     for (int kind = 0; kind < KINDS; kind++) {
         double us[RUNS];
@@ -178,6 +182,7 @@ static void print_rest(const struct kernels *path)
     free(a.offset);
     free(a.total);
     free(a.start);
+    free(a.half);
 }
 
 int main(void)
