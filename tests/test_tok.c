@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "engine/tok.h"
 #include "engine/unicode.h"
@@ -78,6 +79,103 @@ Test(tok, gives_the_ids_that_an_independent_implementation_gives)
     fclose(file);
     free(text);
     cr_assert_geq(cases, 300);
+}
+
+/* Ids of a line's field, and back: the text, as its bytes are. False when the line has no such field. */
+static bool expect_ids(const struct tok *by, json_t *line, const char *field, bool special)
+{
+    json_t *expected = json_object_get(line, field), *text = json_object_get(line, "text");
+    if (expected == NULL)
+        return false;
+    size_t size = json_string_length(text);
+    const struct tok_range all = {0, size};
+    uint32_t count = tok_encode(by, json_string_value(text), size, &all, special, ids, ARRAY_COUNT(ids));
+    bool is_equal = count == json_array_size(expected);
+    for (uint32_t i = 0; i < count && is_equal; i++)
+        is_equal = ids[i] == (uint32_t)json_integer_value(json_array_get(expected, i));
+    cr_expect(is_equal, "%s: %s", field, json_string_value(text));
+    if (special)
+        return true;
+    struct tok_decoder decoder = {.is_text_start = true};
+    static char back[65536];
+    size_t back_size = 0;
+    for (uint32_t i = 0; i < count; i++)
+        back_size += tok_decoder_push(&decoder, by, ids[i], back + back_size);
+    back_size += tok_decoder_end(&decoder, back + back_size);
+    /* SentencePiece's U+2581: comes back as a space */
+    bool has_other_space = memmem(json_string_value(text), size, "\xe2\x96\x81", 3) != NULL;
+    cr_expect((back_size == size && memcmp(back, json_string_value(text), size) == 0) || has_other_space, "%s: back",
+              json_string_value(text));
+    return true;
+}
+
+/* Returns how many lines of data/llamacpp_cases.jsonl have the field. */
+static uint32_t expect_all_ids(const struct tok *by, const char *field, bool special)
+{
+    FILE *file = fopen("tests/data/llamacpp_cases.jsonl", "re");
+    cr_assert_not_null(file);
+    char *text = NULL;
+    size_t room = 0;
+    uint32_t cases = 0;
+    while (getline(&text, &room, file) > 0) {
+        json_t *line = json_loads(text, JSON_ALLOW_NUL, NULL);
+        cr_assert_not_null(line, "%s", text);
+        cases += expect_ids(by, line, field, special);
+        json_decref(line);
+    }
+    fclose(file);
+    free(text);
+    return cases;
+}
+
+Test(tok, gives_the_ids_that_llama_cpp_gives)
+{
+    cr_assert_geq(expect_all_ids(&tok, "smollm", false), 700);
+}
+
+#define GEMMA "models/gemma-3-270m-q4_k_m.gguf"
+
+static bool open_gemma(struct tok *gemma, void **gemma_blob)
+{
+    struct gguf *gguf;
+    struct err err;
+    size_t bytes;
+    if (access(GEMMA, R_OK) != 0) {
+        fprintf(stderr, "skipped: %s is not there; make model-gemma gets it\n", GEMMA);
+        return false;
+    }
+    cr_assert_eq(gguf_open(&gguf, GEMMA, &err), 0, "%s", err.text);
+    cr_assert_eq(vocab_from_gguf(gguf, NULL, gemma_blob, &bytes, &err), 0, "%s", err.text);
+    gguf_close(gguf);
+    cr_assert_eq(tok_attach(gemma, *gemma_blob, bytes, TEXT_MAX, &err), 0, "%s", err.text);
+    return true;
+}
+
+Test(tok, gives_the_ids_that_llama_cpp_gives_for_gemma)
+{
+    struct tok gemma;
+    void *gemma_blob;
+    if (!open_gemma(&gemma, &gemma_blob))
+        return;
+    cr_expect_geq(expect_all_ids(&gemma, "gemma", false), 700);
+    cr_expect_geq(expect_all_ids(&gemma, "gemma_special", true), 10);
+    /* as many bytes as a prompt may have, of the sorts that make merges work hardest; seconds of this process */
+    static char text[1 << 20];
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (int sort = 0; sort < 3; sort++) {
+        uint64_t random = 1;
+        for (size_t i = 0; i < sizeof(text); i++) {
+            random = random * 6364136223846793005u + 1442695040888963407u;
+            text[i] = (char)(sort == 0 ? ' ' : sort == 1 ? 'a' : digits[random >> 58]);
+        }
+        uint64_t begin_ns = clock_cpu_ns();
+        cr_assert_gt(tok_encode(&gemma, text, sizeof(text), NULL, 0, ids, ARRAY_COUNT(ids)), 1000);
+        double seconds = (double)(clock_cpu_ns() - begin_ns) / 1e9;
+        cr_expect_lt(seconds, 3, "sort %d: %.2f s", sort, seconds);
+        printf("gemma: 1 MiB of sort %d in %.2f s\n", sort, seconds);
+    }
+    tok_detach(&gemma);
+    free(gemma_blob);
 }
 
 Test(tok, special_tokens_are_special_only_where_they_are_trusted)
@@ -361,7 +459,7 @@ static void build_small(struct tok *small, void **tables, const struct tok_text 
                                 .pre = TEXT("gpt-2"),
                                 .bos = 256,
                                 .eos = TOK_NONE,
-                                .adds_bos = adds_bos};
+                                .bos_rule = adds_bos ? TOK_BOS_FIRST : TOK_BOS_NEVER};
     size_t bytes;
     struct err err;
     cr_assert_eq(tok_build(&source, tables, &bytes, &err), 0, "%s", err.text);

@@ -66,8 +66,8 @@ static char *make_body(const char *model_path, const char *text, size_t size, st
     gguf_close(gguf);
     if (ret != 0 || tok_attach(&tok, blob, bytes, size, err) != 0)
         return NULL;
-    uint32_t *ids = base_alloc((size + 2) * sizeof(*ids));
-    uint32_t count = tok_encode(&tok, text, size, NULL, 0, ids, (uint32_t)size + 2);
+    uint32_t *ids = base_alloc((size + 3) * sizeof(*ids));
+    uint32_t count = tok_encode(&tok, text, size, NULL, 0, ids, (uint32_t)size + 3);
     tok_detach(&tok);
     free(blob);
     json_t *body = json_pack("{s:[], s:i, s:b, s:i}", "prompt", "max_tokens", 0, "echo", 1, "logprobs", 1);

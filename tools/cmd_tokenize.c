@@ -143,9 +143,10 @@ static int tokenize_text(const struct tok *vocabulary, const char *text, size_t 
     struct err err;
     if (tok_attach(&tok, vocabulary->blob, tok_blob_bytes(vocabulary), size, &err) != 0)
         return -1;
-    uint32_t *ids = base_alloc((size + 2) * sizeof(*ids)); /* every byte a token, and the begin token */
+    size_t room = 2 * size + 2; /* every byte a token, the begin token, and for SPM spaces in front */
+    uint32_t *ids = base_alloc(room * sizeof(*ids));
     const struct tok_range all = {0, size};
-    uint32_t count = tok_encode(&tok, text, size, &all, special ? 1 : 0, ids, (uint32_t)size + 2);
+    uint32_t count = tok_encode(&tok, text, size, &all, special ? 1 : 0, ids, (uint32_t)room);
     print_ids(ids, count);
     free(ids);
     tok_detach(&tok);
@@ -206,7 +207,7 @@ static int run_tokenize(const void *pointer, char **positional, int positional_c
 static char *detokenize(const struct tok *tok, json_t *ids, bool special, size_t *size)
 {
     char *text = base_alloc(json_array_size(ids) * 3 * (TOK_PIECE_MAX + 4) + 4);
-    struct tok_decoder decoder = {0};
+    struct tok_decoder decoder = {.is_text_start = true};
     size_t i;
     json_t *id;
     *size = 0;

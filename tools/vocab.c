@@ -1,6 +1,7 @@
 #include "tools/vocab.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,21 @@ static int read_strings(const struct gguf *gguf, const char *key, struct tok_tex
     struct gguf_string string;
     for (uint32_t i = 0; gguf_array_next_string(&array, &cursor, &string); i++)
         (*texts)[i] = (struct tok_text){string.data, string.size};
+    return 0;
+}
+
+static int read_scores(const struct gguf *gguf, uint32_t token_count, float **scores, struct err *err)
+{
+    struct gguf_array array;
+    if (!gguf_get_array(gguf, "tokenizer.ggml.scores", &array) || array.element_type == GGUF_STRING ||
+        array.count != token_count)
+        return err_set(err, -ENOTSUP, "the model file has no usable tokenizer.ggml.scores");
+    *scores = base_alloc(token_count * sizeof(**scores));
+    for (uint32_t i = 0; i < token_count; i++) {
+        (*scores)[i] = (float)gguf_array_f64(&array, i);
+        if (isnan((*scores)[i]))
+            return err_set(err, -EINVAL, "tokenizer.ggml.scores: entry %u is not a number", i);
+    }
     return 0;
 }
 
@@ -81,18 +97,30 @@ int vocab_check_template(const void *blob, size_t blob_bytes, const char *path, 
     return err_set(err, ret, "%s; --chat-template FILE gives another one, an empty file none", problem.text);
 }
 
+static int find_kind(const struct gguf *gguf, enum tok_kind *kind, struct err *err)
+{
+    struct tok_text model = text_at(gguf, "tokenizer.ggml.model");
+    bool is_bpe = model.size == 4 && memcmp(model.data, "gpt2", 4) == 0;
+    bool is_spm = model.size == 5 && memcmp(model.data, "llama", 5) == 0;
+    if (!is_bpe && !is_spm)
+        return err_set(err, -ENOTSUP, "vocabulary: tokenizer \"%.*s\" is not supported; this build has gpt2 and llama",
+                       (int)min_u64(model.size, 64), model.data);
+    *kind = is_bpe ? TOK_BPE : TOK_SPM;
+    return 0;
+}
+
 int vocab_from_gguf(const struct gguf *gguf, const char *template_path, void **blob, size_t *blob_bytes,
                     struct err *err)
 {
     const char *path = template_path != NULL ? template_path : "";
-    struct tok_text model = text_at(gguf, "tokenizer.ggml.model");
-    if (model.size != 4 || memcmp(model.data, "gpt2", 4) != 0)
-        return err_set(err, -ENOTSUP, "vocabulary: tokenizer \"%.*s\" is not supported; this build has gpt2",
-                       (int)min_u64(model.size, 64), model.data);
+    char *template = NULL;
     struct tok_text *tokens = NULL, *merges = NULL;
+    float *scores = NULL;
+    uint8_t *types = NULL;
     struct tok_source source = {.pre = text_at(gguf, "tokenizer.ggml.pre"),
                                 .bos = token_id(gguf, "tokenizer.ggml.bos_token_id"),
                                 .eos = token_id(gguf, "tokenizer.ggml.eos_token_id"),
+                                .adds_space = true, /* where the file does not say */
                                 .chat_template = text_at(gguf, "tokenizer.chat_template")};
     static const char *const end_keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
     for (size_t i = 0; i < ARRAY_COUNT(end_keys); i++) {
@@ -100,19 +128,27 @@ int vocab_from_gguf(const struct gguf *gguf, const char *template_path, void **b
         if (id != TOK_NONE)
             source.ends[source.end_count++] = id;
     }
-    gguf_get_bool(gguf, "tokenizer.ggml.add_bos_token", &source.adds_bos);
-    char *template = NULL;
+    bool adds_bos;
+    if (gguf_get_bool(gguf, "tokenizer.ggml.add_bos_token", &adds_bos))
+        source.bos_rule = adds_bos ? TOK_BOS_FIRST : TOK_BOS_NEVER;
+    gguf_get_bool(gguf, "tokenizer.ggml.add_space_prefix", &source.adds_space);
     int ret = path[0] != '\0' ? read_template(path, &template, &source.chat_template, err) : 0;
+    ret = ret ? ret : find_kind(gguf, &source.kind, err);
     ret = ret ? ret : read_strings(gguf, "tokenizer.ggml.tokens", &tokens, &source.token_count, err);
-    ret = ret ? ret : read_strings(gguf, "tokenizer.ggml.merges", &merges, &source.merge_count, err);
+    if (ret == 0 && source.kind == TOK_BPE)
+        ret = read_strings(gguf, "tokenizer.ggml.merges", &merges, &source.merge_count, err);
+    if (ret == 0 && source.kind == TOK_SPM)
+        ret = read_scores(gguf, source.token_count, &scores, err);
     if (ret == 0) {
-        uint8_t *types = read_types(gguf, source.token_count);
+        types = read_types(gguf, source.token_count);
         source.tokens = tokens;
         source.merges = merges;
+        source.scores = scores;
         source.types = types;
         ret = tok_build(&source, blob, blob_bytes, err);
-        free(types);
     }
+    free(types);
+    free(scores);
     free(tokens);
     free(merges);
     free(template);
