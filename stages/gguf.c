@@ -15,6 +15,8 @@
 #define ENTRIES_MAX        (1u << 20) /* real files have tens of entries, thousands of tensors; a sparse file that */
 #define TENSORS_MAX        (1u << 20) /* claims more than memory holds is refused, not tried */
 #define DIMS_MAX           4u
+#define PARTS_MAX          999u
+#define PART_PATH_MAX      4096u
 #define ALIGNMENT_STANDARD 32u
 #define METADATA_BYTES_MIN 13u /* the shortest entry: empty key, type, one byte */
 #define TENSOR_BYTES_MIN   32u /* the shortest entry: empty name, one dimension, type, offset */
@@ -78,6 +80,8 @@ struct gguf {
     struct gguf_tensor *tensors;
     uint32_t *buckets; /* tensor index + 1 by hash of the name; open addressing */
     uint32_t bucket_count;
+    struct gguf **parts; /* of a split file, the second and on; their tensors are in the table above too */
+    uint32_t part_count;
 };
 
 /* ---- reading; every read is checked against the end ---- */
@@ -247,6 +251,24 @@ static uint32_t *find_bucket(const struct gguf *gguf, const char *data, uint64_t
     return &gguf->buckets[at];
 }
 
+static void take_buckets(struct gguf *gguf)
+{
+    gguf->bucket_count = 1;
+    while (gguf->bucket_count < 2 * gguf->tensor_count)
+        gguf->bucket_count *= 2;
+    gguf->buckets = base_alloc(gguf->bucket_count * sizeof(*gguf->buckets));
+}
+
+static int index_tensor(struct gguf *gguf, const struct gguf_tensor *tensor, const char *name, struct err *err)
+{
+    uint32_t *bucket = find_bucket(gguf, tensor->name.data, tensor->name.size);
+    if (*bucket != 0)
+        return err_set(err, -EINVAL, "model %s: tensor %.*s stands twice", name, printable(&tensor->name),
+                       tensor->name.data);
+    *bucket = (uint32_t)(tensor - gguf->tensors) + 1;
+    return 0;
+}
+
 static int place_tensor(struct gguf *gguf, struct gguf_tensor *tensor, uint64_t data_start, uint64_t alignment,
                         uint64_t offset, const char *name, struct err *err)
 {
@@ -256,12 +278,7 @@ static int place_tensor(struct gguf *gguf, struct gguf_tensor *tensor, uint64_t 
                        printable(&tensor->name), tensor->name.data);
     if (type_of(tensor->type) != NULL)
         tensor->data = gguf->file + data_start + offset;
-    uint32_t *bucket = find_bucket(gguf, tensor->name.data, tensor->name.size);
-    if (*bucket != 0)
-        return err_set(err, -EINVAL, "model %s: tensor %.*s stands twice", name, printable(&tensor->name),
-                       tensor->name.data);
-    *bucket = (uint32_t)(tensor - gguf->tensors) + 1;
-    return 0;
+    return index_tensor(gguf, tensor, name, err);
 }
 
 static int read_tensors(struct gguf *gguf, struct cursor *cursor, const char *name, struct err *err)
@@ -271,10 +288,7 @@ static int read_tensors(struct gguf *gguf, struct cursor *cursor, const char *na
                        (unsigned long long)gguf->tensor_count);
     gguf->tensors = base_alloc(gguf->tensor_count * sizeof(*gguf->tensors));
     uint64_t *offsets = base_alloc(gguf->tensor_count * sizeof(*offsets));
-    gguf->bucket_count = 1;
-    while (gguf->bucket_count < 2 * gguf->tensor_count)
-        gguf->bucket_count *= 2;
-    gguf->buckets = base_alloc(gguf->bucket_count * sizeof(*gguf->buckets));
+    take_buckets(gguf);
     int ret = 0;
     for (uint64_t i = 0; i < gguf->tensor_count && ret == 0; i++)
         ret = read_tensor(&gguf->tensors[i], cursor, &offsets[i], name, err);
@@ -318,7 +332,105 @@ static int read_file(struct gguf *gguf, const char *name, struct err *err)
     return ret ? ret : read_tensors(gguf, &cursor, name, err);
 }
 
+/* ---- files in parts: name-00001-of-00003.gguf, each a GGUF file, the metadata in the first ---- */
+
+/* The path of part `number`, from the first one's. False when that is not named like a first part of so many. */
+static bool part_path(char path[PART_PATH_MAX], const char *first, uint32_t number, uint32_t count)
+{
+    char ending[32];
+    size_t size = strlen(first), ending_size = (size_t)snprintf(ending, sizeof(ending), "-00001-of-%05u.gguf", count);
+    if (size < ending_size || size >= PART_PATH_MAX || strcmp(first + size - ending_size, ending) != 0)
+        return false;
+    strcpy(path, first);
+    snprintf(path + size - ending_size, PART_PATH_MAX - (size - ending_size), "-%05u-of-%05u.gguf", number, count);
+    return true;
+}
+
+static int open_one(struct gguf **out, int fd, const char *name, struct err *err);
+
+static int open_part(struct gguf *gguf, const char *name, uint32_t number, uint32_t count, struct err *err)
+{
+    char path[PART_PATH_MAX];
+    uint64_t index = 0;
+    if (!part_path(path, name, number, count))
+        return err_set(err, -EINVAL, "model %s: this is one of %u parts; name the first, ...-00001-of-%05u.gguf", name,
+                       count, count);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return err_set(err, -errno, "model %s: part %u of %u is missing: %s", path, number, count, strerror(errno));
+    struct gguf *part;
+    int ret = open_one(&part, fd, path, err);
+    close(fd);
+    if (ret != 0)
+        return ret;
+    gguf->parts[gguf->part_count++] = part;
+    if (!gguf_get_u64(part, "split.no", &index) || index != number - 1)
+        return err_set(err, -EINVAL, "model %s: this is not part %u of %u by its metadata", path, number, count);
+    return 0;
+}
+
+/* The tensors of all parts, in one table. */
+static int join_tables(struct gguf *gguf, const char *name, struct err *err)
+{
+    uint64_t count = gguf->tensor_count, expected, at = 0;
+    for (uint32_t i = 0; i < gguf->part_count; i++)
+        count += gguf->parts[i]->tensor_count;
+    if (gguf_get_u64(gguf, "split.tensors.count", &expected) && expected != count)
+        return err_set(err, -EINVAL, "model %s: its parts hold %llu tensors instead of %llu", name,
+                       (unsigned long long)count, (unsigned long long)expected);
+    if (count > TENSORS_MAX)
+        return err_set(err, -EINVAL, "model %s: more than %u tensors", name, TENSORS_MAX);
+    struct gguf_tensor *all = base_alloc(count * sizeof(*all));
+    memcpy(all, gguf->tensors, gguf->tensor_count * sizeof(*all));
+    at = gguf->tensor_count;
+    for (uint32_t i = 0; i < gguf->part_count; i++) {
+        memcpy(all + at, gguf->parts[i]->tensors, gguf->parts[i]->tensor_count * sizeof(*all));
+        at += gguf->parts[i]->tensor_count;
+    }
+    free(gguf->tensors);
+    free(gguf->buckets);
+    gguf->tensors = all;
+    gguf->tensor_count = count;
+    take_buckets(gguf);
+    int ret = 0;
+    for (uint64_t i = 0; i < count && ret == 0; i++)
+        ret = index_tensor(gguf, &all[i], name, err);
+    return ret;
+}
+
+static int open_parts(struct gguf *gguf, const char *name, struct err *err)
+{
+    uint64_t count = 0, index = 0;
+    if (!gguf_get_u64(gguf, "split.count", &count) || count <= 1)
+        return 0;
+    if (count > PARTS_MAX)
+        return err_set(err, -EINVAL, "model %s: %llu parts; up to %u are read", name, (unsigned long long)count,
+                       PARTS_MAX);
+    if (gguf_get_u64(gguf, "split.no", &index) && index != 0)
+        return err_set(err, -EINVAL, "model %s: this is part %llu of %llu; name the first", name,
+                       (unsigned long long)index + 1, (unsigned long long)count);
+    gguf->parts = base_alloc(count * sizeof(struct gguf *));
+    int ret = 0;
+    for (uint32_t number = 2; number <= count && ret == 0; number++)
+        ret = open_part(gguf, name, number, (uint32_t)count, err);
+    return ret ? ret : join_tables(gguf, name, err);
+}
+
 int gguf_open_fd(struct gguf **out, int fd, const char *name, struct err *err)
+{
+    struct gguf *gguf;
+    int ret = open_one(&gguf, fd, name, err);
+    if (ret != 0)
+        return ret;
+    ret = open_parts(gguf, name, err);
+    if (ret != 0)
+        gguf_close(gguf);
+    else
+        *out = gguf;
+    return ret;
+}
+
+static int open_one(struct gguf **out, int fd, const char *name, struct err *err)
 {
     struct stat stat;
     if (fstat(fd, &stat) != 0)
@@ -356,6 +468,9 @@ int gguf_open(struct gguf **gguf, const char *path, struct err *err)
 
 void gguf_close(struct gguf *gguf)
 {
+    for (uint32_t i = 0; i < gguf->part_count; i++)
+        gguf_close(gguf->parts[i]);
+    free(gguf->parts);
     munmap((void *)(uintptr_t)gguf->file, gguf->size);
     free(gguf->entries);
     free(gguf->tensors);

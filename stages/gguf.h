@@ -40,7 +40,9 @@ struct gguf_array {
     uint64_t bytes; /* of all elements */
 };
 
-/* Opens by path or by descriptor (the descriptor stays the caller's). 0, or -errno with err saying what is wrong. */
+/* Opens by path or by descriptor (the descriptor stays the caller's). A file that says it is the first of several parts
+ * (name-00001-of-00003.gguf) opens them all, beside it by the name: they are one model. 0, or -errno with err saying what
+ * is wrong. */
 int gguf_open(struct gguf **gguf, const char *path, struct err *err);
 int gguf_open_fd(struct gguf **gguf, int fd, const char *name_for_errors, struct err *err);
 void gguf_close(struct gguf *gguf);

@@ -441,3 +441,77 @@ Test(gguf, only_regular_files_are_opened)
     cr_assert_lt(open_file(&gguf, &err), 0);
     cr_assert(strstr(err.text, "empty"));
 }
+
+/* ---- files in parts ---- */
+
+static void put_u16_entry(const char *key, uint16_t value)
+{
+    put_string(key);
+    put_u32(2);
+    put(&value, sizeof(value));
+}
+
+/* A part with one tensor of four floats, all of them its number. */
+static void write_part(const char *folder, uint16_t number, uint16_t count, uint16_t claimed_number)
+{
+    char path[128], name[32];
+    snprintf(path, sizeof(path), "%s/m-%05u-of-%05u.gguf", folder, number, count);
+    snprintf(name, sizeof(name), "t%u", number);
+    put_head(3, 1, 2);
+    put_u16_entry("split.no", (uint16_t)(claimed_number - 1));
+    put_u16_entry("split.count", count);
+    put_tensor(name, 0, 4, 1, 0);
+    while (file.size % 32 != 0)
+        put("", 1);
+    for (int i = 0; i < 4; i++) {
+        float value = number;
+        put(&value, sizeof(value));
+    }
+    FILE *out = fopen(path, "we");
+    cr_assert_not_null(out);
+    cr_assert_eq(fwrite(file.bytes, 1, file.size, out), file.size);
+    fclose(out);
+}
+
+static int open_parts(const char *folder, uint32_t number, struct gguf **gguf, struct err *err)
+{
+    char path[128];
+    snprintf(path, sizeof(path), "%s/m-%05u-of-00003.gguf", folder, number);
+    return gguf_open(gguf, path, err);
+}
+
+Test(gguf, parts_are_one_model_and_a_missing_or_mistaken_one_is_named)
+{
+    char folder[] = "/tmp/evenflow-parts-XXXXXX", path[128];
+    struct gguf *gguf;
+    struct err err = {0};
+    cr_assert_not_null(mkdtemp(folder));
+    for (uint16_t number = 1; number <= 3; number++)
+        write_part(folder, number, 3, number);
+    cr_assert_eq(open_parts(folder, 1, &gguf, &err), 0, "%s", err.text);
+    cr_assert_eq(gguf_tensor_count(gguf), 3);
+    for (uint32_t number = 1; number <= 3; number++) {
+        char name[32];
+        float value;
+        snprintf(name, sizeof(name), "t%u", number);
+        const struct gguf_tensor *tensor = gguf_tensor_find(gguf, name);
+        cr_assert_not_null(tensor);
+        memcpy(&value, tensor->data, sizeof(value));
+        cr_expect_eq(value, number);
+    }
+    gguf_close(gguf);
+    cr_expect_lt(open_parts(folder, 2, &gguf, &err), 0);
+    cr_expect(strstr(err.text, "part 2 of 3"), "%s", err.text);
+    write_part(folder, 3, 3, 2);
+    cr_expect_lt(open_parts(folder, 1, &gguf, &err), 0);
+    cr_expect(strstr(err.text, "not part 3"), "%s", err.text);
+    for (uint32_t number = 3; number >= 1; number--) {
+        snprintf(path, sizeof(path), "%s/m-%05u-of-00003.gguf", folder, number);
+        unlink(path);
+        if (number == 1)
+            break;
+        cr_expect_lt(open_parts(folder, 1, &gguf, &err), 0);
+        cr_expect(strstr(err.text, "is missing"), "%s", err.text);
+    }
+    rmdir(folder);
+}
