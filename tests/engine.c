@@ -129,6 +129,19 @@ void engine_complete(const struct own_engine *engine, char **bodies, size_t coun
     client_close(client);
 }
 
+bool engine_is_ready(const struct own_engine *engine, const char *role, int index)
+{
+    json_t *answer = engine_get(engine, "/status", NULL), *process;
+    size_t i;
+    bool is_ready = false;
+    json_array_foreach(json_object_get(answer, "processes"), i, process)
+        if (strcmp(json_string_value(json_object_get(process, "role")), role) == 0 &&
+            json_integer_value(json_object_get(process, "index")) == index)
+            is_ready = strcmp(json_string_value(json_object_get(process, "state")), "ready") == 0;
+    json_decref(answer);
+    return is_ready;
+}
+
 pid_t engine_pid(const struct own_engine *engine, const char *role, int index)
 {
     int status;

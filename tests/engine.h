@@ -39,6 +39,9 @@ void engine_complete(const struct own_engine *engine, char **bodies, size_t coun
 void engine_complete_with(struct client *client, char **bodies, size_t count, size_t concurrency,
                           struct completion *completions);
 
+/* As /status says it; false too when nobody answers. */
+bool engine_is_ready(const struct own_engine *engine, const char *role, int index);
+
 /* Process id of a role from /status. */
 pid_t engine_pid(const struct own_engine *engine, const char *role, int index);
 

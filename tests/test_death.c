@@ -56,6 +56,9 @@ static void *kill_at_random(void *pointer)
         const char *role = k->roles[(uint32_t)rand_r(&k->seed) % role_count];
         int index = strcmp(role, "stage") == 0 ? rand_r(&k->seed) % k->stage_count : 0;
         pid_t victim = engine_pid(k->engine, role, index);
+        /* one in four may die while it starts; more of them in a row would be lives in vain, which end an engine */
+        while (k->kills % 4 != 0 && !engine_is_ready(k->engine, role, index))
+            wait_us(200);
         wait_us(rand_r(&k->seed) % k->wait_us_max);
         if (kill(victim, SIGKILL) != 0)
             continue;

@@ -59,7 +59,7 @@ static void wait_ms(long ms)
 /* A new call is sometimes the one whose first byte was not read when the front died. */
 static json_t *status_of(void)
 {
-    for (int tries = 0; tries < 200; tries++, wait_ms(5)) {
+    for (int tries = 0; tries < 4000; tries++, wait_ms(5)) {
         int status;
         json_t *answer = engine_get(&engine, "/status", &status);
         if (status == 200)
@@ -93,6 +93,12 @@ static pid_t await_other(const char *role, int index, pid_t than)
         wait_ms(5);
     cr_assert_neq(pid, than, "%s %d has no successor", role, index);
     return pid;
+}
+
+static void await_ready(const char *role, int index)
+{
+    for (int tries = 0; !engine_is_ready(&engine, role, index); tries++, wait_ms(5))
+        cr_assert_lt(tries, 4000, "%s %d does not become ready", role, index);
 }
 
 static bool is_gone(pid_t pid)
@@ -188,6 +194,7 @@ Test(survive, a_kill_every_now_and_then_is_survived_for_ever_by_an_idle_engine, 
     for (int i = 0; i < 20; i++) {
         kill(victim, SIGKILL);
         victim = await_other("stage", 1, victim);
+        await_ready("stage", 1); /* one that dies while it starts has lived in vain */
     }
     engine_complete_with(client, bodies, REQUESTS, 12, seen);
     expect_the_truth();
