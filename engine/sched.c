@@ -442,7 +442,8 @@ static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence
                   : samples ? ROW_SAMPLE
                             : 0u) |
                  (request->flags & REQUEST_LOGITS_HASH ? ROW_LOGITS_HASH : 0u) |
-                 (request->flags & REQUEST_LOGPROB ? ROW_LOGPROB : 0u),
+                 (request->flags & REQUEST_LOGPROB ? ROW_LOGPROB : 0u) |
+                 (samples && shm->computed + tokens < shm->prompt_tokens + request->min_tokens ? ROW_NO_END : 0u),
         .choice = shm->choice,
         .top_k = request->top_k,
         .seed = request->seed,

@@ -39,7 +39,7 @@
 #include "ipc/words.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x000000000000000eull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x000000000000000full /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -287,6 +287,7 @@ enum row_flag {
     ROW_SCORE = 1 << 1,  /* every token of the row is scored against the one behind it */
     ROW_LOGITS_HASH = 1 << 2,
     ROW_LOGPROB = 1 << 3,
+    ROW_NO_END = 1 << 4, /* no token is drawn that would end the answer: min_tokens are not there yet */
 };
 
 /* One sequence's share of a step: token_count tokens at positions first_pos.. */

@@ -1,5 +1,6 @@
 #include "stages/adjust.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,8 +29,8 @@ static bool repeats_cost(const struct row_shm *row)
 
 bool adjust_is_wanted(const struct row_shm *row)
 {
-    return row->flags & ROW_SAMPLE &&
-           (row->bias_count > 0 || row->presence_penalty != 0 || row->frequency_penalty != 0 || repeats_cost(row));
+    return row->flags & ROW_SAMPLE && (row->flags & ROW_NO_END || row->bias_count > 0 || row->presence_penalty != 0 ||
+                                       row->frequency_penalty != 0 || repeats_cost(row));
 }
 
 static float penalised(float logit, uint32_t count, const struct row_shm *row)
@@ -65,5 +66,8 @@ const float *adjust_logits(struct adjuster *adjuster, const float *logits, const
         adjuster->logits[token] = penalised(adjuster->logits[token], adjuster->counts[token], row);
         adjuster->counts[token] = 0;
     }
+    for (uint32_t i = 0; i < history->end_count; i++)
+        if (history->ends[i] < adjuster->vocab_size)
+            adjuster->logits[history->ends[i]] = -INFINITY;
     return adjuster->logits;
 }

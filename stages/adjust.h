@@ -1,4 +1,4 @@
-/* adjust.h - what changes logits before a token is drawn: logit_bias and the penalties.
+/* adjust.h - what changes logits before a token is drawn: logit_bias, the penalties, and tokens that must not come yet.
  *
  * Used by: the last stage.   Owns: its scratch, taken at init.   Never blocks, never allocates after init.
  *
@@ -9,6 +9,7 @@
  *                (Keskar et al., arXiv 1909.05858)
  *   frequency    of every generated token: logit -= frequency * how often it was generated
  *   presence     of every generated token: logit -= presence
+ *   no end       of every token that would end the answer, until min_tokens are there: minus infinity
  *
  * The result is a pure function of the row, the tokens before it and the parameters: nothing is remembered from one token to
  * the next, so a step may run twice, or in another process.
@@ -33,6 +34,8 @@ struct adjust_history {
     uint32_t token_count;
     const struct adjust_bias *biases; /* (bias_count) */
     uint32_t bias_count;
+    const uint32_t *ends; /* (end_count): tokens that must not be drawn */
+    uint32_t end_count;
 };
 
 struct adjuster {

@@ -124,7 +124,7 @@ void stage_free(struct stage *stage)
 
 /* ---- the record ---- */
 
-#define ROW_FLAGS_KNOWN (ROW_SAMPLE | ROW_SCORE | ROW_LOGITS_HASH | ROW_LOGPROB)
+#define ROW_FLAGS_KNOWN (ROW_SAMPLE | ROW_SCORE | ROW_LOGITS_HASH | ROW_LOGPROB | ROW_NO_END)
 
 /* NULL, or what is wrong with a row. token_first: where its tokens must start. */
 static const char *row_fault(const struct stage *stage, const struct row_shm *row, uint32_t token_first)
@@ -167,6 +167,17 @@ static const char *row_fault(const struct stage *stage, const struct row_shm *ro
     return NULL;
 }
 
+/* Tokens that would end the row's answer: the model's own, whether or not they are to be ignored, and the request's. */
+static uint32_t find_ends(struct stage *stage, const struct row_shm *row)
+{
+    const struct plan *plan = stage->arena->plan;
+    const struct request_shm *request = arena_request(stage->arena, row->request);
+    uint32_t own = plan->end_token_count, stops = (uint32_t)min_u64(request->stop_token_count, STOP_TOKENS_MAX);
+    memcpy(stage->ends, plan->end_tokens, own * sizeof(*stage->ends));
+    memcpy(stage->ends + own, request->stop_tokens, stops * sizeof(*stage->ends));
+    return own + stops;
+}
+
 /* The tokens before a row's next one: prompt and log, which do not change while the row's result is of use to anybody. Where it
  * is not, the slots may have new owners: what is read then are numbers of no meaning, within bounds all the same. */
 static void find_history(void *context, const struct row_shm *row, struct adjust_history *history)
@@ -182,7 +193,9 @@ static void find_history(void *context, const struct row_shm *row, struct adjust
                                        .prompt_tokens = row->prompt_tokens,
                                        .token_count = count,
                                        .biases = stage->biases,
-                                       .bias_count = row->bias_count};
+                                       .bias_count = row->bias_count,
+                                       .ends = stage->ends,
+                                       .end_count = row->flags & ROW_NO_END ? find_ends(stage, row) : 0};
 }
 
 /* Copies the record out of shared memory and checks every field of the copy. */

@@ -50,6 +50,7 @@ struct stage {
     uint32_t *blocks;           /* (step_blocks_max) */
     uint32_t *history;          /* (max_model_len): tokens before the one that is drawn */
     struct adjust_bias *biases; /* (LOGIT_BIAS_MAX) */
+    uint32_t ends[END_TOKENS_MAX + STOP_TOKENS_MAX];
 };
 
 /* Takes all memory. A stage that computes checks the model against the plan; when arena->weights is a descriptor, the

@@ -10,13 +10,19 @@ static const float logits[VOCAB] = {1, -1, 2, 0.5f, -3, 4, 0, 2.5f};
 
 /* Prompt 5 2 5, generated 2 7 7. */
 static const uint32_t tokens[] = {5, 2, 5, 2, 7, 7};
+static const uint32_t ends[] = {1, 5, 1000};
 static const struct adjust_bias biases[] = {{4, 10}, {6, -INFINITY}, {1000, 1}};
 
 static const float *adjusted(struct adjuster *adjuster, struct row_shm row)
 {
-    const struct adjust_history history = {
-        .tokens = tokens, .prompt_tokens = 3, .token_count = 6, .biases = biases, .bias_count = row.bias_count};
-    row.flags = ROW_SAMPLE;
+    const struct adjust_history history = {.tokens = tokens,
+                                           .prompt_tokens = 3,
+                                           .token_count = 6,
+                                           .biases = biases,
+                                           .bias_count = row.bias_count,
+                                           .ends = ends,
+                                           .end_count = row.flags & ROW_NO_END ? 3 : 0};
+    row.flags |= ROW_SAMPLE;
     return adjust_logits(adjuster, logits, &row, &history);
 }
 
@@ -42,6 +48,10 @@ Test(adjust, each_of_them_changes_what_it_should_and_nothing_else)
                     (struct row_shm){.repetition_penalty = 2, .frequency_penalty = 0.5f, .presence_penalty = 1}),
            (const float[]){1, -1, -0.5f, 0.5f, -3, 2, 0, -0.75f});
     expect(adjusted(&adjuster, (struct row_shm){.repetition_penalty = 1}), logits);
+    expect(adjusted(&adjuster, (struct row_shm){.flags = ROW_NO_END}),
+           (const float[]){1, -INFINITY, 2, 0.5f, -3, -INFINITY, 0, 2.5f});
+    expect(adjusted(&adjuster, (struct row_shm){.flags = ROW_NO_END, .repetition_penalty = 2, .bias_count = 1}),
+           (const float[]){1, -INFINITY, 1, 0.5f, 7, -INFINITY, 0, 1.25f});
     adjust_free(&adjuster);
 }
 
@@ -77,5 +87,6 @@ Test(adjust, it_is_wanted_only_where_something_is_asked_for_and_a_token_is_drawn
     cr_expect(adjust_is_wanted(&(struct row_shm){.flags = ROW_SAMPLE, .presence_penalty = -1}));
     cr_expect(adjust_is_wanted(&(struct row_shm){.flags = ROW_SAMPLE, .frequency_penalty = 1}));
     cr_expect(adjust_is_wanted(&(struct row_shm){.flags = ROW_SAMPLE, .bias_count = 1}));
+    cr_expect(adjust_is_wanted(&(struct row_shm){.flags = ROW_SAMPLE | ROW_NO_END}));
     cr_expect_not(adjust_is_wanted(&(struct row_shm){.flags = ROW_SCORE, .bias_count = 1}));
 }

@@ -110,6 +110,50 @@ Test(engine, refuses_wrong_input_with_an_error_object, .timeout = 120)
     cr_assert_eq(own_engine_stop(&engine), 0);
 }
 
+/* Its first choice's ids; how many. */
+static uint32_t ids_of(const struct own_engine *engine, const char *body, uint32_t *ids, uint32_t ids_max)
+{
+    int status;
+    json_t *answer = engine_post(engine, "/v1/completions", body, &status);
+    cr_assert_eq(status, 200, "%s", body);
+    json_t *list = json_object_get(json_array_get(json_object_get(answer, "choices"), 0), "token_ids"), *id;
+    size_t i;
+    cr_assert_leq(json_array_size(list), ids_max);
+    json_array_foreach(list, i, id)
+        ids[i] = (uint32_t)json_integer_value(id);
+    uint32_t count = (uint32_t)json_array_size(list);
+    json_decref(answer);
+    return count;
+}
+
+/* Its end tokens are 0 and 2. */
+Test(engine, no_token_that_ends_an_answer_is_drawn_before_min_tokens, .timeout = 120)
+{
+    struct own_engine engine;
+    uint32_t ids[16], first;
+    char body[256];
+    engine_start(&engine, "-p 2");
+#define BODY "{\"prompt\":\"The capital of France is\",\"temperature\":0,\"return_token_ids\":true,\"max_tokens\":12"
+    ids_of(&engine, BODY "}", ids, 16);
+    first = ids[0];
+    cr_expect_eq(ids_of(&engine, BODY ",\"logit_bias\":{\"2\":100}}", ids, 16), 1);
+    cr_expect_eq(ids_of(&engine, BODY ",\"logit_bias\":{\"2\":100},\"min_tokens\":5}", ids, 16), 6);
+    for (uint32_t i = 0; i < 6; i++)
+        cr_expect_eq(ids[i] == 0 || ids[i] == 2, i == 5, "token %u is %u", i, ids[i]);
+    /* vLLM's too: with ignore_eos they are not drawn either */
+    cr_expect_eq(ids_of(&engine, BODY ",\"logit_bias\":{\"2\":100},\"min_tokens\":5,\"ignore_eos\":true}", ids, 16),
+                 12);
+    for (uint32_t i = 0; i < 12; i++)
+        cr_expect_eq(ids[i] == 2, i >= 5, "token %u is %u", i, ids[i]);
+    snprintf(body, sizeof(body), BODY ",\"stop_token_ids\":[%u],\"logit_bias\":{\"%u\":100},\"min_tokens\":3}", first,
+             first);
+    cr_expect_eq(ids_of(&engine, body, ids, 16), 4);
+    for (uint32_t i = 0; i < 4; i++)
+        cr_expect_eq(ids[i] == first, i == 3, "token %u is %u", i, ids[i]);
+#undef BODY
+    cr_assert_eq(own_engine_stop(&engine), 0);
+}
+
 static void count_event(struct client_call *call, void *context, const char *data, size_t size)
 {
     (void)call;

@@ -155,6 +155,9 @@ static void check_record(struct world *w, const struct step_shm *record)
             cr_assert_eq(tokens[token + t], token_at(source, is_prompt ? 99 : shm->choice, position),
                          "sequence %u position %u", row->sequence, position);
         }
+        /* the row itself says whether an end may be drawn: it depends on the place alone */
+        bool is_early = row->first_pos + row->token_count - shm->prompt_tokens < request->min_tokens;
+        cr_assert_eq((row->flags & ROW_NO_END) != 0, row->flags & ROW_SAMPLE && is_early);
         token += row->token_count;
         block += row->block_count;
         result += row->result_count;
@@ -1087,6 +1090,7 @@ static uint64_t random_run(uint64_t seed, uint32_t turns, struct totals *totals)
             uint32_t prompt = 2 + random_below(w.plan.max_model_len / 2 - 2);
             struct request_shm *request = prepare(&w, slot, prompt, 1 + random_below(w.plan.max_model_len - prompt));
             request->priority = (int32_t)random_below(3);
+            request->min_tokens = request->max_tokens / 3;
             request->choices = 1 + (random_below(6) == 0) * random_below(3);
             if (request->choices * ((request->max_tokens + 63) / 64) > w.plan.log_pages)
                 request->choices = 1;
