@@ -82,7 +82,9 @@ static int load_body(struct body *b, struct api *api, const char *text, size_t s
     json_arena_reset();
     *b = (struct body){.api = api, .error = error};
     json_error_t problem;
-    b->root = json_loadb(text, size, JSON_ALLOW_NUL, &problem);
+    if (size == 0)
+        return api_fail(error, 400, "", "invalid_json", "the body is empty; it must be a JSON object");
+    b->root = json_loadb(text, size, JSON_ALLOW_NUL | JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, &problem);
     /* jansson says nothing when its memory runs out */
     if (b->root == NULL && (problem.text[0] == '\0' || json_error_code(&problem) == json_error_out_of_memory))
         return api_fail(error, 413, "", "body_too_large", "the body holds more values than this server has memory for");
@@ -138,6 +140,19 @@ static int get_float(const struct body *b, const char *name, double min, double 
     double given = json_number_value(json);
     if (!(given >= min && given <= max))
         return FAIL(b, name, "%s is %g; it must be from %g to %g", name, given, min, max);
+    *value = (float)given;
+    return 0;
+}
+
+/* More than 0. */
+static int get_positive(const struct body *b, const char *name, double max, float *value)
+{
+    json_t *json = field(b, name);
+    if (json == NULL)
+        return 0;
+    double given = json_number_value(json);
+    if (!json_is_number(json) || !(given > 0 && given <= max))
+        return FAIL(b, name, "%s must be a number more than 0 and at most %g", name, max);
     *value = (float)given;
     return 0;
 }
@@ -245,6 +260,16 @@ static int get_model(const struct body *b)
     return 0;
 }
 
+/* Fields that change nothing here, but must be what they are said to be. */
+static int get_others(const struct body *b, enum api_endpoint endpoint)
+{
+    json_t *user = field(b, "user");
+    bool parallel = true;
+    if (user != NULL && !json_is_string(user))
+        return FAIL(b, "user", "user must be a string");
+    return endpoint == API_CHAT_COMPLETIONS ? get_bool(b, "parallel_tool_calls", &parallel) : 0;
+}
+
 static int get_stops(const struct body *b, struct answer_format *format)
 {
     json_t *stop = field(b, "stop");
@@ -325,7 +350,8 @@ static int get_biases(const struct body *b, struct api_request *request)
     json_object_foreach(biases, key, value) {
         char *end;
         unsigned long token = strtoul(key, &end, 10);
-        bool is_id = key[0] >= '0' && key[0] <= '9' && *end == '\0' && token < b->api->plan->vocab_size;
+        bool is_id = key[0] >= '0' && key[0] <= '9' && *end == '\0' && token < b->api->plan->vocab_size &&
+                     (key[0] != '0' || end == key + 1); /* each token has one name */
         if (!is_id)
             return FAIL(b, "logit_bias", "logit_bias: '%.40s' is not a token id from 0 to %u", key,
                         b->api->plan->vocab_size - 1);
@@ -344,10 +370,8 @@ static int get_penalties(const struct body *b, struct api_request *request)
 {
     if (get_float(b, "presence_penalty", -2, 2, &request->presence_penalty) != 0 ||
         get_float(b, "frequency_penalty", -2, 2, &request->frequency_penalty) != 0 ||
-        get_float(b, "repetition_penalty", 0, 100, &request->repetition_penalty) != 0)
+        get_positive(b, "repetition_penalty", 100, &request->repetition_penalty) != 0)
         return -1;
-    if (request->repetition_penalty == 0)
-        return FAIL(b, "repetition_penalty", "repetition_penalty is 0; it must be more than 0 and at most 100");
     return get_biases(b, request);
 }
 
@@ -356,14 +380,12 @@ static int get_sampling(const struct body *b, struct api_request *request)
     int64_t seed = 0, top_k = 0, priority = 0, choices = 1;
     bool ignores_eos = false;
     if (get_float(b, "temperature", 0, 100, &request->temperature) != 0 ||
-        get_float(b, "top_p", 0, 1, &request->top_p) != 0 || get_float(b, "min_p", 0, 1, &request->min_p) != 0 ||
+        get_positive(b, "top_p", 1, &request->top_p) != 0 || get_float(b, "min_p", 0, 1, &request->min_p) != 0 ||
         get_integer(b, "top_k", -1, INT32_MAX, &top_k) != 0 ||
         get_integer(b, "seed", INT64_MIN, INT64_MAX, &seed) != 0 ||
         get_integer(b, "priority", INT32_MIN, INT32_MAX, &priority) != 0 ||
         get_integer(b, "n", 1, CHOICES_MAX, &choices) != 0 || get_bool(b, "ignore_eos", &ignores_eos) != 0)
         return -1;
-    if (request->top_p == 0)
-        return FAIL(b, "top_p", "top_p is 0; it must be more than 0 and at most 1");
     request->top_k = top_k < 0 || top_k >= (int64_t)b->api->plan->vocab_size ? 0 : (uint32_t)top_k;
     request->has_seed = field(b, "seed") != NULL;
     request->seed = (uint64_t)seed;
@@ -498,8 +520,11 @@ static int get_lengths(const struct body *b, enum api_endpoint endpoint, struct 
 {
     const struct api *api = b->api;
     const char *prompt = endpoint == API_COMPLETIONS ? "prompt" : "messages";
-    const char *name = field(b, "max_completion_tokens") != NULL ? "max_completion_tokens" : "max_tokens";
+    json_t *newer = field(b, "max_completion_tokens"), *older = field(b, "max_tokens");
+    const char *name = newer != NULL ? "max_completion_tokens" : "max_tokens";
     bool is_score = request->format.kind == ANSWER_SCORE;
+    if (newer != NULL && older != NULL && !json_equal(newer, older))
+        return FAIL(b, "max_tokens", "max_tokens and max_completion_tokens differ; give one of them");
     if (request->prompt_tokens == 0)
         return FAIL(b, prompt, "%s is empty: at least one token is needed", prompt);
     if (is_score && request->prompt_tokens < 2)
@@ -535,9 +560,9 @@ int api_parse(struct api *api, enum api_endpoint endpoint, const char *body, siz
     *request = (struct api_request){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .created_s = api->now_s};
     request->format.kind = endpoint == API_CHAT_COMPLETIONS ? ANSWER_CHAT : ANSWER_COMPLETION;
     if (load_body(&b, api, body, size, error) != 0 || get_model(&b) != 0 || refuse_unsupported(&b) != 0 ||
-        get_stream(&b, &request->format) != 0 || get_sampling(&b, request) != 0 || get_penalties(&b, request) != 0 ||
-        get_returns(&b, endpoint, request) != 0 || get_stops(&b, &request->format) != 0 ||
-        get_stop_tokens(&b, request) != 0)
+        get_others(&b, endpoint) != 0 || get_stream(&b, &request->format) != 0 || get_sampling(&b, request) != 0 ||
+        get_penalties(&b, request) != 0 || get_returns(&b, endpoint, request) != 0 ||
+        get_stops(&b, &request->format) != 0 || get_stop_tokens(&b, request) != 0)
         return -1;
     if (endpoint == API_COMPLETIONS ? get_prompt(&b, request) != 0 || get_echo(&b, request) != 0
                                     : get_messages(&b, request) != 0)

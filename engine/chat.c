@@ -233,6 +233,8 @@ static bool get_message(struct rendering *r, json_t *message, size_t index, stru
         return fail(r, part_name(name, index, "role"),
                     "messages[%zu].role must be a string of small letters: system, user, assistant, tool", index);
     bool has_calls = json_array_size(calls) > 0;
+    if (calls != NULL && !json_is_array(calls) && !json_is_null(calls))
+        return fail(r, part_name(name, index, "tool_calls"), "messages[%zu].tool_calls must be a list", index);
     if (!json_is_string(content) && !json_is_array(content) && !(json_is_null(content) || content == NULL))
         return fail(r, part_name(name, index, "content"),
                     "messages[%zu].content must be a string or a list of text parts", index);
@@ -240,8 +242,6 @@ static bool get_message(struct rendering *r, json_t *message, size_t index, stru
         return fail(r, part_name(name, index, "content"),
                     "messages[%zu].content is missing: only an assistant's message with tool_calls may leave it out",
                     index);
-    if (calls != NULL && !json_is_array(calls) && !json_is_null(calls))
-        return fail(r, part_name(name, index, "tool_calls"), "messages[%zu].tool_calls must be a list", index);
     *value = chat_value(&r->arena, message);
     if (value->type == JINJA_ABSENT)
         return is_full(r, "messages");

@@ -276,7 +276,7 @@ static void receive(struct front *f, uint32_t slot)
     if (size == 0 || conn_room_bytes(shm, f->plan) < IN_ROOM_MIN)
         conn_move_message(shm);
     if (conn_room_bytes(shm, f->plan) == 0) {
-        front_refuse(f, slot, 413, "the body's chunks are too small for its size");
+        front_refuse(f, slot, 413, "the body's chunks add too many bytes to it");
         return;
     }
     c->ops |= OP_RECEIVE;

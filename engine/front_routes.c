@@ -309,7 +309,11 @@ void front_route(struct front *f, uint32_t slot, const char *body, size_t size)
 void front_refuse(struct front *f, uint32_t slot, int status, const char *reason)
 {
     struct api_error error;
-    api_fail(&error, status, "", NULL, "%s", reason);
+    if (status == 413)
+        api_fail(&error, status, "", "body_too_large", "%s; at most %u bytes are taken", reason,
+                 f->plan->body_bytes_max);
+    else
+        api_fail(&error, status, "", NULL, "%s", reason);
     f->connections[slot].closes = true; /* where the next message starts is not known */
     reply_error(f, slot, &error, NULL);
 }

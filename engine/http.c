@@ -12,6 +12,26 @@ static int refuse(struct http_reader *reader, int status, const char *reason)
     return -1; /* stops the parser */
 }
 
+static const char *text_of(enum http_errno error)
+{
+    switch (error) {
+    case HPE_INVALID_METHOD:
+        return "the request line does not begin with a method";
+    case HPE_INVALID_URL:
+        return "the request line's target is none";
+    case HPE_INVALID_CONTENT_LENGTH:
+        return "Content-Length, or a chunk's size, is no number or too large a one";
+    case HPE_UNEXPECTED_CONTENT_LENGTH:
+        return "Content-Length is there twice, or together with Transfer-Encoding";
+    case HPE_INVALID_TRANSFER_ENCODING:
+        return "Transfer-Encoding must be chunked";
+    case HPE_INVALID_CHUNK_SIZE:
+        return "a chunk must begin with its size, a hexadecimal number, and end where that says";
+    default:
+        return http_errno_description(error);
+    }
+}
+
 static char lower(char c)
 {
     return c >= 'A' && c <= 'Z' ? (char)(c + 32) : c;
@@ -30,10 +50,10 @@ static int on_url(http_parser *parser, const char *at, size_t length)
     return 0;
 }
 
-static void take_header(struct http_reader *r)
+static int take_header(struct http_reader *r)
 {
     if (!r->in_value)
-        return;
+        return 0;
     r->in_value = false;
     if (r->name_size < sizeof(r->name)) {
         r->name[r->name_size] = '\0';
@@ -50,17 +70,22 @@ static void take_header(struct http_reader *r)
         }
         if (!r->in_trailer && strcmp(r->name, "authorization") == 0)
             strcpy(r->credentials, r->value);
-        if (!r->in_trailer && strcmp(r->name, "expect") == 0 && strcasecmp(r->value, "100-continue") == 0)
-            r->expects_continue = true;
+        if (!r->in_trailer && strcmp(r->name, "expect") == 0) {
+            r->expects_continue = strcasecmp(r->value, "100-continue") == 0;
+            if (!r->expects_continue)
+                return refuse(r, 417, "Expect must be 100-continue");
+        }
     }
     r->name_size = 0;
     r->value_size = 0;
+    return 0;
 }
 
 static int on_header_field(http_parser *parser, const char *at, size_t length)
 {
     struct http_reader *r = parser->data;
-    take_header(r);
+    if (take_header(r) != 0)
+        return -1;
     if (r->name_size == 0 && ++r->header_count > HTTP_HEADERS_MAX)
         return refuse(r, 431, "more than 100 header fields");
     if (memchr(at, ' ', length) != NULL) /* RFC 9112 5.1; the parser lets it pass */
@@ -119,14 +144,38 @@ static int take_path(struct http_reader *r)
     return 0;
 }
 
+/* What the parser lets pass: any letters for "HTTP", any number of blanks, any byte for the LF behind a CR. */
+static bool is_plain_head(const struct http_reader *r)
+{
+    const char *at = (const char *)r->bytes + strspn((const char *)r->bytes, "\r\n");
+    const char *parts[] = {http_method_str(r->parser.method), " ", r->url,
+                           r->parser.http_minor == 0 ? " HTTP/1.0" : " HTTP/1.1"};
+    for (size_t i = 0; i < ARRAY_COUNT(parts); at += strlen(parts[i++]))
+        if (strncmp(at, parts[i], strlen(parts[i])) != 0)
+            return false;
+    if (*at != '\r' && *at != '\n')
+        return false;
+    for (;; at++) { /* up to the blank line */
+        bool is_return = *at == '\r';
+        at += is_return;
+        if (is_return && *at != '\n')
+            return false;
+        if (*at == '\n' && (at[1] == '\n' || (at[1] == '\r' && at[2] == '\n')))
+            return true;
+    }
+}
+
 static int on_headers_complete(http_parser *parser)
 {
     struct http_reader *r = parser->data;
-    take_header(r);
+    if (take_header(r) != 0)
+        return -1;
     r->has_head = true;
     r->in_trailer = true;
     if (parser->http_major != 1 || parser->http_minor > 1)
         return refuse(r, 505, "HTTP/1.0 and HTTP/1.1 are spoken here");
+    if (!is_plain_head(r))
+        return refuse(r, 400, "the request line must be METHOD TARGET HTTP/1.1, and lines must end in CR LF");
     r->is_version_1_0 = parser->http_minor == 0;
     switch (parser->method) {
     case HTTP_GET:
@@ -147,7 +196,7 @@ static int on_headers_complete(http_parser *parser)
     r->is_chunked = (parser->flags & F_CHUNKED) != 0;
     bool has_length = (parser->flags & F_CONTENTLENGTH) != 0;
     if (has_length && parser->content_length > r->body_bytes_max)
-        return refuse(r, 413, "the body is longer than this server takes");
+        return refuse(r, 413, "the body is too long");
     r->expects_continue =
         r->expects_continue && !r->is_version_1_0 && (r->is_chunked || (has_length && parser->content_length > 0));
     r->keeps_alive = http_should_keep_alive(parser) && parser->method != HTTP_CONNECT;
@@ -158,12 +207,27 @@ static int on_body(http_parser *parser, const char *at, size_t length)
 {
     struct http_reader *r = parser->data;
     if (length > r->body_bytes_max - r->body_size)
-        return refuse(r, 413, "the body is longer than this server takes");
+        return refuse(r, 413, "the body is too long");
+    const char *before = at - 2;
+    if (r->is_chunked && !r->in_chunk && memcmp(before, "\r\n", 2) != 0)
+        return refuse(r, 400, text_of(HPE_INVALID_CHUNK_SIZE));
+    r->in_chunk = r->is_chunked;
+    r->chunk_end = (size_t)((const uint8_t *)at + length - r->bytes);
     if (r->body_target != NULL)
         memcpy(r->body_target + r->body_size, at, length);
     else if (r->body_size == 0)
         r->body_first = (size_t)((const uint8_t *)at - r->bytes);
     r->body_size += length;
+    return 0;
+}
+
+/* Any two bytes would do for the parser. */
+static int on_chunk_complete(http_parser *parser)
+{
+    struct http_reader *r = parser->data;
+    if (r->in_chunk && memcmp(r->bytes + r->chunk_end, "\r\n", 2) != 0)
+        return refuse(r, 400, text_of(HPE_INVALID_CHUNK_SIZE));
+    r->in_chunk = false;
     return 0;
 }
 
@@ -180,6 +244,7 @@ static const http_parser_settings settings = {.on_url = on_url,
                                               .on_header_value = on_header_value,
                                               .on_headers_complete = on_headers_complete,
                                               .on_body = on_body,
+                                              .on_chunk_complete = on_chunk_complete,
                                               .on_message_complete = on_message_complete};
 
 /* ---- reading ---- */
@@ -218,7 +283,7 @@ static enum http_result feed(struct http_reader *r, const uint8_t *bytes, size_t
         if (error == HPE_HEADER_OVERFLOW)
             return refuse_message(r, 431, "the header section is too long");
         if (error != HPE_OK)
-            return refuse_message(r, 400, http_errno_description(error));
+            return refuse_message(r, 400, text_of(error));
         check(r->parsed == end);
     }
     return r->result;

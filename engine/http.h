@@ -66,6 +66,8 @@ struct http_reader {
     char value[HTTP_CREDENTIALS_MAX + 1];
     bool in_value;
     bool in_trailer;
+    bool in_chunk;        /* of a chunked body: its data have begun */
+    size_t chunk_end;     /* in_chunk: behind what has come of them, from the start of the message */
     const uint8_t *bytes; /* of the message, during a call */
     uint8_t *body_target; /* http_body_copy(): where the body goes */
 };

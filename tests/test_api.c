@@ -197,7 +197,7 @@ Test(api, names_the_field_and_what_is_allowed, .init = set_up)
         const char *body, *param, *says;
         int status;
     } cases[] = {
-        {API_COMPLETIONS, "", "", "not valid JSON", 400},
+        {API_COMPLETIONS, "", "", "empty", 400},
         {API_COMPLETIONS, "{", "", "line 1", 400},
         {API_COMPLETIONS, "[]", "", "object", 400},
         {API_COMPLETIONS, "{\"prompt\":\"\xff\"}", "", "not valid JSON", 400},
@@ -222,7 +222,7 @@ Test(api, names_the_field_and_what_is_allowed, .init = set_up)
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"temperature\":-1}", "temperature", "0 to 100", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"temperature\":\"hot\"}", "temperature", "number", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"top_p\":0}", "top_p", "more than 0", 400},
-        {API_COMPLETIONS, "{\"prompt\":\"a\",\"top_p\":1.01}", "top_p", "0 to 1", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"top_p\":1.01}", "top_p", "at most 1", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"min_p\":2}", "min_p", "0 to 1", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"top_k\":1.5}", "top_k", "integer", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"seed\":\"1\"}", "seed", "integer", 400},

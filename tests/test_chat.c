@@ -254,7 +254,7 @@ Test(chat, bodies_that_are_not_as_they_should_be_are_refused_by_field, .init = o
     expect_refusal(MESSAGE("\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]"), "messages[0].content",
                    "text only");
     expect_refusal(MESSAGE("\"role\":\"assistant\",\"tool_calls\":[{}]"), "messages[0].tool_calls", "function");
-    expect_refusal(MESSAGE("\"role\":\"assistant\",\"tool_calls\":3"), "messages[0].content", "missing");
+    expect_refusal(MESSAGE("\"role\":\"assistant\",\"tool_calls\":3"), "messages[0].tool_calls", "list");
     expect_refusal(
         MESSAGE("\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":\"{\"}}]"),
         "messages[0].tool_calls", "JSON object");

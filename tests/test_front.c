@@ -20,6 +20,7 @@
 #include "ipc/log.h"
 #include "ipc/shm.h"
 #include "tests/fake_sched.h"
+#include "tests/hostile.h"
 #include "tests/plans.h"
 #include "tests/tiny_vocab.h"
 
@@ -916,4 +917,112 @@ FRONT_TEST(noise_does_no_harm, set_up)
     int fd = connect_client();
     cr_expect_eq(status_of(ask(fd, "GET /health HTTP/1.1\r\n\r\n")), 200);
     close(fd);
+}
+
+/* ---- the table of malformed requests ---- */
+
+#define PIECES_MAX 1000u
+
+/* Sends it in pieces of `piece` bytes, as far as it is wanted, and waits until there is a whole answer. */
+static const char *put_to(int fd, const struct hostile_case *c, size_t piece, bool *is_closed)
+{
+    static char answer[65536];
+    size_t size = 0;
+    *is_closed = false;
+    for (size_t sent = 0; sent < c->request_size && !*is_closed;) {
+        ssize_t more = send(fd, c->request + sent, min_u64(piece, c->request_size - sent), MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (more < 0 && errno != EAGAIN)
+            break;
+        sent += more > 0 ? (size_t)more : 0;
+        settle();
+    }
+    for (uint64_t end = clock_ns() + 5000000000ull; clock_ns() < end && (size == 0 || (c->closes && !*is_closed));) {
+        front_do_work(front, false);
+        const char *part = receive(fd, is_closed);
+        size_t part_size = strlen(part);
+        cr_assert_lt(size + part_size, sizeof(answer));
+        memcpy(answer + size, part, part_size);
+        size += part_size;
+        if (*is_closed)
+            break;
+    }
+    answer[size] = '\0';
+    return answer;
+}
+
+/* Every case of the situation, in one piece and in many, mostly of a byte: the same answer, and a connection that goes on or
+ * ends as the answer says. */
+static void expect_exact_answers(const char *when, int (*connect_to)(void), size_t count_min)
+{
+    size_t count;
+    const struct hostile_case *cases = hostile_cases(when, &count);
+    cr_assert_geq(count, count_min, "%zu cases %s", count, when);
+    for (size_t i = 0; i < 2 * count; i++) {
+        const struct hostile_case *c = &cases[i / 2];
+        size_t piece = i % 2 ? c->request_size / PIECES_MAX + 1 : c->request_size;
+        int fd = connect_to();
+        bool is_closed;
+        const char *answer = put_to(fd, c, piece, &is_closed);
+        bool is_right = c->answer != NULL ? strcmp(answer, c->answer) == 0 : status_of(answer) == c->status;
+        cr_expect(is_right, "data/hostile.txt:%d: in pieces of %zu bytes the answer is\n%s", c->line, piece, answer);
+        cr_expect_eq(is_closed, c->closes, "data/hostile.txt:%d: %s", c->line, is_closed ? "closed" : "not closed");
+        if (!is_closed && strcmp(when, "serving") == 0)
+            cr_expect_eq(status_of(ask(fd, "GET /health HTTP/1.1\r\n\r\n")), 200, "data/hostile.txt:%d", c->line);
+        close(fd);
+        settle();
+    }
+}
+
+FRONT_TEST(malformed_requests_have_their_exact_answers, set_up)
+{
+    uint64_t failed = counter(COUNTER_FRONT_REQUESTS_FAILED);
+    expect_exact_answers("serving", connect_client, 100);
+    cr_expect_gt(counter(COUNTER_FRONT_REQUESTS_FAILED), failed);
+    expect_nothing_left();
+}
+
+FRONT_TEST(late_clients_have_their_exact_answers, set_up_plan)
+{
+    plan.header_timeout_ms = plan.request_timeout_ms = 30;
+    start();
+    expect_exact_answers("clients are late", connect_client, 2);
+    expect_nothing_left();
+}
+
+FRONT_TEST(a_full_server_has_its_exact_answer, set_up_plan)
+{
+    plan.requests_max = 1;
+    start();
+    int fd = connect_client();
+    ask(fd, post("/v1/completions", "{\"prompt\":\"ab\"}"));
+    expect_exact_answers("no request fits", connect_client, 1);
+    close(fd);
+    expect_nothing_left();
+}
+
+FRONT_TEST(a_starting_server_has_its_exact_answer, set_up_plan)
+{
+    is_ready = 0;
+    start();
+    expect_exact_answers("starting", connect_client, 1);
+    expect_nothing_left();
+}
+
+FRONT_TEST(a_server_that_shuts_down_has_its_exact_answers, set_up)
+{
+    int fd = connect_client();
+    ask(fd, post("/v1/completions", "{\"prompt\":\"ab\"}"));
+    atomic_store(&arena_sup(&arena)->command, COMMAND_DRAIN);
+    settle();
+    expect_exact_answers("shutting down", connect_client, 2);
+    close(fd);
+    expect_nothing_left();
+}
+
+FRONT_TEST(strangers_over_tcp_have_their_exact_answers, set_up_plan)
+{
+    has_tcp = true;
+    strcpy(plan.allowed_origins, "https://chat.example");
+    start();
+    expect_exact_answers("asked over TCP", connect_tcp, 3);
 }
