@@ -118,7 +118,7 @@ run: export EVENFLOW_RUN_PROMPT := $(PROMPT)
 
 test: ## Install, build, run every test
 	$(Q)tools/setup.sh $(PACKAGES_BUILD) $(PACKAGES_TEST)
-	$(Q)$(MAKE) -j2 all tests
+	$(Q)$(MAKE) -j2 all tests benches
 	$(Q)$(MAKE) model venv
 	$(Q)tests/run.sh $(BUILD)
 	$(Q)$(MAKE) fuzz-briefly
@@ -208,6 +208,9 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 
 # ---- measurements ----
 .PHONY: bench-kernels bench-sched bench-front bench-ipc bench-serve bench-load bench-timed bench-loaded bench-policies
+.PHONY: benches
+benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-sched bench-front bench-ipc) # built by make test, so that they stay whole
+
 bench-kernels: $(BUILD)/bin/bench-kernels ## Speed of every kernel on every instruction path that this processor has
 	$(Q)$<
 

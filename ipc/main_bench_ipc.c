@@ -134,16 +134,17 @@ static const struct way {
 
 /* ---- measuring ---- */
 
+static cpu_set_t allowed; /* to this program when it started: before anything was pinned */
+
 static void pin(uint32_t number)
 {
-    cpu_set_t allowed, one;
+    cpu_set_t one;
     CPU_ZERO(&one);
-    check(sched_getaffinity(0, sizeof(allowed), &allowed) == 0);
     for (int core = 0; core < CPU_SETSIZE; core++)
         if (CPU_ISSET(core, &allowed) && number-- == 0)
             CPU_SET(core, &one);
     if (CPU_COUNT(&one) > 0)
-        sched_setaffinity(0, sizeof(one), &one);
+        check(sched_setaffinity(0, sizeof(one), &one) == 0);
 }
 
 static void open_end(struct end *end, struct shared *shared, const int *bells, uint32_t side)
@@ -203,6 +204,11 @@ static double measure(const struct way *way)
 int main(void)
 {
     double rounds[ARRAY_COUNT(ways)][ROUNDS];
+    check(sched_getaffinity(0, sizeof(allowed), &allowed) == 0);
+    if (CPU_COUNT(&allowed) < 2) {
+        fputs("bench-ipc: two processors are needed, one to each side\n", stderr);
+        return 1;
+    }
     pin(0);
     for (uint32_t round = 0; round < ROUNDS; round++)
         for (size_t i = 0; i < ARRAY_COUNT(ways); i++)

@@ -258,7 +258,8 @@ int main(int argc, char **argv)
     size_t vocab_bytes;
     log_open("bench-front", LOG_ERROR);
     setvbuf(stdout, NULL, _IONBF, 0); /* each figure as it comes */
-    if (argc != 2 || gguf_open(&gguf, argv[1], &err) != 0 || vocab_from_gguf(gguf, &vocab, &vocab_bytes, &err) != 0) {
+    if (argc != 2 || gguf_open(&gguf, argv[1], &err) != 0 ||
+        vocab_from_gguf(gguf, NULL, &vocab, &vocab_bytes, &err) != 0) {
         fprintf(stderr, "usage: bench-front MODEL.gguf\n%s\n", err.text);
         return 2;
     }
