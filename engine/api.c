@@ -29,6 +29,7 @@ int api_open(struct api *api, const struct plan *plan, const struct tok *tok, st
     api->biases = base_alloc(2 * LOGIT_BIAS_MAX * sizeof(*api->biases));
     api->text_bytes = api_text_bytes(plan);
     api->text = base_alloc(api->text_bytes);
+    grammar_open(&api->grammar, tok);
     json_arena_open(VALUES_BASE + (size_t)VALUES_PER_TOKEN * api->tokens_max +
                     (size_t)VALUES_PER_BYTE * plan->body_bytes_max);
     return chat_template_open(&api->chat, tok, plan->body_bytes_max, err);
@@ -164,8 +165,7 @@ static int refuse_unsupported(const struct body *b)
         const char *name;
         double neutral;
     } numbers[] = {{"best_of", 1}, {"prompt_logprobs", 0}, {"length_penalty", 1}};
-    static const char *const others[] = {"suffix",       "functions",      "guided_json",  "audio",
-                                         "guided_regex", "guided_grammar", "guided_choice"};
+    static const char *const others[] = {"suffix", "functions", "audio", "guided_grammar"};
     for (size_t i = 0; i < ARRAY_COUNT(numbers); i++) {
         json_t *value = field(b, numbers[i].name);
         if (value != NULL && !(json_is_number(value) && json_number_value(value) == numbers[i].neutral))
@@ -182,11 +182,6 @@ static int refuse_unsupported(const struct body *b)
             return api_fail(b->error, 400, others[i], "unsupported_parameter",
                             "%s is not supported by this server; leave it out", others[i]);
     }
-    json_t *format = field(b, "response_format");
-    const char *type = json_string_value(json_object_get(format, "type"));
-    if (format != NULL && (type == NULL || strcmp(type, "text") != 0))
-        return api_fail(b->error, 400, "response_format", "unsupported_parameter",
-                        "response_format: this server supports {\"type\":\"text\"} only");
     return 0;
 }
 
@@ -227,6 +222,7 @@ static uint32_t count_unknown(const struct body *b, enum api_endpoint endpoint)
                                          "guided_grammar",
                                          "guided_choice",
                                          "audio",
+                                         "structured_outputs",
                                          "response_format"};
     static const char *const special[2][8] = {[API_COMPLETIONS] = {"prompt", "echo", "parse_special"},
                                               [API_CHAT_COMPLETIONS] = {"messages", "top_logprobs", "tool_choice",
@@ -419,6 +415,106 @@ static int get_returns(const struct body *b, enum api_endpoint endpoint, struct 
     return 0;
 }
 
+/* ---- structured output ---- */
+
+/* What a field asks for; NULL in `name`: nothing so far. */
+struct wanted_grammar {
+    const char *name;
+    enum grammar_kind kind;
+    json_t *value;
+};
+
+static int want(const struct body *b, struct wanted_grammar *wanted, const char *name, enum grammar_kind kind,
+                json_t *value)
+{
+    if (wanted->name != NULL)
+        return FAIL(b, name, "%s and %s: an answer can keep to one of them only", wanted->name, name);
+    *wanted = (struct wanted_grammar){name, kind, value};
+    return 0;
+}
+
+/* {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": {"schema": ...}} */
+static int want_format(const struct body *b, struct wanted_grammar *wanted)
+{
+    static const char name[] = "response_format";
+    json_t *format = field(b, name);
+    if (format == NULL)
+        return 0;
+    const char *type = json_string_value(json_object_get(format, "type"));
+    if (type != NULL && strcmp(type, "text") == 0)
+        return 0;
+    if (type != NULL && strcmp(type, "json_object") == 0)
+        return want(b, wanted, name, GRAMMAR_OBJECT, NULL);
+    if (type == NULL || strcmp(type, "json_schema") != 0)
+        return FAIL(b, name, "%s: type must be text, json_object or json_schema", name);
+    json_t *schema = json_object_get(json_object_get(format, "json_schema"), "schema");
+    if (!json_is_object(schema))
+        return FAIL(b, name, "%s: json_schema must be an object with a schema", name);
+    return want(b, wanted, name, GRAMMAR_SCHEMA, schema);
+}
+
+/* vLLM's fields, and the object that newer versions of it take them in. */
+static int want_guided(const struct body *b, struct wanted_grammar *wanted)
+{
+    static const struct {
+        const char *name, *key;
+        enum grammar_kind kind;
+    } fields[] = {{"guided_json", "json", GRAMMAR_SCHEMA},
+                  {"guided_regex", "regex", GRAMMAR_REGEX},
+                  {"guided_choice", "choice", GRAMMAR_CHOICE}};
+    static const char name[] = "structured_outputs";
+    json_t *object = field(b, name), *value;
+    const char *key;
+    for (size_t i = 0; i < ARRAY_COUNT(fields); i++)
+        if ((value = field(b, fields[i].name)) != NULL && want(b, wanted, fields[i].name, fields[i].kind, value) != 0)
+            return -1;
+    if (object != NULL && !json_is_object(object))
+        return FAIL(b, name, "%s must be an object", name);
+    json_object_foreach(object, key, value) {
+        size_t i = 0;
+        while (i < ARRAY_COUNT(fields) && strcmp(fields[i].key, key) != 0)
+            i++;
+        bool is_object = strcmp(key, "json_object") == 0;
+        if (i == ARRAY_COUNT(fields) && !is_object && !json_is_null(value))
+            return api_fail(b->error, 400, name, "unsupported_parameter", "%s: '%.40s' is not supported by this server",
+                            name, key);
+        if (json_is_null(value) || (is_object && json_is_false(value)))
+            continue;
+        if (want(b, wanted, name, is_object ? GRAMMAR_OBJECT : fields[i].kind, value) != 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int get_grammar(const struct body *b, struct api_request *request)
+{
+    struct grammar *grammar = &b->api->grammar;
+    struct wanted_grammar wanted = {0};
+    struct err err = {0};
+    bool ignores_eos = request->flags & REQUEST_IGNORE_EOS;
+    if (want_format(b, &wanted) != 0 || want_guided(b, &wanted) != 0)
+        return -1;
+    if (wanted.name == NULL)
+        return 0;
+    if (b->api->plan->backend == BACKEND_TIMED)
+        return api_fail(b->error, 400, wanted.name, "unsupported_parameter",
+                        "%s: the stages of this server take a described time and compute nothing", wanted.name);
+    int64_t min_tokens = 0;
+    json_t *echo = field(b, "echo");
+    if (get_integer(b, "min_tokens", 0, INT64_MAX, &min_tokens) != 0)
+        return -1;
+    if (ignores_eos || min_tokens > 0 || json_is_true(echo))
+        return FAIL(b, wanted.name, "%s: the answer ends where what it keeps to ends; leave out %s", wanted.name,
+                    ignores_eos      ? "ignore_eos"
+                    : min_tokens > 0 ? "min_tokens"
+                                     : "echo");
+    if (grammar_make(grammar, wanted.kind, wanted.value, &err) != 0)
+        return FAIL(b, wanted.name, "%s: %s", wanted.name, err.text);
+    request->grammar = grammar->words;
+    request->grammar_words = grammar->word_count;
+    return 0;
+}
+
 /* ---- prompts ---- */
 
 static int take_ids(const struct body *b, json_t *list, const char *name, struct api_request *request)
@@ -562,7 +658,7 @@ int api_parse(struct api *api, enum api_endpoint endpoint, const char *body, siz
     if (load_body(&b, api, body, size, error) != 0 || get_model(&b) != 0 || refuse_unsupported(&b) != 0 ||
         get_others(&b, endpoint) != 0 || get_stream(&b, &request->format) != 0 || get_sampling(&b, request) != 0 ||
         get_penalties(&b, request) != 0 || get_returns(&b, endpoint, request) != 0 ||
-        get_stops(&b, &request->format) != 0 || get_stop_tokens(&b, request) != 0)
+        get_stops(&b, &request->format) != 0 || get_stop_tokens(&b, request) != 0 || get_grammar(&b, request) != 0)
         return -1;
     if (endpoint == API_COMPLETIONS ? get_prompt(&b, request) != 0 || get_echo(&b, request) != 0
                                     : get_messages(&b, request) != 0)

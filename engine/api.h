@@ -14,6 +14,7 @@
 
 #include "engine/answer.h"
 #include "engine/chat.h"
+#include "engine/grammar.h"
 #include "engine/json_writer.h"
 #include "engine/tok.h"
 #include "ipc/plan.h"
@@ -47,6 +48,8 @@ struct api_request {
     uint32_t bias_count;
     const uint32_t *biases; /* (bias_count) pairs of a token and the bits of a float; in the scratch of struct api */
     uint32_t top_logprobs;
+    uint32_t grammar_words;
+    const uint32_t *grammar; /* (grammar_words): an automaton; likewise */
     int32_t priority;
     bool has_seed;
     uint64_t seed;
@@ -64,6 +67,7 @@ struct api {
     uint32_t *biases;    /* (2 * LOGIT_BIAS_MAX) */
     char *text;          /* (text_bytes): a conversation as the template has it */
     size_t text_bytes;
+    struct grammar grammar;    /* of the request at hand */
     struct chat_template chat; /* of the model, if it has one */
     uint64_t now_s;            /* wall clock, set by the caller before each api_parse(): what requests are dated with */
 };

@@ -123,7 +123,8 @@ static uint64_t random_u64(struct intake *intake)
 int intake_prepare(struct intake *intake, const struct api_request *asked, uint32_t connection, uint32_t *slot)
 {
     const struct arena *arena = intake->arena;
-    uint32_t pages = (uint32_t)div_up_u64((uint64_t)asked->prompt_tokens + 2 * asked->bias_count, PAGE_TOKENS);
+    uint32_t pages = (uint32_t)div_up_u64((uint64_t)asked->prompt_tokens + 2 * asked->bias_count + asked->grammar_words,
+                                          PAGE_TOKENS);
     if (intake->free_slot_count == 0 || intake->free_page_count < pages)
         return -EAGAIN;
     *slot = intake->free_slots[--intake->free_slot_count];
@@ -132,6 +133,8 @@ int intake_prepare(struct intake *intake, const struct api_request *asked, uint3
         arena_prompt_list(arena, *slot)[p] = intake->free_pages[--intake->free_page_count];
     journal_prompt_write(arena, *slot, 0, asked->prompt_tokens, asked->prompt);
     journal_prompt_write(arena, *slot, asked->prompt_tokens, 2 * asked->bias_count, asked->biases);
+    journal_prompt_write(arena, *slot, asked->prompt_tokens + 2 * asked->bias_count, asked->grammar_words,
+                         asked->grammar);
 
     journal_request_renew(request);
     request->connection = connection;
@@ -154,6 +157,7 @@ int intake_prepare(struct intake *intake, const struct api_request *asked, uint3
     request->repetition_penalty = asked->repetition_penalty;
     request->bias_count = asked->bias_count;
     request->top_logprobs = asked->top_logprobs;
+    request->grammar_words = asked->grammar_words;
     request->stop_token_count = asked->stop_token_count;
     memcpy(request->stop_tokens, asked->stop_tokens, sizeof(request->stop_tokens));
     return 0;

@@ -12,7 +12,7 @@
 #define NO_MAX     UINT32_MAX
 
 struct regex {
-    struct automaton_builder *b;
+    struct fragment_builder *b;
     const char *text;
     size_t size, at;
     uint32_t depth;
@@ -292,20 +292,19 @@ static struct fragment parse_repeated(struct regex *r)
         return f;
     take(r, '?'); /* lazy: of the same language */
     size_t end = r->at;
-    struct fragment whole = fragment_empty(r->b);
+    struct fragment whole = fragment_empty(r->b), rest = fragment_empty(r->b);
     uint32_t copies = max == NO_MAX ? min + 1 : max;
     for (uint32_t i = 0; i < copies && is_on(r); i++) {
         r->at = begin;
         struct fragment one = parse_atom(r);
-        if (i < min)
-            whole = fragment_then(r->b, whole, one);
-        else if (max == NO_MAX)
-            whole = fragment_then(r->b, whole, fragment_repeated(r->b, one));
-        else
-            whole = fragment_then(r->b, whole, fragment_optional(r->b, one));
+        if (i >= min && max == NO_MAX)
+            one = fragment_repeated(r->b, one);
+        else if (i >= min) /* the first that is left out is the last that there is */
+            fragment_link(r->b, whole.to, rest.from);
+        whole = fragment_then(r->b, whole, one);
     }
     r->at = end;
-    return whole;
+    return fragment_then(r->b, whole, rest);
 }
 
 static struct fragment parse_sequence(struct regex *r)
@@ -324,13 +323,13 @@ static struct fragment parse_choice(struct regex *r)
     return whole;
 }
 
-static struct fragment anything(struct automaton_builder *b)
+static struct fragment anything(struct fragment_builder *b)
 {
     return fragment_repeated(b, fragment_characters(b, 0, LAST_CODE));
 }
 
-int regex_build(struct automaton_builder *b, const char *pattern, size_t size, bool is_search,
-                struct fragment *fragment, struct err *err)
+int regex_build(struct fragment_builder *b, const char *pattern, size_t size, bool is_search, struct fragment *fragment,
+                struct err *err)
 {
     struct regex r = {.b = b, .text = pattern, .size = size, .err = err};
     bool begins = take(&r, '^');

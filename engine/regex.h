@@ -10,11 +10,11 @@
 #ifndef EVENFLOW_REGEX_H
 #define EVENFLOW_REGEX_H
 
-#include "engine/automaton.h"
+#include "engine/fragment.h"
 #include "ipc/base.h"
 
 /* The whole text must match; with is_search a part of it, unless '^' and '$' say otherwise. 0; -EINVAL or -ENOTSUP with err. */
-int regex_build(struct automaton_builder *builder, const char *pattern, size_t size, bool is_search,
+int regex_build(struct fragment_builder *builder, const char *pattern, size_t size, bool is_search,
                 struct fragment *fragment, struct err *err);
 
 #endif

@@ -106,7 +106,7 @@ static bool is_sound(const struct sched *sched, const struct request_shm *reques
            request->prompt_tokens >= (is_score ? 2 : 1) && (is_score || request->max_tokens >= 1) &&
            (uint64_t)request->prompt_tokens + request->max_tokens <= capacity &&
            request->stop_token_count <= STOP_TOKENS_MAX && request->bias_count <= LOGIT_BIAS_MAX &&
-           request->top_logprobs <= LOGPROBS_MAX;
+           request->top_logprobs <= LOGPROBS_MAX && request->grammar_words <= GRAMMAR_WORDS_MAX;
 }
 
 /* Its pages exist and hold tokens of the vocabulary: a stage ends the engine over any other. */
@@ -457,6 +457,7 @@ static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence
         .prompt_tokens = shm->prompt_tokens,
         .bias_count = request->bias_count,
         .top_logprobs = request->top_logprobs,
+        .grammar_words = request->grammar_words,
     };
     copy_tokens(sched, sequence, row->first_pos, tokens, arena_step_tokens(sched->arena, record) + row->token_first);
     if (is_score) /* all but the last token are computed, so one always follows */
@@ -695,8 +696,10 @@ struct step_shm *sched_plan(struct sched *sched)
 /* ---- results ---- */
 
 /* What the last of `committed` tokens makes of its sequence; FINISH_NONE: it goes on. */
-static enum finish_reason end_by(const struct sched *sched, uint32_t sequence, uint32_t token, uint32_t committed)
+static enum finish_reason end_by(const struct sched *sched, uint32_t sequence, const struct token_shm *last,
+                                 uint32_t committed)
 {
+    uint32_t token = last->token;
     const struct request_shm *request = policy_request(sched, sequence);
     for (uint32_t i = 0; i < request->stop_token_count; i++)
         if (request->stop_tokens[i] == token && committed >= request->min_tokens)
@@ -705,6 +708,8 @@ static enum finish_reason end_by(const struct sched *sched, uint32_t sequence, u
     for (uint32_t i = 0; i < sched->plan->end_token_count && can_end; i++)
         if (sched->plan->end_tokens[i] == token)
             return FINISH_STOP;
+    if (last->flags & TOKEN_LAST)
+        return FINISH_STOP;
     return committed == seq_of(sched, sequence)->log_capacity ? FINISH_LENGTH : FINISH_NONE;
 }
 
@@ -715,7 +720,7 @@ void sched_finish_if_ended(struct sched *sched, uint32_t sequence)
     if (policy_request(sched, sequence)->flags & REQUEST_SCORE)
         reason = committed == seq_of(sched, sequence)->log_capacity ? FINISH_LENGTH : FINISH_NONE;
     else if (committed > 0)
-        reason = end_by(sched, sequence, journal_log_entry(sched->arena, sequence, committed - 1)->token, committed);
+        reason = end_by(sched, sequence, journal_log_entry(sched->arena, sequence, committed - 1), committed);
     if (reason != FINISH_NONE)
         sched_finish(sched, sequence, reason);
 }

@@ -14,7 +14,7 @@
 #define WHOLE_DIGITS 15u
 
 struct schema {
-    struct automaton_builder *b;
+    struct fragment_builder *b;
     json_t *root;
     uint32_t depth;
     int status;
@@ -40,18 +40,18 @@ static bool is_on(const struct schema *s)
 
 /* ---- pieces of JSON ---- */
 
-static struct fragment text(struct automaton_builder *b, const char *words)
+static struct fragment text(struct fragment_builder *b, const char *words)
 {
     return fragment_text(b, words, strlen(words));
 }
 
 /* ',' or ':' and perhaps a blank. */
-static struct fragment separator(struct automaton_builder *b, const char *sign)
+static struct fragment separator(struct fragment_builder *b, const char *sign)
 {
     return fragment_then(b, text(b, sign), fragment_optional(b, text(b, " ")));
 }
 
-static struct fragment digits(struct automaton_builder *b, uint8_t first, uint32_t min, uint32_t max)
+static struct fragment digits(struct fragment_builder *b, uint8_t first, uint32_t min, uint32_t max)
 {
     struct fragment f = fragment_empty(b);
     for (uint32_t i = 0; i < max; i++) {
@@ -61,7 +61,7 @@ static struct fragment digits(struct automaton_builder *b, uint8_t first, uint32
     return f;
 }
 
-static struct fragment number(struct automaton_builder *b, bool is_whole)
+static struct fragment number(struct fragment_builder *b, bool is_whole)
 {
     struct fragment whole = fragment_or(b, text(b, "0"), digits(b, '1', 1, WHOLE_DIGITS));
     struct fragment f = fragment_then(b, fragment_optional(b, text(b, "-")), whole);
@@ -74,7 +74,7 @@ static struct fragment number(struct automaton_builder *b, bool is_whole)
     return fragment_then(b, fragment_then(b, f, fragment_optional(b, part)), fragment_optional(b, power));
 }
 
-static struct fragment hex_digit(struct automaton_builder *b, bool is_surrogate_half)
+static struct fragment hex_digit(struct fragment_builder *b, bool is_surrogate_half)
 {
     struct fragment f = fragment_bytes(b, '0', is_surrogate_half ? '7' : '9');
     if (is_surrogate_half)
@@ -83,7 +83,7 @@ static struct fragment hex_digit(struct automaton_builder *b, bool is_surrogate_
 }
 
 /* \u and four digits that are no half of a surrogate pair. */
-static struct fragment unicode_escape(struct automaton_builder *b)
+static struct fragment unicode_escape(struct fragment_builder *b)
 {
     struct fragment d = fragment_or(b, text(b, "d"), text(b, "D"));
     struct fragment other = fragment_or(b, fragment_bytes(b, '0', '9'), fragment_bytes(b, 'a', 'c'));
@@ -94,7 +94,7 @@ static struct fragment unicode_escape(struct automaton_builder *b)
     return fragment_then(b, text(b, "\\u"), fragment_then(b, f, hex_digit(b, false)));
 }
 
-static struct fragment any_character(struct automaton_builder *b)
+static struct fragment any_character(struct fragment_builder *b)
 {
     static const char escaped[] = "\"\\/bfnrt";
     struct fragment f =
@@ -108,18 +108,18 @@ static struct fragment any_character(struct automaton_builder *b)
     return fragment_or(b, f, escape);
 }
 
-static struct fragment quoted(struct automaton_builder *b, struct fragment inside)
+static struct fragment quoted(struct fragment_builder *b, struct fragment inside)
 {
     return fragment_then(b, fragment_then(b, text(b, "\""), inside), text(b, "\""));
 }
 
-static struct fragment any_string(struct automaton_builder *b)
+static struct fragment any_string(struct fragment_builder *b)
 {
     return quoted(b, fragment_repeated(b, any_character(b)));
 }
 
 /* Exactly this string, escaped where it must be. */
-static struct fragment literal_string(struct automaton_builder *b, const char *words, size_t size)
+static struct fragment literal_string(struct fragment_builder *b, const char *words, size_t size)
 {
     struct fragment f = fragment_empty(b);
     bool was_json_text = b->is_json_text;
@@ -135,7 +135,7 @@ static struct fragment literal_string(struct automaton_builder *b, const char *w
 }
 
 /* '[' element, element ']' or with braces; of any number, or none. */
-static struct fragment list_of(struct automaton_builder *b, const char *brackets, struct fragment element)
+static struct fragment list_of(struct fragment_builder *b, const char *brackets, struct fragment element)
 {
     const char open[] = {brackets[0], '\0'}, close[] = {brackets[1], '\0'};
     struct fragment begin = text(b, open), end = text(b, close), between = separator(b, ",");
@@ -147,12 +147,12 @@ static struct fragment list_of(struct automaton_builder *b, const char *brackets
     return (struct fragment){begin.from, end.to};
 }
 
-static struct fragment member_of(struct automaton_builder *b, struct fragment key, struct fragment value)
+static struct fragment member_of(struct fragment_builder *b, struct fragment key, struct fragment value)
 {
     return fragment_then(b, fragment_then(b, key, separator(b, ":")), value);
 }
 
-static struct fragment any_value(struct automaton_builder *b, uint32_t depth)
+static struct fragment any_value(struct fragment_builder *b, uint32_t depth)
 {
     struct fragment f = fragment_or(b, any_string(b), number(b, false));
     f = fragment_or(b, f, fragment_or(b, text(b, "true"), text(b, "false")));
@@ -163,7 +163,7 @@ static struct fragment any_value(struct automaton_builder *b, uint32_t depth)
     return fragment_or(b, f, list_of(b, "{}", member_of(b, any_string(b), any_value(b, depth - 1))));
 }
 
-struct fragment schema_any_object(struct automaton_builder *b)
+struct fragment schema_any_object(struct fragment_builder *b)
 {
     return list_of(b, "{}", member_of(b, any_string(b), any_value(b, SCHEMA_ANY_DEPTH)));
 }
@@ -172,7 +172,7 @@ struct fragment schema_any_object(struct automaton_builder *b)
 
 static struct fragment literal(struct schema *s, json_t *value, uint32_t depth)
 {
-    struct automaton_builder *b = s->b;
+    struct fragment_builder *b = s->b;
     struct fragment f;
     char digits_text[64];
     size_t i;
@@ -289,13 +289,15 @@ static struct fragment build_string(struct schema *s, json_t *schema)
     }
     if (max < min)
         fail(s, "maxLength is less than minLength");
+    struct fragment rest = fragment_empty(s->b);
     for (uint32_t i = 0; i < (max == NO_MAX ? min : max) && is_on(s); i++) {
-        struct fragment one = any_character(s->b);
-        f = fragment_then(s->b, f, i < min ? one : fragment_optional(s->b, one));
+        if (i >= min) /* the first that is left out is the last that there is */
+            fragment_link(s->b, f.to, rest.from);
+        f = fragment_then(s->b, f, any_character(s->b));
     }
     if (max == NO_MAX)
         f = fragment_then(s->b, f, fragment_repeated(s->b, any_character(s->b)));
-    return quoted(s->b, f);
+    return quoted(s->b, fragment_then(s->b, f, rest));
 }
 
 static struct fragment build_item(struct schema *s, json_t *items)
@@ -305,7 +307,7 @@ static struct fragment build_item(struct schema *s, json_t *items)
 
 static struct fragment build_array(struct schema *s, json_t *schema)
 {
-    struct automaton_builder *b = s->b;
+    struct fragment_builder *b = s->b;
     json_t *items = json_object_get(schema, "items");
     uint32_t min = 0, max = NO_MAX;
     get_count(s, schema, "minItems", &min);
@@ -367,7 +369,7 @@ static void check_required(struct schema *s, json_t *required, json_t *propertie
  * a comma is. An optional one is passed by. */
 static struct fragment build_object(struct schema *s, json_t *schema)
 {
-    struct automaton_builder *b = s->b;
+    struct fragment_builder *b = s->b;
     json_t *properties = json_object_get(schema, "properties"), *required = json_object_get(schema, "required"), *value;
     json_t *more = json_object_get(schema, "additionalProperties");
     const char *key;
@@ -412,21 +414,21 @@ static struct fragment build_object(struct schema *s, json_t *schema)
 static struct fragment build_type(struct schema *s, json_t *schema, const char *type)
 {
     static const struct {
-        const char *name, *keywords;
-    } types[] = {{"string", "type minLength maxLength pattern"},
-                 {"number", "type"},
-                 {"integer", "type"},
-                 {"boolean", "type"},
-                 {"null", "type"},
-                 {"array", "type items minItems maxItems"},
-                 {"object", "type properties required additionalProperties"}};
+        const char *name, *keywords, *where;
+    } types[] = {{"string", "type minLength maxLength pattern", "for strings"},
+                 {"number", "type", "for numbers"},
+                 {"integer", "type", "for integers"},
+                 {"boolean", "type", "for booleans"},
+                 {"null", "type", "for null"},
+                 {"array", "type items minItems maxItems", "for arrays"},
+                 {"object", "type properties required additionalProperties", "for objects"}};
     size_t kind = 0;
     while (kind < ARRAY_COUNT(types) && strcmp(types[kind].name, type) != 0)
         kind++;
     if (kind == ARRAY_COUNT(types))
         fail(s, "type: '%.64s' is none of JSON's", type);
     else if (json_is_string(json_object_get(schema, "type")) || json_object_get(schema, "type") == NULL)
-        check_keywords(s, schema, types[kind].keywords, type);
+        check_keywords(s, schema, types[kind].keywords, types[kind].where);
     if (!is_on(s))
         return fragment_empty(s->b);
     switch (kind) {
@@ -577,7 +579,7 @@ static struct fragment build(struct schema *s, json_t *schema)
     return f;
 }
 
-int schema_build(struct automaton_builder *b, json_t *schema, struct fragment *fragment, struct err *err)
+int schema_build(struct fragment_builder *b, json_t *schema, struct fragment *fragment, struct err *err)
 {
     struct schema s = {.b = b, .root = schema, .err = err};
     *fragment = build(&s, schema);

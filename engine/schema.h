@@ -16,16 +16,16 @@
 
 #include <jansson.h>
 
-#include "engine/automaton.h"
+#include "engine/fragment.h"
 #include "ipc/base.h"
 
 #define SCHEMA_ANY_DEPTH 3u
 #define SCHEMA_DEPTH_MAX 32u
 
-/* 0; -ENOTSUP or -EINVAL with err, which names the keyword. What did not fit is for automaton_finish() to say. */
-int schema_build(struct automaton_builder *builder, json_t *schema, struct fragment *fragment, struct err *err);
+/* 0; -ENOTSUP or -EINVAL with err, which names the keyword. What did not fit is for fragment_finish() to say. */
+int schema_build(struct fragment_builder *builder, json_t *schema, struct fragment *fragment, struct err *err);
 
 /* Any JSON object. */
-struct fragment schema_any_object(struct automaton_builder *builder);
+struct fragment schema_any_object(struct fragment_builder *builder);
 
 #endif

@@ -324,8 +324,10 @@ static void fill_birth(const struct supervisor *s, const struct child *child, st
         uint32_t i = child->index;
         bool is_last = i + 1 == stages;
         add_region(s, birth, fds, BIRTH_REGION_READ, REGION_SCHED);
-        if (is_last) /* prompts, for penalties */
+        if (is_last) { /* prompts, for penalties and grammars; the bytes of tokens, for grammars */
             add_region(s, birth, fds, BIRTH_REGION_READ, REGION_FRONT);
+            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_VOCAB);
+        }
         add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_STAGE + i);
         if (i > 0)
             add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + i - 1);

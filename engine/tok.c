@@ -11,28 +11,23 @@
 
 static bool lies_inside(const struct tok_blob *blob, uint64_t offset, uint64_t bytes)
 {
-    return offset <= blob->bytes && bytes <= blob->bytes - offset;
+    return offset <= blob->pieces.bytes && bytes <= blob->pieces.bytes - offset;
 }
 
 int tok_attach(struct tok *tok, const void *memory, size_t bytes, size_t text_bytes_max, struct err *err)
 {
     const struct tok_blob *blob = memory;
-    bool is_sound = bytes >= sizeof(*blob) && blob->magic == TOK_MAGIC && blob->bytes <= bytes &&
-                    blob->merge_slots > 0 && (blob->merge_slots & (blob->merge_slots - 1)) == 0 &&
-                    lies_inside(blob, blob->piece_starts, (blob->token_count + 1ull) * sizeof(uint32_t)) &&
-                    lies_inside(blob, blob->types, blob->token_count) &&
+    bool is_sound = bytes >= sizeof(*blob) && pieces_are_sound(&blob->pieces, bytes) && blob->merge_slots > 0 &&
+                    (blob->merge_slots & (blob->merge_slots - 1)) == 0 &&
                     lies_inside(blob, blob->merges, (uint64_t)blob->merge_slots * sizeof(struct merge)) &&
                     blob->text_slots > 0 && (blob->text_slots & (blob->text_slots - 1)) == 0 &&
                     lies_inside(blob, blob->texts, (uint64_t)blob->text_slots * sizeof(struct tok_text_slot)) &&
-                    lies_inside(blob, blob->ranks, blob->kind == TOK_SPM ? blob->token_count * 4ull : 0) &&
+                    lies_inside(blob, blob->ranks, blob->kind == TOK_SPM ? blob->pieces.count * 4ull : 0) &&
                     lies_inside(blob, blob->specials, (uint64_t)blob->special_count * sizeof(uint32_t)) &&
                     lies_inside(blob, blob->chat_template, blob->template_size) &&
                     blob->end_count <= TOK_END_TOKENS_MAX;
     if (!is_sound)
         return err_set(err, -EPROTO, "vocabulary: the tables are not this build's; mixed builds?");
-    const uint32_t *starts = tok_at(blob, blob->piece_starts);
-    if (!lies_inside(blob, blob->pieces, starts[blob->token_count]))
-        return err_set(err, -EPROTO, "vocabulary: the tables are damaged");
     *tok = (struct tok){.blob = blob, .text_bytes_max = text_bytes_max};
     tok->symbols = base_alloc((text_bytes_max + 2) * sizeof(*tok->symbols));
     /* n symbols give n - 1 candidates; each of at most n - 1 merges uses one up and gives at most two */
@@ -60,7 +55,7 @@ uint32_t tok_find_text(const struct tok_blob *blob, const uint8_t *bytes, size_t
         uint32_t other_size;
         if (slots[at].hash != hash)
             continue;
-        const uint8_t *other = tok_piece_of(blob, slots[at].next_id - 1, &other_size);
+        const uint8_t *other = piece_bytes(&blob->pieces, slots[at].next_id - 1, &other_size);
         if (other_size == size && memcmp(other, bytes, size) == 0)
             return slots[at].next_id - 1;
     }
@@ -196,7 +191,7 @@ static uint32_t first_special(const struct tok_blob *blob, uint32_t low, uint32_
     const uint32_t *specials = tok_at(blob, blob->specials);
     while (low < high) {
         uint32_t middle = low + (high - low) / 2, size;
-        if (tok_piece_of(blob, specials[middle], &size)[depth] < byte)
+        if (piece_bytes(&blob->pieces, specials[middle], &size)[depth] < byte)
             low = middle + 1;
         else
             high = middle;
@@ -218,10 +213,10 @@ static uint32_t special_at(const struct tok_blob *blob, const uint8_t *text, siz
         low = first_special(blob, low, high, depth, text[depth]);
         high = first_special(blob, low, high, depth, text[depth] + 1u);
         for (uint32_t piece_size; low < high; low++) { /* those that end here come first */
-            tok_piece_of(blob, specials[low], &piece_size);
+            piece_bytes(&blob->pieces, specials[low], &piece_size);
             if (piece_size != depth + 1)
                 break;
-            bool may_be = tok_type_of(blob, specials[low]) == TOK_USER_DEFINED || piece_size <= trusted_size;
+            bool may_be = piece_type(&blob->pieces, specials[low]) == PIECE_USER_DEFINED || piece_size <= trusted_size;
             if (may_be && piece_size > *length) {
                 found = specials[low];
                 *length = piece_size;
@@ -267,19 +262,24 @@ uint32_t tok_encode(const struct tok *tok, const char *data, size_t size, const 
 
 size_t tok_blob_bytes(const struct tok *tok)
 {
-    return tok->blob->bytes;
+    return tok->blob->pieces.bytes;
 }
 
 uint32_t tok_vocab_size(const struct tok *tok)
 {
-    return tok->blob->token_count;
+    return tok->blob->pieces.count;
+}
+
+bool tok_has_byte(const struct tok *tok, uint8_t byte)
+{
+    return tok->blob->byte_tokens[byte] != TOK_NONE;
 }
 
 size_t tok_piece(const struct tok *tok, uint32_t id, uint8_t *bytes)
 {
     uint32_t size;
-    check(id < tok->blob->token_count);
-    const uint8_t *piece = tok_piece_of(tok->blob, id, &size);
+    check(id < tok->blob->pieces.count);
+    const uint8_t *piece = piece_bytes(&tok->blob->pieces, id, &size);
     check(size <= TOK_PIECE_MAX);
     memcpy(bytes, piece, size);
     return size;
@@ -287,8 +287,8 @@ size_t tok_piece(const struct tok *tok, uint32_t id, uint8_t *bytes)
 
 bool tok_is_control(const struct tok *tok, uint32_t id)
 {
-    check(id < tok->blob->token_count);
-    return tok_type_of(tok->blob, id) == TOK_CONTROL || tok_type_of(tok->blob, id) == TOK_UNKNOWN;
+    check(id < tok->blob->pieces.count);
+    return piece_is_control(&tok->blob->pieces, id);
 }
 
 uint32_t tok_end_tokens(const struct tok *tok, uint32_t ids[TOK_END_TOKENS_MAX])

@@ -17,13 +17,11 @@
 #include <stdint.h>
 
 #include "ipc/base.h"
+#include "ipc/pieces.h"
 
-#define TOK_PIECE_MAX      256u /* bytes of one token */
+#define TOK_PIECE_MAX      PIECE_SIZE_MAX
 #define TOK_END_TOKENS_MAX 16u
 #define TOK_NONE           UINT32_MAX
-
-/* GGUF's token types. */
-enum tok_type { TOK_NORMAL = 1, TOK_UNKNOWN = 2, TOK_CONTROL = 3, TOK_USER_DEFINED = 4, TOK_UNUSED = 5, TOK_BYTE = 6 };
 
 struct tok_text {
     const char *data;
@@ -41,7 +39,7 @@ struct tok_source {
     enum tok_kind kind;
     uint32_t token_count;
     const struct tok_text *tokens; /* (token_count) */
-    const uint8_t *types;          /* (token_count), enum tok_type */
+    const uint8_t *types;          /* (token_count), enum piece_type */
     const float *scores;           /* SPM: (token_count) */
     uint32_t merge_count;          /* BPE */
     const struct tok_text *merges; /* (merge_count), "left right", in order of rank */
@@ -92,6 +90,9 @@ uint32_t tok_encode(const struct tok *tok, const char *text, size_t size, const 
 size_t tok_blob_bytes(const struct tok *tok);
 
 uint32_t tok_vocab_size(const struct tok *tok);
+
+/* Some token is this byte and no more. */
+bool tok_has_byte(const struct tok *tok, uint8_t byte);
 
 /* The bytes of a token (at most TOK_PIECE_MAX); a special token's are its name. */
 size_t tok_piece(const struct tok *tok, uint32_t id, uint8_t *bytes);

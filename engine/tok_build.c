@@ -92,8 +92,8 @@ static void index_tokens(struct string_table *table, const struct tok_source *so
 
 static bool is_special(const struct tok_source *source, uint32_t id)
 {
-    return source->types[id] == TOK_CONTROL || source->types[id] == TOK_USER_DEFINED ||
-           source->types[id] == TOK_UNKNOWN;
+    return source->types[id] == PIECE_CONTROL || source->types[id] == PIECE_USER_DEFINED ||
+           source->types[id] == PIECE_UNKNOWN;
 }
 
 /* SPM writes spaces as U+2581. */
@@ -135,18 +135,18 @@ static int decode_raw(struct tok_text text, uint8_t *bytes)
 static int decode_token(const struct tok_source *source, uint32_t id, uint8_t *bytes)
 {
     struct tok_text text = source->tokens[id];
-    if (source->kind == TOK_SPM && source->types[id] == TOK_BYTE)
+    if (source->kind == TOK_SPM && source->types[id] == PIECE_BYTE)
         return decode_byte_name(text, bytes);
-    if (source->types[id] != TOK_NORMAL)
+    if (source->types[id] != PIECE_NORMAL)
         return decode_raw(text, bytes);
     return source->kind == TOK_SPM ? decode_spm_piece(text, bytes) : decode_piece(text, bytes);
 }
 
 static int fill_pieces(struct tok_blob *blob, const struct tok_source *source, struct err *err)
 {
-    uint32_t *starts = (uint32_t *)(uintptr_t)tok_at(blob, blob->piece_starts), end = 0;
-    uint8_t *pieces = (uint8_t *)(uintptr_t)tok_at(blob, blob->pieces);
-    uint8_t *types = (uint8_t *)(uintptr_t)tok_at(blob, blob->types);
+    uint32_t *starts = (uint32_t *)(uintptr_t)tok_at(blob, blob->pieces.starts), end = 0;
+    uint8_t *pieces = (uint8_t *)(uintptr_t)tok_at(blob, blob->pieces.text);
+    uint8_t *types = (uint8_t *)(uintptr_t)tok_at(blob, blob->pieces.types);
     memset(blob->byte_tokens, 0xff, sizeof(blob->byte_tokens));
     for (uint32_t id = 0; id < source->token_count; id++) {
         starts[id] = end;
@@ -155,7 +155,7 @@ static int fill_pieces(struct tok_blob *blob, const struct tok_source *source, s
         if (size < 0)
             return err_set(err, -ENOTSUP, "vocabulary: token %u is longer than %u bytes or not in the byte alphabet",
                            id, TOK_PIECE_MAX);
-        bool is_byte = source->types[id] == (source->kind == TOK_SPM ? TOK_BYTE : TOK_NORMAL);
+        bool is_byte = source->types[id] == (source->kind == TOK_SPM ? PIECE_BYTE : PIECE_NORMAL);
         if (is_byte && size == 1)
             blob->byte_tokens[pieces[end]] = id;
         end += (uint32_t)size;
@@ -169,9 +169,9 @@ static int fill_pieces(struct tok_blob *blob, const struct tok_source *source, s
 static bool is_text(const struct tok_source *source, uint32_t id)
 {
     struct tok_text text = source->tokens[id];
-    if (source->types[id] == TOK_USER_DEFINED)
+    if (source->types[id] == PIECE_USER_DEFINED)
         return source->kind == TOK_SPM && memchr(text.data, ' ', text.size) == NULL;
-    return source->types[id] == TOK_NORMAL || source->types[id] == TOK_UNUSED;
+    return source->types[id] == PIECE_NORMAL || source->types[id] == PIECE_UNUSED;
 }
 
 static void fill_texts(struct tok_blob *blob, const struct tok_source *source)
@@ -179,7 +179,7 @@ static void fill_texts(struct tok_blob *blob, const struct tok_source *source)
     struct tok_text_slot *slots = (struct tok_text_slot *)(uintptr_t)tok_at(blob, blob->texts);
     for (uint32_t id = 0; id < source->token_count; id++) {
         uint32_t size;
-        const uint8_t *piece = tok_piece_of(blob, id, &size);
+        const uint8_t *piece = piece_bytes(&blob->pieces, id, &size);
         if (!is_text(source, id) || size == 0 || tok_find_text(blob, piece, size) != TOK_NONE)
             continue; /* of repeated texts the first one counts */
         uint32_t hash = tok_hash_bytes(piece, size), at = hash & (blob->text_slots - 1);
@@ -229,7 +229,7 @@ static int fill_merges(struct tok_blob *blob, const struct tok_source *source, c
         uint32_t merged = id_of(table, joined, left_size + right_size);
         if (left == TOK_NONE || right == TOK_NONE || merged == TOK_NONE)
             return err_set(err, -EINVAL, "vocabulary: merge %u names what is no token", rank);
-        if (source->types[merged] == TOK_CONTROL || source->types[merged] == TOK_UNKNOWN)
+        if (source->types[merged] == PIECE_CONTROL || source->types[merged] == PIECE_UNKNOWN)
             return err_set(err, -EINVAL, "vocabulary: merge %u makes a control token out of text", rank);
         uint32_t slot = tok_hash_pair(left, right) & (blob->merge_slots - 1);
         while (merges[slot].left != TOK_NONE && (merges[slot].left != left || merges[slot].right != right))
@@ -277,7 +277,7 @@ static void fill_ends(struct tok_blob *blob, const struct tok_source *source, co
         candidates[count++] = source->ends[i];
     for (size_t i = 0; i < ARRAY_COUNT(names); i++) {
         uint32_t id = id_of(table, names[i], strlen(names[i]));
-        if (id != TOK_NONE && source->types[id] == TOK_CONTROL)
+        if (id != TOK_NONE && source->types[id] == PIECE_CONTROL)
             candidates[count++] = id;
     }
     for (uint32_t i = 0; i < count; i++) {
@@ -327,9 +327,9 @@ int tok_build(const struct tok_source *source, void **out, size_t *out_bytes, st
         (source->eos != TOK_NONE && source->eos >= source->token_count))
         return err_set(err, -EINVAL, "vocabulary: %u tokens, but a text is to begin with token %d and to end with %d",
                        source->token_count, (int)source->bos, (int)source->eos);
-    struct tok_blob head = {.magic = TOK_MAGIC,
+    struct tok_blob head = {.pieces.magic = PIECES_MAGIC,
                             .kind = source->kind,
-                            .token_count = source->token_count,
+                            .pieces.count = source->token_count,
                             .merge_slots = 16,
                             .text_slots = 16,
                             .pre = pre,
@@ -347,17 +347,17 @@ int tok_build(const struct tok_source *source, void **out, size_t *out_bytes, st
                                                        : source->bos_rule == TOK_BOS_FIRST;
     head.adds_bos = adds_bos && source->bos != TOK_NONE;
     uint64_t end = sizeof(head);
-    head.piece_starts = take(&end, (source->token_count + 1) * sizeof(uint32_t));
-    head.pieces = take(&end, piece_bytes);
-    head.types = take(&end, source->token_count);
+    head.pieces.starts = take(&end, (source->token_count + 1) * sizeof(uint32_t));
+    head.pieces.text = take(&end, piece_bytes);
+    head.pieces.types = take(&end, source->token_count);
     head.merges = take(&end, head.merge_slots * sizeof(struct merge));
     head.texts = take(&end, head.text_slots * sizeof(struct tok_text_slot));
     head.ranks = take(&end, source->kind == TOK_SPM ? source->token_count * sizeof(uint32_t) : 0);
     head.specials = take(&end, special_count * sizeof(uint32_t) + 1);
     head.chat_template = take(&end, source->chat_template.size + 1);
-    head.bytes = align_up_u64(end, 64);
+    head.pieces.bytes = align_up_u64(end, 64);
 
-    struct tok_blob *blob = base_alloc(head.bytes);
+    struct tok_blob *blob = base_alloc(head.pieces.bytes);
     *blob = head;
     struct string_table table = {0};
     index_tokens(&table, source);
@@ -378,6 +378,6 @@ int tok_build(const struct tok_source *source, void **out, size_t *out_bytes, st
         return ret;
     }
     *out = blob;
-    *out_bytes = blob->bytes;
+    *out_bytes = blob->pieces.bytes;
     return 0;
 }

@@ -10,8 +10,6 @@
 #include "engine/pretok.h"
 #include "engine/tok.h"
 
-#define TOK_MAGIC 0x3430424b4f544645ull /* "EFTOKB04" */
-
 struct merge {
     uint32_t left, right; /* TOK_NONE: empty place of the table */
     uint32_t rank, merged;
@@ -24,10 +22,8 @@ struct tok_text_slot {
 };
 
 struct tok_blob {
-    uint64_t magic;
-    uint64_t bytes;
-    uint32_t kind; /* enum tok_kind */
-    uint32_t token_count;
+    struct pieces_shm pieces;
+    uint32_t kind;        /* enum tok_kind */
     uint32_t merge_slots; /* power of two */
     uint32_t text_slots;  /* power of two */
     uint32_t special_count;
@@ -38,12 +34,9 @@ struct tok_blob {
     uint32_t adds_space;   /* SPM: a text, and what follows a special token, begins with a space */
     uint32_t longest;      /* bytes of the longest token that text can become */
     uint32_t template_size;
-    uint64_t piece_starts; /* uint32_t (token_count + 1), into pieces */
-    uint64_t pieces;       /* raw bytes of all tokens */
-    uint64_t types;        /* uint8_t (token_count) */
-    uint64_t merges;       /* BPE: struct merge (merge_slots): open addressing by (left, right) */
-    uint64_t texts;        /* struct tok_text_slot (text_slots): tokens that text can become; open addressing */
-    uint64_t ranks;        /* SPM: uint32_t (token_count): a token of a better score has a smaller one */
+    uint64_t merges;   /* BPE: struct merge (merge_slots): open addressing by (left, right) */
+    uint64_t texts;    /* struct tok_text_slot (text_slots): tokens that text can become; open addressing */
+    uint64_t ranks;    /* SPM: uint32_t (token_count): a token of a better score has a smaller one */
     uint64_t specials; /* uint32_t (special_count): tokens that are looked for in the text, in order of their bytes */
     uint64_t chat_template;
     uint32_t ends[TOK_END_TOKENS_MAX];
@@ -61,18 +54,6 @@ struct encoder {
 static inline const void *tok_at(const struct tok_blob *blob, uint64_t offset)
 {
     return (const uint8_t *)blob + offset;
-}
-
-static inline const uint8_t *tok_piece_of(const struct tok_blob *blob, uint32_t id, uint32_t *size)
-{
-    const uint32_t *starts = tok_at(blob, blob->piece_starts);
-    *size = starts[id + 1] - starts[id];
-    return (const uint8_t *)tok_at(blob, blob->pieces) + starts[id];
-}
-
-static inline uint8_t tok_type_of(const struct tok_blob *blob, uint32_t id)
-{
-    return ((const uint8_t *)tok_at(blob, blob->types))[id];
 }
 
 static inline uint32_t tok_hash_pair(uint32_t left, uint32_t right)

@@ -48,7 +48,7 @@ static uint32_t *prompt_run(const struct arena *arena, uint32_t slot, uint32_t p
 
 void journal_prompt_read(const struct arena *arena, uint32_t slot, uint32_t first, uint32_t count, uint32_t *tokens)
 {
-    check((uint64_t)first + count <= arena->plan->max_model_len + 2 * LOGIT_BIAS_MAX);
+    check((uint64_t)first + count <= arena->plan->max_model_len + PROMPT_MORE_WORDS_MAX);
     while (count > 0) {
         uint32_t run;
         const uint32_t *source = prompt_run(arena, slot, first, count, &run);
@@ -62,7 +62,7 @@ void journal_prompt_read(const struct arena *arena, uint32_t slot, uint32_t firs
 void journal_prompt_write(const struct arena *arena, uint32_t slot, uint32_t first, uint32_t count,
                           const uint32_t *tokens)
 {
-    check((uint64_t)first + count <= arena->plan->max_model_len + 2 * LOGIT_BIAS_MAX);
+    check((uint64_t)first + count <= arena->plan->max_model_len + PROMPT_MORE_WORDS_MAX);
     while (count > 0) {
         uint32_t run;
         uint32_t *target = prompt_run(arena, slot, first, count, &run);

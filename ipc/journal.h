@@ -26,10 +26,10 @@ void journal_request_renew(struct request_shm *request);
 void journal_request_cancel(struct request_shm *request);
 bool journal_request_is_cancelled(const struct request_shm *request);
 
-/* Words of a request's prompt pages: its ids, then the pairs of its logit_bias. */
+/* Words of a request's prompt pages: its ids, the pairs of its logit_bias, its grammar. */
 static inline uint32_t journal_prompt_words(const struct request_shm *request)
 {
-    return request->prompt_tokens + 2 * request->bias_count;
+    return request->prompt_tokens + 2 * request->bias_count + request->grammar_words;
 }
 
 /* Copies prompt ids (words) [first, first + count) of a request out of its pages. */

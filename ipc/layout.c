@@ -24,7 +24,7 @@ static void layout_front(struct layout *l, const struct plan *plan)
     size_t offset = sizeof(struct region_head);
     /* accepted, cancelled, drained: three messages in the life of a slot, and the next life may begin before they are read */
     l->front_ring_slots = power_of_two_at_least(6 * plan->requests_max);
-    l->prompt_pages_per_request = (uint32_t)div_up_u64(plan->max_model_len + 2 * LOGIT_BIAS_MAX, PAGE_TOKENS);
+    l->prompt_pages_per_request = (uint32_t)div_up_u64(plan->max_model_len + PROMPT_MORE_WORDS_MAX, PAGE_TOKENS);
     l->front_process = take(&offset, sizeof(struct process_shm));
     l->front_ring = take(&offset, (size_t)l->front_ring_slots * sizeof(struct ring_slot_shm));
     l->front_requests = take(&offset, (size_t)plan->requests_max * sizeof(struct request_shm));

@@ -6,7 +6,7 @@
  *
  *   region     writer      readers              content
  *   plan       launcher    all                  struct plan; sealed
- *   vocab      launcher    front                tokenizer tables (engine/tok.h); sealed
+ *   vocab      launcher    front, last stage    tokenizer tables (engine/tok.h; the last stage: pieces.h alone); sealed
  *   sup        supervisor  all                  struct sup_shm: commands, the table of processes
  *   front      front       sched, last stage    process block, requests, prompt pages, ring front -> sched
  *   conns      front       front's successor    connection buffers: the only shared memory that holds text
@@ -39,7 +39,7 @@
 #include "ipc/words.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x000000000000000full /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x0000000000000010ull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -170,6 +170,11 @@ enum request_state {
 #define LOGPROBS_MAX   20u   /* most probable tokens that can be asked for beside each token */
 #define LOGIT_BIAS_MAX 1024u /* entries of a request's logit_bias */
 
+/* Words of a request's grammar: an automaton (automaton.h). */
+#define GRAMMAR_WORDS_MAX 131072u
+/* What its prompt pages hold behind the prompt's ids: pairs (token, bits of a float), then the grammar. */
+#define PROMPT_MORE_WORDS_MAX (2 * LOGIT_BIAS_MAX + GRAMMAR_WORDS_MAX)
+
 enum request_flag {
     REQUEST_IGNORE_EOS = 1 << 0,  /* the model's end tokens do not end it */
     REQUEST_LOGITS_HASH = 1 << 1, /* hash of the row of logits with every token */
@@ -203,6 +208,7 @@ struct request_shm {
     uint32_t top_logprobs;    /* of the most probable tokens, with every token; 0: none */
     uint32_t stop_token_count;
     uint32_t stop_tokens[STOP_TOKENS_MAX];
+    uint32_t grammar_words; /* behind the biases: what the answer has to keep to; 0: nothing */
 };
 static_assert(sizeof(struct request_shm) == 192, "shared");
 
@@ -259,6 +265,10 @@ struct block_hash_shm {
 };
 static_assert(sizeof(struct block_hash_shm) == 16, "shared");
 
+enum token_flag {
+    TOKEN_LAST = 1 << 0, /* the answer's grammar lets nothing follow: it ends here */
+};
+
 /* One token: an entry of a token log, and what the last stage returns for a row. */
 struct token_shm {
     uint32_t token;
@@ -266,8 +276,10 @@ struct token_shm {
     float logprob;      /* natural log, of `token`, before temperature; 0 unless asked for */
     float top_logprob;
     uint64_t logits_hash; /* 0 unless asked for */
+    uint32_t flags;       /* enum token_flag */
+    uint32_t pad;
 };
-static_assert(sizeof(struct token_shm) == 24, "shared");
+static_assert(sizeof(struct token_shm) == 32, "shared");
 
 /* One of the most probable tokens at a place, the first one first. Of a result, or, in pages of the same pool, of a log
  * entry. */
@@ -317,9 +329,11 @@ struct row_shm {
     uint32_t request;
     uint32_t prompt_tokens;
     uint32_t bias_count;
-    uint32_t top_logprobs; /* entries of the result's list of most probable tokens */
+    uint32_t top_logprobs;  /* entries of the result's list of most probable tokens */
+    uint32_t grammar_words; /* what the token has to keep to; found as history and biases are. 0: nothing */
+    uint32_t pad;
 };
-static_assert(sizeof(struct row_shm) == 112, "shared");
+static_assert(sizeof(struct row_shm) == 120, "shared");
 
 struct step_shm {
     alignas(

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "ipc/base.h"
+#include "stages/mask.h"
 
 #define IN_PROMPT 0x80000000u /* beside the number of times a token was generated */
 
@@ -69,5 +70,15 @@ const float *adjust_logits(struct adjuster *adjuster, const float *logits, const
     for (uint32_t i = 0; i < history->end_count; i++)
         if (history->ends[i] < adjuster->vocab_size)
             adjuster->logits[history->ends[i]] = -INFINITY;
+    return adjuster->logits;
+}
+
+const float *adjust_allowed(struct adjuster *adjuster, const float *logits, const uint64_t *bits)
+{
+    if (logits != adjuster->logits)
+        memcpy(adjuster->logits, logits, adjuster->vocab_size * sizeof(float));
+    for (uint32_t token = 0; token < adjuster->vocab_size; token++)
+        if (!mask_has(bits, token))
+            adjuster->logits[token] = -INFINITY;
     return adjuster->logits;
 }

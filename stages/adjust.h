@@ -1,4 +1,4 @@
-/* adjust.h - what changes logits before a token is drawn: logit_bias, the penalties, and tokens that must not come yet.
+/* adjust.h - what changes logits before a token is drawn: logit_bias, the penalties, and tokens that must not come.
  *
  * Used by: the last stage.   Owns: its scratch, taken at init.   Never blocks, never allocates after init.
  *
@@ -10,6 +10,7 @@
  *   frequency    of every generated token: logit -= frequency * how often it was generated
  *   presence     of every generated token: logit -= presence
  *   no end       of every token that would end the answer, until min_tokens are there: minus infinity
+ *   grammar      of every token that the answer's grammar does not let come next: minus infinity (mask.h)
  *
  * The result is a pure function of the row, the tokens before it and the parameters: nothing is remembered from one token to
  * the next, so a step may run twice, or in another process.
@@ -53,5 +54,8 @@ bool adjust_is_wanted(const struct row_shm *row);
 /* (vocab_size), until the next call. */
 const float *adjust_logits(struct adjuster *adjuster, const float *logits, const struct row_shm *row,
                            const struct adjust_history *history);
+
+/* (vocab_size), until the next call: those without their bit are out. logits: a row, or what adjust_logits() gave. */
+const float *adjust_allowed(struct adjuster *adjuster, const float *logits, const uint64_t *bits);
 
 #endif

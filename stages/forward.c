@@ -381,9 +381,20 @@ const float *forward_logits(struct forward *forward, const float *residual, uint
     return forward->logits;
 }
 
-/* The row's next token. */
-static uint32_t draw(struct forward *forward, const struct forward_step *step, const struct row_shm *row,
-                     const float *logits)
+/* A token that the grammar lets come next. The most probable one, where it is wanted, mostly is one: then no mask is needed. */
+static uint32_t draw_allowed(struct forward *forward, const struct forward_step *step, const struct mask_place *place,
+                             const float *logits, const struct sample_params *params)
+{
+    uint32_t best = sampler_greedy(&forward->sampler, logits);
+    if (!(params->temperature >= SAMPLE_TEMPERATURE_MIN) && mask_allows(step->masker, place, best))
+        return best;
+    logits = adjust_allowed(&forward->adjuster, logits, mask_bits(step->masker, place));
+    return sampler_draw(&forward->sampler, logits, params);
+}
+
+/* The row's next token, into result. */
+static void draw(struct forward *forward, const struct forward_step *step, const struct row_shm *row,
+                 const float *logits, struct token_shm *result)
 {
     const struct sample_params params = {
         .temperature = row->temperature,
@@ -399,7 +410,16 @@ static uint32_t draw(struct forward *forward, const struct forward_step *step, c
         step->history(step->context, row, &history);
         logits = adjust_logits(&forward->adjuster, logits, row, &history);
     }
-    return sampler_draw(&forward->sampler, logits, &params);
+    const struct mask_place *place = row->grammar_words > 0 ? step->place(step->context, row) : NULL;
+    if (place == NULL) {
+        result->token = sampler_draw(&forward->sampler, logits, &params);
+        return;
+    }
+    result->token = draw_allowed(forward, step, place, logits, &params);
+    struct mask_place behind = *place;
+    mask_take(step->masker, &behind, result->token);
+    if (mask_is_final(step->masker, &behind))
+        result->flags |= TOKEN_LAST;
 }
 
 /* One entry of the results from one row of logits, and its list of most probable tokens where it is asked for. */
@@ -413,7 +433,7 @@ static struct token_shm judge(struct forward *forward, const struct forward_step
         bool is_last = wanted->token + 1 == row->token_first + row->token_count;
         result.token = is_last ? row->score_next : step->tokens[wanted->token + 1];
     } else {
-        result.token = draw(forward, step, row, logits);
+        draw(forward, step, row, logits, &result);
     }
     if (row->flags & (ROW_SCORE | ROW_LOGPROB)) {
         double log_sum = sampler_log_sum(&forward->sampler, logits);

@@ -23,6 +23,7 @@
 #include "ipc/team.h"
 #include "kernels/kernels.h"
 #include "stages/adjust.h"
+#include "stages/mask.h"
 #include "stages/model.h"
 #include "stages/sample.h"
 
@@ -97,7 +98,10 @@ struct forward_step {
     const uint32_t *blocks; /* block tables of the rows */
     /* Last stage: the tokens before a row's next one, where adjust_is_wanted(). May be NULL when it never is. */
     void (*history)(void *context, const struct row_shm *row, struct adjust_history *history);
-    void *context; /* of history() */
+    /* Likewise where its answer keeps to a grammar; NULL: what was read is none, so nobody has a use for the row's result. */
+    struct mask_place *(*place)(void *context, const struct row_shm *row);
+    struct masker *masker; /* whose places these are */
+    void *context;         /* of history() and place() */
 };
 
 /* Bytes from one block of the slice to the next. */

@@ -74,6 +74,11 @@ static int open_model(struct stage *stage, struct arena *arena, const struct ker
     model_bind(&stage->slice, &stage->desc, slice->first_layer, slice->layer_count,
                arena->regions[REGION_WEIGHTS + stage->index]);
     const struct forward_limits limits = {.positions_max = plan->max_model_len, .block_size = plan->block_size};
+    const struct pieces_shm *pieces = (const void *)arena->regions[REGION_VOCAB];
+    if (pieces != NULL && plan->vocab_bytes > 0 && !pieces_are_sound(pieces, plan->vocab_bytes))
+        return err_set(err, -EPROTO, "vocabulary: the tables are not this build's; mixed builds?");
+    if (stage->is_last)
+        mask_init(&stage->masker, plan->vocab_bytes > 0 ? pieces : NULL, plan);
     forward_init(&stage->forward, kernels, team, &stage->desc, &stage->slice, &limits,
                  arena->regions[REGION_KV + stage->index]);
     return 0;
@@ -112,6 +117,7 @@ void stage_free(struct stage *stage)
 {
     if (!stage->is_timed) {
         forward_free(&stage->forward);
+        mask_free(&stage->masker);
         model_unbind(&stage->slice);
     }
     free(stage->rows);
@@ -160,9 +166,13 @@ static const char *row_fault(const struct stage *stage, const struct row_shm *ro
         return "scored token out of bounds";
     if (row->top_logprobs > LOGPROBS_MAX)
         return "more log-probabilities than there are places";
-    if (adjust_is_wanted(row) &&
+    if (row->grammar_words > 0 && stage->is_last && stage->masker.pieces == NULL)
+        return "it has to keep to a grammar, and there is no vocabulary";
+    bool has_grammar = row->flags & ROW_SAMPLE && row->grammar_words > 0;
+    if ((adjust_is_wanted(row) || has_grammar) &&
         (row->request >= plan->requests_max || row->sequence >= plan->sequences_max ||
-         row->prompt_tokens > row->first_pos + row->token_count || row->bias_count > LOGIT_BIAS_MAX))
+         row->prompt_tokens > row->first_pos + row->token_count || row->bias_count > LOGIT_BIAS_MAX ||
+         row->grammar_words > GRAMMAR_WORDS_MAX))
         return "history out of bounds";
     return NULL;
 }
@@ -198,6 +208,42 @@ static void find_history(void *context, const struct row_shm *row, struct adjust
                                        .end_count = row->flags & ROW_NO_END ? find_ends(stage, row) : 0};
 }
 
+/* Where a row's sequence stands in its grammar: behind all that its log has. Read as find_history() reads, so it may be
+ * none. */
+static struct mask_place *find_place(void *context, const struct row_shm *row)
+{
+    struct stage *stage = context;
+    struct masker *masker = &stage->masker;
+    uint32_t generated = row->first_pos + row->token_count - row->prompt_tokens;
+    struct mask_place *place = mask_find(masker, row->sequence, row->sequence_generation);
+    if (place == NULL || place->tokens > generated) {
+        journal_prompt_read(stage->arena, row->request, row->prompt_tokens + 2 * row->bias_count, row->grammar_words,
+                            masker->incoming);
+        place = mask_learn(masker, row->sequence, row->sequence_generation, row->grammar_words);
+    }
+    while (place != NULL && place->tokens < generated)
+        mask_take(masker, place, journal_log_entry(stage->arena, row->sequence, place->tokens)->token);
+    return place;
+}
+
+/* The masks that the tokens just drawn will need: while the others work, not when their next row is here. */
+static void prepare_masks(struct stage *stage, uint64_t number)
+{
+    const struct token_shm *results = arena_results(stage->arena, number);
+    for (uint32_t i = 0; i < stage->step.row_count; i++) {
+        const struct row_shm *row = &stage->rows[i];
+        bool is_drawn = row->flags & ROW_SAMPLE && row->temperature >= SAMPLE_TEMPERATURE_MIN;
+        const struct mask_place *place = row->grammar_words > 0 && is_drawn
+                                             ? mask_find(&stage->masker, row->sequence, row->sequence_generation)
+                                             : NULL;
+        if (place == NULL || results[row->result_first].flags & TOKEN_LAST)
+            continue;
+        struct mask_place behind = *place;
+        mask_take(&stage->masker, &behind, results[row->result_first].token);
+        mask_bits(&stage->masker, &behind);
+    }
+}
+
 /* Copies the record out of shared memory and checks every field of the copy. */
 static int take_record(struct stage *stage, uint64_t number)
 {
@@ -210,6 +256,8 @@ static int take_record(struct stage *stage, uint64_t number)
                                 .token_count = record->token_count,
                                 .blocks = stage->blocks,
                                 .history = find_history,
+                                .place = find_place,
+                                .masker = &stage->masker,
                                 .context = stage};
     stage->step = step;
     stage->block_count = record->block_count;
@@ -369,6 +417,8 @@ int stage_do_work(struct stage *stage)
     if (stage->index > 0)
         ring_release(&stage->in);
     bell_ring(&stage->next);
+    if (stage->is_last && !stage->is_timed)
+        prepare_masks(stage, number);
     trace_note(&stage->process->trace, TRACE_END, number);
     counter_add(stage->process, COUNTER_STAGE_STEPS, 1);
     counter_add(stage->process, COUNTER_STAGE_TOKENS, stage->step.token_count);

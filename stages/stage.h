@@ -23,6 +23,7 @@
 #include "ipc/ring.h"
 #include "stages/forward.h"
 #include "stages/gguf.h"
+#include "stages/mask.h"
 #include "stages/model.h"
 #include "stages/timed.h"
 
@@ -33,6 +34,7 @@ struct stage {
     struct model_desc desc;
     struct model_slice slice;
     struct forward forward;
+    struct masker masker;    /* last stage: its answers may have to keep to grammars */
     struct timed timed;      /* in place of the three above, when the plan says so */
     struct ring_consumer in; /* not in stage 0, which looks at the step table */
     struct ring_producer out;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "engine/api.h"
+#include "ipc/automaton.h"
 #include "ipc/layout.h"
 #include "tests/plans.h"
 #include "tests/tiny_vocab.h"
@@ -190,6 +191,41 @@ Test(api, values_that_ask_for_nothing_are_let_pass, .init = set_up)
     cr_expect_eq(request.unknown_fields, 0);
 }
 
+/* The request's grammar lets this be a whole answer. */
+static bool allows(const char *text)
+{
+    const struct automaton *automaton = (const void *)request.grammar;
+    uint32_t state = AUTOMATON_START;
+    cr_assert(automaton_is_sound(automaton, request.grammar_words * sizeof(uint32_t)));
+    for (const char *at = text; *at != '\0'; at++)
+        state = automaton_step(automaton, state, (uint8_t)*at);
+    return automaton_accepts(automaton)[state];
+}
+
+Test(api, what_an_answer_has_to_keep_to_comes_by_openais_and_by_vllms_names, .init = set_up)
+{
+    completion("{\"prompt\":\"a\",\"guided_choice\":[\"yes\",\"no\"]}");
+    cr_expect(allows("yes") && allows("no") && !allows("") && !allows("yesno"));
+    completion("{\"prompt\":\"a\",\"guided_regex\":\"a{2,3}\"}");
+    cr_expect(allows("aa") && allows("aaa") && !allows("a") && !allows("aaaa"));
+    completion("{\"prompt\":\"a\",\"guided_json\":{\"type\":\"integer\"}}");
+    cr_expect(allows("-12") && !allows("1.5"));
+    completion("{\"prompt\":\"a\",\"guided_json\":\"{\\\"type\\\":\\\"integer\\\"}\"}");
+    cr_expect(allows("-12") && !allows("1.5"));
+    completion("{\"prompt\":\"a\",\"structured_outputs\":{\"json\":null,\"regex\":\"x+\"}}");
+    cr_expect(allows("xx") && !allows("y"));
+    completion("{\"prompt\":\"a\",\"structured_outputs\":{\"json_object\":true}}");
+    cr_expect(allows("{\"a\": [1]}") && !allows("[1]"));
+    chat("{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"response_format\":{\"type\":\"json_object\"}}");
+    cr_expect(allows("{\"a\": [1]}") && !allows("[1]"));
+    chat("{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"response_format\":{\"type\":\"json_schema\","
+         "\"json_schema\":{\"name\":\"n\",\"strict\":true,\"schema\":{\"enum\":[\"\xc3\xa9\"]}}}}");
+    cr_expect(allows("\"\xc3\xa9\"") && !allows("\"e\""));
+    cr_expect_eq(request.unknown_fields, 0);
+    completion("{\"prompt\":\"a\"}");
+    cr_expect_eq(request.grammar_words, 0);
+}
+
 Test(api, names_the_field_and_what_is_allowed, .init = set_up)
 {
     static const struct {
@@ -255,8 +291,33 @@ Test(api, names_the_field_and_what_is_allowed, .init = set_up)
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"logit_bias\":{\"99999999\":1}}", "logit_bias", "not a token id", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"logit_bias\":{\"5\":101}}", "logit_bias", "from -100 to 100", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"logit_bias\":[5]}", "logit_bias", "an object", 400},
-        {API_COMPLETIONS, "{\"prompt\":\"a\",\"response_format\":{\"type\":\"json_object\"}}", "response_format",
-         "supports", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"response_format\":{\"type\":\"xml\"}}", "response_format",
+         "text, json_object or json_schema", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"response_format\":3}", "response_format", "type", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{}}}",
+         "response_format", "with a schema", 400},
+        {API_COMPLETIONS,
+         "{\"prompt\":\"a\",\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"schema\":"
+         "{\"type\":\"integer\",\"minimum\":3}}}}",
+         "response_format", "'minimum'", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"guided_json\":\"{\"}", "guided_json", "not valid JSON", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"guided_json\":\"{\\\"oneOf\\\":[]}\"}", "guided_json", "'oneOf'", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"guided_regex\":\"(a\"}", "guided_regex", "at byte 2", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"guided_regex\":[]}", "guided_regex", "a string", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"guided_regex\":\"[a-zA-Z]{4000}(b|[^b]{4000})\"}", "guided_regex",
+         "too large", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"guided_choice\":[]}", "guided_choice", "a list", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"guided_choice\":[\"a\",\"\"]}", "guided_choice", "choice 1", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"guided_choice\":[\"a\"],\"guided_regex\":\"a\"}", "guided_choice",
+         "one of them only", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"guided_choice\":[\"a\"],\"ignore_eos\":true}", "guided_choice",
+         "leave out ignore_eos", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"guided_choice\":[\"a\"],\"min_tokens\":2}", "guided_choice",
+         "leave out min_tokens", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"guided_grammar\":\"x\"}", "guided_grammar", "not supported", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"structured_outputs\":{\"grammar\":\"x\"}}", "structured_outputs",
+         "'grammar'", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"structured_outputs\":[]}", "structured_outputs", "an object", 400},
         {API_CHAT_COMPLETIONS, "{}", "messages", "list", 400},
         {API_CHAT_COMPLETIONS, "{\"messages\":[]}", "messages", "list", 400},
         {API_CHAT_COMPLETIONS, "{\"messages\":\"hi\"}", "messages", "list", 400},

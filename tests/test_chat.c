@@ -28,12 +28,12 @@ static void open_template(const char *const *controls, uint32_t control_count, c
     static char bytes[256][3];
     uint32_t count = 0;
     for (uint32_t i = 0; i < control_count; i++) {
-        types[count] = TOK_CONTROL;
+        types[count] = PIECE_CONTROL;
         tokens[count++] = (struct tok_text){controls[i], strlen(controls[i])};
     }
     for (uint32_t b = 33; b < 127; b++) {
         bytes[b][0] = (char)b;
-        types[count] = TOK_NORMAL;
+        types[count] = PIECE_NORMAL;
         tokens[count++] = (struct tok_text){bytes[b], 1};
     }
     struct tok_source vocabulary = {.token_count = count,

@@ -5,17 +5,17 @@
 #include <string.h>
 #include <time.h>
 
-#include "engine/automaton.h"
+#include "engine/fragment.h"
 #include "engine/regex.h"
 #include "engine/schema.h"
+#include "tests/schemas.h"
 
 #define MEMORY_BYTES ((size_t)64 << 20)
 #define TEXT_MAX     65536u
 
 static uint8_t *memory;
-static struct automaton_builder builder;
+static struct fragment_builder builder;
 static struct err err;
-static uint64_t seed = 1;
 
 static void set_up(void)
 {
@@ -24,12 +24,6 @@ static void set_up(void)
 
 TestSuite(schema, .init = set_up, .timeout = 120);
 TestSuite(regex, .init = set_up, .timeout = 60);
-
-static uint32_t random_below(uint32_t count)
-{
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(seed >> 33) % count;
-}
 
 /* ---- automata ---- */
 
@@ -65,21 +59,21 @@ static uint32_t *distances(const struct automaton *a)
 static size_t random_text(const struct automaton *a, const uint32_t *steps, char *text)
 {
     size_t size = 0;
-    for (uint32_t state = AUTOMATON_START; !(automaton_accepts(a)[state] && (size > 200 || random_below(3) == 0));) {
+    for (uint32_t state = AUTOMATON_START; !(automaton_accepts(a)[state] && (size > 200 || schemas_random(3) == 0));) {
         uint8_t bytes[256];
         uint32_t count = 0;
         for (uint32_t byte = 0; byte < 256; byte++) {
             uint32_t next = automaton_step(a, state, (uint8_t)byte);
             bool is_same = count > 0 && a->class_of[bytes[count - 1]] == a->class_of[byte];
             if (next != AUTOMATON_DEAD && (size < 200 || steps[next] < steps[state]) &&
-                (!is_same || random_below(3) == 0))
+                (!is_same || schemas_random(3) == 0))
                 bytes[is_same ? count - 1 : count++] = (uint8_t)byte;
         }
         if (count == 0) { /* nothing may follow */
             cr_assert(automaton_accepts(a)[state], "%.*s can be neither ended nor gone on with", (int)size, text);
             break;
         }
-        uint8_t byte = bytes[random_below(count)];
+        uint8_t byte = bytes[schemas_random(count)];
         text[size++] = (char)byte;
         state = automaton_step(a, state, byte);
         cr_assert_lt(size, TEXT_MAX);
@@ -91,9 +85,9 @@ static size_t random_text(const struct automaton *a, const uint32_t *steps, char
 static struct automaton *compile_schema(json_t *schema)
 {
     struct fragment whole;
-    automaton_begin(&builder, memory, MEMORY_BYTES);
+    fragment_begin(&builder, memory, MEMORY_BYTES);
     err.text[0] = '\0';
-    return schema_build(&builder, schema, &whole, &err) == 0 ? automaton_finish(&builder, whole) : NULL;
+    return schema_build(&builder, schema, &whole, &err) == 0 ? fragment_finish(&builder, whole) : NULL;
 }
 
 static struct automaton *compile_text(const char *schema)
@@ -108,172 +102,11 @@ static struct automaton *compile_text(const char *schema)
 static struct automaton *compile_regex(const char *pattern, bool is_search)
 {
     struct fragment whole;
-    automaton_begin(&builder, memory, MEMORY_BYTES);
+    fragment_begin(&builder, memory, MEMORY_BYTES);
     err.text[0] = '\0';
     return regex_build(&builder, pattern, strlen(pattern), is_search, &whole, &err) == 0
-               ? automaton_finish(&builder, whole)
+               ? fragment_finish(&builder, whole)
                : NULL;
-}
-
-/* ---- a validator of the subset, written from the specification ---- */
-
-static size_t characters(json_t *string)
-{
-    size_t count = 0;
-    for (const char *at = json_string_value(string); *at != '\0'; at++)
-        count += ((uint8_t)*at & 0xc0) != 0x80;
-    return count;
-}
-
-static bool is_of_type(json_t *value, const char *type)
-{
-    return strcmp(type, "string") == 0    ? json_is_string(value)
-           : strcmp(type, "number") == 0  ? json_is_number(value)
-           : strcmp(type, "integer") == 0 ? json_is_integer(value)
-           : strcmp(type, "boolean") == 0 ? json_is_boolean(value)
-           : strcmp(type, "null") == 0    ? json_is_null(value)
-           : strcmp(type, "array") == 0   ? json_is_array(value)
-                                          : json_is_object(value);
-}
-
-static json_int_t limit(json_t *schema, const char *name, json_int_t fallback)
-{
-    json_t *value = json_object_get(schema, name);
-    return value != NULL ? json_integer_value(value) : fallback;
-}
-
-static bool validates(json_t *root, json_t *schema, json_t *value)
-{
-    json_t *word, *one, *member;
-    const char *key;
-    size_t i;
-    if (json_is_true(schema))
-        return true;
-    if ((word = json_object_get(schema, "$ref")) != NULL)
-        return validates(root, json_object_get(json_object_get(root, "$defs"), json_string_value(word) + 8), value);
-    if ((word = json_object_get(schema, "const")) != NULL && !json_equal(word, value))
-        return false;
-    if ((word = json_object_get(schema, "enum")) != NULL) {
-        bool is_there = false;
-        json_array_foreach(word, i, one)
-            is_there = is_there || json_equal(one, value);
-        if (!is_there)
-            return false;
-    }
-    if ((word = json_object_get(schema, "anyOf")) != NULL) {
-        bool is_there = false;
-        json_array_foreach(word, i, one)
-            is_there = is_there || validates(root, one, value);
-        if (!is_there)
-            return false;
-    }
-    if ((word = json_object_get(schema, "type")) != NULL) {
-        bool fits = json_is_string(word) && is_of_type(value, json_string_value(word));
-        json_array_foreach(word, i, one)
-            fits = fits || is_of_type(value, json_string_value(one));
-        if (!fits)
-            return false;
-    }
-    if (json_is_string(value))
-        return (json_int_t)characters(value) >= limit(schema, "minLength", 0) &&
-               (json_int_t)characters(value) <= limit(schema, "maxLength", INT64_MAX);
-    if (json_is_array(value)) {
-        if ((json_int_t)json_array_size(value) < limit(schema, "minItems", 0) ||
-            (json_int_t)json_array_size(value) > limit(schema, "maxItems", INT64_MAX))
-            return false;
-        json_array_foreach(value, i, one)
-            if ((word = json_object_get(schema, "items")) != NULL && !validates(root, word, one))
-                return false;
-    }
-    if (!json_is_object(value))
-        return true;
-    json_array_foreach(json_object_get(schema, "required"), i, one)
-        if (json_object_get(value, json_string_value(one)) == NULL)
-            return false;
-    json_t *properties = json_object_get(schema, "properties"), *more = json_object_get(schema, "additionalProperties");
-    json_object_foreach(value, key, member) {
-        word = json_object_get(properties, key);
-        if (word != NULL ? !validates(root, word, member)
-                         : json_is_false(more) || (json_is_object(more) && !validates(root, more, member)))
-            return false;
-    }
-    return true;
-}
-
-/* ---- random schemas ---- */
-
-static json_t *random_schema(uint32_t depth);
-
-static json_t *random_value(void)
-{
-    switch (random_below(7)) {
-    case 0:
-        return json_null();
-    case 1:
-        return json_integer((json_int_t)random_below(2000) - 1000);
-    case 2:
-        return json_real((double)random_below(1000) / 8 - 50.1);
-    case 3:
-        return json_boolean(random_below(2));
-    case 4:
-        return json_pack("[i, s, {s: i}]", 1, "x\n\"", "k", 2);
-    default:
-        return json_sprintf("w%u \"\\ \xc3\xa9\xf0\x9f\x99\x82\n\x01/", random_below(100));
-    }
-}
-
-static json_t *random_object(uint32_t depth)
-{
-    json_t *properties = json_object(), *required = json_array();
-    uint32_t count = random_below(5);
-    for (uint32_t i = 0; i < count; i++) {
-        char name[32];
-        snprintf(name, sizeof(name), random_below(4) ? "p%u" : "p \"%u\"\xc3\xa9", i);
-        json_object_set_new(properties, name, random_schema(depth - 1));
-        if (random_below(2))
-            json_array_append_new(required, json_string(name));
-    }
-    json_t *schema = json_pack("{s: s, s: o, s: o}", "type", "object", "properties", properties, "required", required);
-    if (random_below(2))
-        json_object_set_new(schema, "additionalProperties", count > 0 ? json_false() : random_schema(depth - 1));
-    return schema;
-}
-
-static json_t *random_schema(uint32_t depth)
-{
-    static const char *const simple[] = {"string", "number", "integer", "boolean", "null"};
-    json_t *list = json_array();
-    uint32_t count = 1 + random_below(3), min = random_below(4);
-    switch (random_below(depth > 0 ? 12 : 6)) {
-    case 0:
-        for (uint32_t i = 0; i < count; i++)
-            json_array_append_new(list, random_value());
-        return json_pack("{s: o}", "enum", list);
-    case 1:
-        return json_pack("{s: o, s: s}", "const", random_value(), "title", "what");
-    case 2:
-        return json_pack("{s: s, s: i, s: i}", "type", "string", "minLength", min, "maxLength", min + random_below(6));
-    case 3:
-        for (uint32_t i = 0; i < count; i++)
-            json_array_append_new(list, json_string(simple[(min + i) % 5]));
-        return json_pack("{s: o}", "type", list);
-    case 4:
-    case 5:
-        return json_pack("{s: s, s: s}", "type", simple[random_below(5)], "description", "any");
-    case 6:
-        for (uint32_t i = 0; i < count; i++)
-            json_array_append_new(list, random_schema(depth - 1));
-        return json_pack("{s: o}", "anyOf", list);
-    case 7:
-        return json_pack("{s: s, s: o}", "type", "array", "items", random_schema(depth - 1));
-    case 8:
-        return json_pack("{s: s, s: o, s: i, s: i}", "type", "array", "items", random_schema(depth - 1), "minItems",
-                         min, "maxItems", min + random_below(3));
-    case 9:
-        return json_pack("{s: s, s: o, s: i}", "type", "array", "items", random_schema(depth - 1), "minItems", min);
-    default:
-        return random_object(depth);
-    }
 }
 
 Test(schema, every_text_of_500_random_schemas_parses_and_validates)
@@ -281,7 +114,7 @@ Test(schema, every_text_of_500_random_schemas_parses_and_validates)
     static char text[TEXT_MAX];
     size_t states = 0, texts = 0;
     for (uint32_t n = 0; n < 500; n++) {
-        json_t *schema = random_schema(3);
+        json_t *schema = schemas_make(3);
         char *words = json_dumps(schema, 0);
         const struct automaton *a = compile_schema(schema);
         cr_assert_not_null(a, "%s: %s", words, err.text);
@@ -292,7 +125,7 @@ Test(schema, every_text_of_500_random_schemas_parses_and_validates)
             json_error_t problem;
             json_t *value = json_loadb(text, size, JSON_DECODE_ANY | JSON_ALLOW_NUL, &problem);
             cr_assert_not_null(value, "%s gives %s: %s", words, text, problem.text);
-            cr_assert(validates(schema, schema, value), "%s gives %s", words, text);
+            cr_assert(schemas_validates(schema, schema, value), "%s gives %s", words, text);
             json_decref(value);
         }
         free(steps);
@@ -334,9 +167,9 @@ Test(schema, documents_as_models_write_them_are_of_the_grammar)
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
         cr_expect_eq(matches(a, cases[i].text), cases[i].is_good, "%s", cases[i].text);
     struct fragment whole;
-    automaton_begin(&builder, memory, MEMORY_BYTES);
+    fragment_begin(&builder, memory, MEMORY_BYTES);
     whole = schema_any_object(&builder);
-    a = automaton_finish(&builder, whole);
+    a = fragment_finish(&builder, whole);
     cr_assert_not_null(a);
     cr_expect(matches(a, "{\"a\": [1, {\"b\": [null, true, -1.5e+10, \"\"]}], \"c\": {}}"));
     cr_expect_not(matches(a, "[1]"));

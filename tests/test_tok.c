@@ -392,7 +392,7 @@ static int build(struct tok_source *source, struct err *err)
 Test(tok, sources_that_cannot_be_are_refused_by_name)
 {
     const struct tok_text tokens[] = {TEXT("a"), TEXT("b"), TEXT("ab"), TEXT("<end>")};
-    const uint8_t types[] = {TOK_NORMAL, TOK_NORMAL, TOK_NORMAL, TOK_CONTROL};
+    const uint8_t types[] = {PIECE_NORMAL, PIECE_NORMAL, PIECE_NORMAL, PIECE_CONTROL};
     const struct tok_text good[] = {TEXT("a b")}, unknown[] = {TEXT("a c")}, single[] = {TEXT("ab")},
                           empty[] = {TEXT("")};
     struct tok_source source = {.token_count = 4,
@@ -449,7 +449,7 @@ static void build_small(struct tok *small, void **tables, const struct tok_text 
         tokens[byte] = (struct tok_text){text, code < 0x80 ? 1 : 2};
         text[0] = (char)(code < 0x80 ? code : 0xc0 | code >> 6);
         text[1] = (char)(0x80 | (code & 0x3f));
-        types[byte] = TOK_NORMAL;
+        types[byte] = PIECE_NORMAL;
     }
     memcpy(tokens + 256, more, more_count * sizeof(*more));
     memcpy(types + 256, more_types, more_count);
@@ -473,8 +473,8 @@ Test(tok, the_longest_special_token_that_may_be_one_is_taken)
 {
     static const struct tok_text more[] = {TEXT("<a>"),     TEXT("<a><b>"), TEXT("<a><b><c>"), TEXT("<u>"),
                                            TEXT("<u>more"), TEXT("<a>"),    TEXT("\xff\xff"),  TEXT("<")};
-    static const uint8_t types[] = {TOK_CONTROL,      TOK_CONTROL, TOK_USER_DEFINED, TOK_USER_DEFINED,
-                                    TOK_USER_DEFINED, TOK_CONTROL, TOK_CONTROL,      TOK_USER_DEFINED};
+    static const uint8_t types[] = {PIECE_CONTROL,      PIECE_CONTROL, PIECE_USER_DEFINED, PIECE_USER_DEFINED,
+                                    PIECE_USER_DEFINED, PIECE_CONTROL, PIECE_CONTROL,      PIECE_USER_DEFINED};
     struct tok small;
     void *tables;
     build_small(&small, &tables, more, types, ARRAY_COUNT(more), false);
@@ -507,7 +507,7 @@ Test(tok, the_longest_special_token_that_may_be_one_is_taken)
 Test(tok, the_begin_token_is_there_only_where_the_vocabulary_says_so)
 {
     static const struct tok_text more[] = {TEXT("<begin>")};
-    static const uint8_t types[] = {TOK_CONTROL};
+    static const uint8_t types[] = {PIECE_CONTROL};
     for (int adds = 0; adds < 2; adds++) {
         struct tok small;
         void *tables;
@@ -530,7 +530,7 @@ Test(tok, many_special_tokens_cost_little)
     static uint8_t types[COUNT];
     for (uint32_t i = 0; i < COUNT; i++) {
         more[i] = (struct tok_text){names[i], (size_t)snprintf(names[i], sizeof(names[i]), "<|reserved_%05u|>", i)};
-        types[i] = i % 2 == 0 ? TOK_CONTROL : TOK_USER_DEFINED;
+        types[i] = i % 2 == 0 ? PIECE_CONTROL : PIECE_USER_DEFINED;
     }
     for (size_t i = 0; i + 17 <= sizeof(text); i += 17)
         memcpy(text + i, "<|reserved_12345|", 17); /* almost one */

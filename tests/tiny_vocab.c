@@ -66,16 +66,16 @@ void *tiny_vocab_build(size_t *bytes)
     static const char *const words[] = {"he", "ll", "llo", "hello", "\xe2\x82\xac"};
     for (uint32_t i = 0; i < 3; i++) {
         tokens[i] = (struct tok_text){controls[i], strlen(controls[i])};
-        types[i] = TOK_CONTROL;
+        types[i] = PIECE_CONTROL;
     }
     for (uint32_t b = 0; b < 256; b++) {
         char *text = take(2);
         tokens[TINY_BYTE_FIRST + b] = (struct tok_text){text, printable((uint8_t)b, text)};
-        types[TINY_BYTE_FIRST + b] = TOK_NORMAL;
+        types[TINY_BYTE_FIRST + b] = PIECE_NORMAL;
     }
     for (uint32_t i = 0; i < ARRAY_COUNT(words); i++) {
         tokens[TINY_HE + i] = spell(words[i]);
-        types[TINY_HE + i] = TOK_NORMAL;
+        types[TINY_HE + i] = PIECE_NORMAL;
     }
     struct tok_text merges[] = {merge("h", "e"), merge("l", "l"), merge("ll", "o"), merge("he", "llo")};
     struct tok_source source = {.token_count = TINY_COUNT,

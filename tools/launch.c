@@ -32,7 +32,8 @@
 #include "tools/vocab.h"
 
 #define PAGE_BYTES           4096u
-#define LOG_TOKENS_MAX       (1u << 20) /* the token logs' pool, in tokens: 24 MB */
+#define LOG_TOKENS_MAX       (1u << 20) /* the token logs' pool, in tokens: 32 MB */
+#define GRAMMAR_PAGES        16384u /* of the prompt pool, beside those for prompts: 16 MB, 32 of the largest grammars */
 #define LISTEN_BACKLOG       1024
 #define BODY_BYTES_BASE      65536u
 #define BODY_BYTES_PER_TOKEN 16u
@@ -185,6 +186,7 @@ static int plan_limits(struct plan *plan, const struct config *config, struct er
     /* prompts: the KV cache full of them twice over, one of the longest, or a page for every request */
     uint64_t prompt_tokens = max_u64(2 * min_u64(kv_tokens, 1u << 22), plan->max_model_len + PAGE_TOKENS);
     plan->prompt_pages = (uint32_t)max_u64(div_up_u64(prompt_tokens, PAGE_TOKENS), plan->requests_max);
+    plan->prompt_pages += GRAMMAR_PAGES;
     /* logs: everything that can run at once, within a bound, but at least one sequence of the longest */
     uint64_t log_tokens = min_u64((uint64_t)plan->max_num_seqs * plan->max_model_len, LOG_TOKENS_MAX);
     log_tokens = max_u64(log_tokens, (uint64_t)plan->max_model_len * CHOICES_MAX);

@@ -47,8 +47,8 @@ static uint8_t *read_types(const struct gguf *gguf, uint32_t token_count)
     bool has_types = gguf_get_array(gguf, "tokenizer.ggml.token_type", &array) && array.count == token_count &&
                      array.element_type != GGUF_STRING;
     for (uint32_t i = 0; i < token_count; i++) {
-        double type = has_types ? gguf_array_f64(&array, i) : TOK_NORMAL;
-        types[i] = type >= TOK_NORMAL && type <= TOK_BYTE ? (uint8_t)type : TOK_NORMAL;
+        double type = has_types ? gguf_array_f64(&array, i) : PIECE_NORMAL;
+        types[i] = type >= PIECE_NORMAL && type <= PIECE_BYTE ? (uint8_t)type : PIECE_NORMAL;
     }
     return types;
 }

@@ -1,4 +1,4 @@
-#include "engine/automaton.h"
+#include "engine/fragment.h"
 
 #include <string.h>
 
@@ -7,18 +7,18 @@
 #define NOWHERE UINT32_MAX
 
 /* Either one step by a byte of a range, or up to two ways by nothing. */
-struct automaton_node {
+struct fragment_node {
     uint32_t to, other; /* NOWHERE: none */
     uint8_t first, last;
     bool is_step;
 };
 
-void automaton_begin(struct automaton_builder *b, uint8_t *memory, size_t bytes)
+void fragment_begin(struct fragment_builder *b, uint8_t *memory, size_t bytes)
 {
-    *b = (struct automaton_builder){.memory = memory, .bytes = bytes};
+    *b = (struct fragment_builder){.memory = memory, .bytes = bytes};
 }
 
-static void *take(struct automaton_builder *b, size_t bytes)
+static void *take(struct fragment_builder *b, size_t bytes)
 {
     size_t at = align_up_u64(b->used, 16);
     if (b->has_failed || bytes > b->bytes || at > b->bytes - bytes) {
@@ -29,33 +29,33 @@ static void *take(struct automaton_builder *b, size_t bytes)
     return b->memory + at;
 }
 
-static bool step(struct automaton_builder *b, uint64_t steps)
+static bool step(struct fragment_builder *b, uint64_t steps)
 {
     b->steps += steps;
-    if (b->steps > AUTOMATON_STEPS_MAX)
+    if (b->steps > FRAGMENT_STEPS_MAX)
         b->has_failed = true;
     return !b->has_failed;
 }
 
-static uint32_t new_node(struct automaton_builder *b)
+static uint32_t new_node(struct fragment_builder *b)
 {
     if (b->nodes == NULL)
-        b->nodes = take(b, AUTOMATON_NODES_MAX * sizeof(*b->nodes));
-    if (b->has_failed || b->node_count == AUTOMATON_NODES_MAX) {
+        b->nodes = take(b, FRAGMENT_NODES_MAX * sizeof(*b->nodes));
+    if (b->has_failed || b->node_count == FRAGMENT_NODES_MAX) {
         b->has_failed = true;
         return 0;
     }
-    b->nodes[b->node_count] = (struct automaton_node){.to = NOWHERE, .other = NOWHERE};
+    b->nodes[b->node_count] = (struct fragment_node){.to = NOWHERE, .other = NOWHERE};
     return b->node_count++;
 }
 
-void fragment_link(struct automaton_builder *b, uint32_t from, uint32_t to)
+void fragment_link(struct fragment_builder *b, uint32_t from, uint32_t to)
 {
     if (b->has_failed)
         return;
     while (b->nodes[from].to != NOWHERE && b->nodes[from].other != NOWHERE)
         from = b->nodes[from].other; /* a chain of nodes where ways are many */
-    struct automaton_node *node = &b->nodes[from];
+    struct fragment_node *node = &b->nodes[from];
     check(!node->is_step);
     if (node->to == NOWHERE) {
         node->to = to;
@@ -68,27 +68,27 @@ void fragment_link(struct automaton_builder *b, uint32_t from, uint32_t to)
     b->nodes[from].other = more;
 }
 
-struct fragment fragment_empty(struct automaton_builder *b)
+struct fragment fragment_empty(struct fragment_builder *b)
 {
     uint32_t node = new_node(b);
     return (struct fragment){node, node};
 }
 
-struct fragment fragment_bytes(struct automaton_builder *b, uint8_t first, uint8_t last)
+struct fragment fragment_bytes(struct fragment_builder *b, uint8_t first, uint8_t last)
 {
     struct fragment f = {new_node(b), new_node(b)};
     if (!b->has_failed)
-        b->nodes[f.from] = (struct automaton_node){f.to, NOWHERE, first, last, true};
+        b->nodes[f.from] = (struct fragment_node){f.to, NOWHERE, first, last, true};
     return f;
 }
 
-struct fragment fragment_then(struct automaton_builder *builder, struct fragment a, struct fragment b)
+struct fragment fragment_then(struct fragment_builder *builder, struct fragment a, struct fragment b)
 {
     fragment_link(builder, a.to, b.from);
     return (struct fragment){a.from, b.to};
 }
 
-struct fragment fragment_or(struct automaton_builder *builder, struct fragment a, struct fragment b)
+struct fragment fragment_or(struct fragment_builder *builder, struct fragment a, struct fragment b)
 {
     struct fragment f = {new_node(builder), new_node(builder)};
     fragment_link(builder, f.from, a.from);
@@ -98,7 +98,7 @@ struct fragment fragment_or(struct automaton_builder *builder, struct fragment a
     return f;
 }
 
-struct fragment fragment_optional(struct automaton_builder *b, struct fragment a)
+struct fragment fragment_optional(struct fragment_builder *b, struct fragment a)
 {
     struct fragment f = {new_node(b), new_node(b)};
     fragment_link(b, f.from, a.from);
@@ -107,7 +107,7 @@ struct fragment fragment_optional(struct automaton_builder *b, struct fragment a
     return f;
 }
 
-struct fragment fragment_repeated(struct automaton_builder *b, struct fragment a)
+struct fragment fragment_repeated(struct fragment_builder *b, struct fragment a)
 {
     struct fragment f = {new_node(b), new_node(b)};
     fragment_link(b, f.from, a.from);
@@ -116,7 +116,7 @@ struct fragment fragment_repeated(struct automaton_builder *b, struct fragment a
     return f;
 }
 
-struct fragment fragment_text(struct automaton_builder *b, const char *text, size_t size)
+struct fragment fragment_text(struct fragment_builder *b, const char *text, size_t size)
 {
     struct fragment f = fragment_empty(b);
     for (size_t i = 0; i < size && !b->has_failed; i++)
@@ -138,7 +138,7 @@ static uint32_t encode(uint32_t code, uint8_t bytes[4])
 
 /* Adds the sequences of a range of code points between two nodes. The range is split until each of its bytes is one range of
  * bytes (Cox 2010, "Regular expression matching in the wild"). */
-static void add_range(struct automaton_builder *b, struct fragment f, uint32_t first, uint32_t last)
+static void add_range(struct fragment_builder *b, struct fragment f, uint32_t first, uint32_t last)
 {
     static const uint32_t limits[] = {0x7f, 0x7ff, 0xd7ff, 0xdfff, 0xffff};
     if (b->has_failed || first > last || (first >= 0xd800 && last <= 0xdfff))
@@ -170,7 +170,7 @@ static void add_range(struct automaton_builder *b, struct fragment f, uint32_t f
     fragment_link(b, sequence.to, f.to);
 }
 
-static void add_text(struct automaton_builder *b, struct fragment f, const char *text)
+static void add_text(struct fragment_builder *b, struct fragment f, const char *text)
 {
     struct fragment escape = fragment_text(b, text, strlen(text));
     fragment_link(b, f.from, escape.from);
@@ -178,7 +178,7 @@ static void add_text(struct automaton_builder *b, struct fragment f, const char 
 }
 
 /* How a character that must be escaped stands in a JSON string: the short form where there is one. */
-static void add_escaped(struct automaton_builder *b, struct fragment f, uint32_t code)
+static void add_escaped(struct fragment_builder *b, struct fragment f, uint32_t code)
 {
     static const char hex[] = "0123456789abcdef", plain[] = "\"\"\\\\\nn\rr\tt\bb\ff";
     for (uint32_t i = 0; i < sizeof(plain) - 1; i += 2)
@@ -191,7 +191,7 @@ static void add_escaped(struct automaton_builder *b, struct fragment f, uint32_t
     add_text(b, f, text);
 }
 
-struct fragment fragment_characters(struct automaton_builder *b, uint32_t first, uint32_t last)
+struct fragment fragment_characters(struct fragment_builder *b, uint32_t first, uint32_t last)
 {
     struct fragment f = {new_node(b), new_node(b)};
     if (!b->is_json_text) {
@@ -210,7 +210,7 @@ struct fragment fragment_characters(struct automaton_builder *b, uint32_t first,
 /* ---- to one state at a time ---- */
 
 /* Bytes that no step tells apart are one class. */
-static uint32_t find_classes(const struct automaton_builder *b, uint8_t class_of[256], uint8_t representative[256])
+static uint32_t find_classes(const struct fragment_builder *b, uint8_t class_of[256], uint8_t representative[256])
 {
     bool begins[257] = {true};
     uint32_t count = 0;
@@ -218,7 +218,7 @@ static uint32_t find_classes(const struct automaton_builder *b, uint8_t class_of
         if (b->nodes[i].is_step)
             begins[b->nodes[i].first] = begins[b->nodes[i].last + 1] = true;
     for (uint32_t byte = 0; byte < 256; byte++) {
-        if (begins[byte])
+        if (begins[byte] || b->is_left_out[byte] != b->is_left_out[byte - 1])
             representative[count++] = (uint8_t)byte;
         class_of[byte] = (uint8_t)(count - 1);
     }
@@ -233,7 +233,7 @@ struct subset {
 };
 
 struct construction {
-    struct automaton_builder *b;
+    struct fragment_builder *b;
     uint32_t last;   /* node of the whole */
     uint32_t *marks; /* (node_count) the round in which a node was met */
     uint32_t *stack; /* (node_count) */
@@ -250,7 +250,7 @@ struct construction {
 /* Follows ways by nothing; steps and the last node are found. */
 static void follow(struct construction *c, uint32_t from)
 {
-    const struct automaton_node *nodes = c->b->nodes;
+    const struct fragment_node *nodes = c->b->nodes;
     uint32_t depth = 0;
     if (c->marks[from] == c->round)
         return;
@@ -317,7 +317,7 @@ static uint32_t next_state(struct construction *c, uint32_t state, uint8_t byte)
     c->round++;
     c->found_count = 0;
     for (uint32_t i = 0; i < from->count; i++) {
-        const struct automaton_node *node = &c->b->nodes[from->nodes[i]];
+        const struct fragment_node *node = &c->b->nodes[from->nodes[i]];
         if (node->is_step && byte >= node->first && byte <= node->last)
             follow(c, node->to);
     }
@@ -326,7 +326,7 @@ static uint32_t next_state(struct construction *c, uint32_t state, uint8_t byte)
 }
 
 /* Marks the states from which an accepted text can be reached, until no more are. */
-static void find_living(struct automaton_builder *b, const struct automaton *a, uint8_t *is_living)
+static void find_living(struct fragment_builder *b, const struct automaton *a, uint8_t *is_living)
 {
     memcpy(is_living, automaton_accepts(a), a->state_count);
     for (bool is_changed = true; is_changed && !b->has_failed;) {
@@ -339,13 +339,8 @@ static void find_living(struct automaton_builder *b, const struct automaton *a, 
     }
 }
 
-size_t automaton_bytes(const struct automaton *a)
-{
-    return sizeof(*a) + (size_t)a->state_count * a->class_count * sizeof(a->next[0]) + a->state_count;
-}
-
 /* Leads what can never be finished to DEAD. */
-static bool trim(struct automaton_builder *b, struct automaton *a)
+static bool trim(struct fragment_builder *b, struct automaton *a)
 {
     uint8_t *is_living = take(b, a->state_count);
     if (is_living == NULL)
@@ -358,7 +353,7 @@ static bool trim(struct automaton_builder *b, struct automaton *a)
     return !b->has_failed && is_living[AUTOMATON_START];
 }
 
-struct automaton *automaton_finish(struct automaton_builder *b, struct fragment whole)
+struct automaton *fragment_finish(struct fragment_builder *b, struct fragment whole)
 {
     uint8_t class_of[256], representative[256];
     if (b->has_failed)
@@ -380,7 +375,8 @@ struct automaton *automaton_finish(struct automaton_builder *b, struct fragment 
     intern(&c);
     for (uint32_t s = AUTOMATON_START; s < c.state_count && !b->has_failed; s++)
         for (uint32_t k = 0; k < classes && !b->has_failed; k++)
-            next[(size_t)s * classes + k] = (uint16_t)next_state(&c, s, representative[k]);
+            next[(size_t)s * classes + k] =
+                b->is_left_out[representative[k]] ? AUTOMATON_DEAD : (uint16_t)next_state(&c, s, representative[k]);
     size_t table = (size_t)c.state_count * classes;
     struct automaton *a = take(b, sizeof(*a) + table * sizeof(*next) + c.state_count);
     if (a == NULL)

@@ -1,0 +1,245 @@
+#include "stages/mask.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "ipc/base.h"
+
+#define GRAMMARS_KEPT   32u /* 18 MB */
+#define MASK_BYTES_KEPT ((size_t)16 << 20)
+#define MASKS_KEPT_MIN  64u
+
+/* A copy. */
+struct mask_grammar {
+    uint64_t serial; /* 0: none */
+    uint64_t turn;   /* of its last use */
+    uint32_t words;
+    uint32_t *table;   /* (GRAMMAR_WORDS_MAX): the automaton */
+    uint32_t *mask_of; /* (AUTOMATON_STATES_MAX): where its mask may lie */
+};
+
+/* Whose mask lies there. */
+struct mask_kept {
+    uint64_t serial; /* of the grammar; 0: none */
+    uint32_t state;
+};
+
+/* ---- start ---- */
+
+struct named_piece {
+    const uint8_t *bytes;
+    uint32_t size, id;
+};
+
+static int compare_pieces(const void *a, const void *b)
+{
+    const struct named_piece *x = a, *y = b;
+    int order = memcmp(x->bytes, y->bytes, min_u64(x->size, y->size));
+    if (order == 0)
+        order = (x->size > y->size) - (x->size < y->size);
+    return order != 0 ? order : (x->id > y->id) - (x->id < y->id);
+}
+
+static bool is_end_token(const struct masker *masker, uint32_t token)
+{
+    for (uint32_t i = 0; i < masker->end_token_count; i++)
+        if (masker->end_tokens[i] == token)
+            return true;
+    return false;
+}
+
+/* An answer that goes on has it as text. */
+static bool is_text(const struct masker *masker, uint32_t token)
+{
+    uint32_t size;
+    piece_bytes(masker->pieces, token, &size);
+    return size > 0 && !piece_is_control(masker->pieces, token) && piece_type(masker->pieces, token) != PIECE_UNUSED &&
+           !is_end_token(masker, token);
+}
+
+static void sort_pieces(struct masker *masker)
+{
+    struct named_piece *sorted = base_alloc(masker->vocab_size * sizeof(*sorted));
+    uint32_t count = 0;
+    for (uint32_t id = 0; id < masker->vocab_size && id < masker->pieces->count; id++)
+        if (is_text(masker, id)) {
+            sorted[count].id = id;
+            sorted[count].bytes = piece_bytes(masker->pieces, id, &sorted[count].size);
+            count++;
+        }
+    qsort(sorted, count, sizeof(*sorted), compare_pieces);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t shared = 0;
+        while (i > 0 && shared < sorted[i].size && shared < sorted[i - 1].size &&
+               sorted[i].bytes[shared] == sorted[i - 1].bytes[shared])
+            shared++;
+        masker->order[i] = sorted[i].id;
+        masker->shared[i] = (uint16_t)shared;
+    }
+    masker->order_count = count;
+    free(sorted);
+}
+
+void mask_init(struct masker *masker, const struct pieces_shm *pieces, const struct plan *plan)
+{
+    uint32_t vocab_size = plan->vocab_size;
+    *masker = (struct masker){.pieces = pieces,
+                              .vocab_size = vocab_size,
+                              .end_tokens = plan->end_tokens,
+                              .end_token_count = plan->end_token_count,
+                              .words = (uint32_t)div_up_u64(vocab_size, 64)};
+    if (pieces == NULL)
+        return;
+    masker->order = base_alloc(vocab_size * sizeof(*masker->order));
+    masker->shared = base_alloc(vocab_size * sizeof(*masker->shared));
+    masker->places = base_alloc(plan->sequences_max * sizeof(*masker->places));
+    masker->incoming = base_alloc(GRAMMAR_WORDS_MAX * sizeof(*masker->incoming));
+    masker->grammars = base_alloc(GRAMMARS_KEPT * sizeof(*masker->grammars));
+    for (uint32_t i = 0; i < GRAMMARS_KEPT; i++) {
+        masker->grammars[i].table = base_alloc(GRAMMAR_WORDS_MAX * sizeof(uint32_t));
+        masker->grammars[i].mask_of = base_alloc(AUTOMATON_STATES_MAX * sizeof(uint32_t));
+    }
+    masker->kept_max = (uint32_t)max_u64(MASK_BYTES_KEPT / (masker->words * sizeof(uint64_t)), MASKS_KEPT_MIN);
+    masker->kept = base_alloc(masker->kept_max * sizeof(*masker->kept));
+    masker->bits = base_alloc((size_t)masker->kept_max * masker->words * sizeof(*masker->bits));
+    sort_pieces(masker);
+}
+
+void mask_free(struct masker *masker)
+{
+    for (uint32_t i = 0; i < GRAMMARS_KEPT && masker->grammars != NULL; i++) {
+        free(masker->grammars[i].table);
+        free(masker->grammars[i].mask_of);
+    }
+    free(masker->order);
+    free(masker->shared);
+    free(masker->places);
+    free(masker->incoming);
+    free(masker->grammars);
+    free(masker->kept);
+    free(masker->bits);
+    *masker = (struct masker){0};
+}
+
+/* ---- places ---- */
+
+static const struct automaton *automaton_of(const struct masker *masker, const struct mask_place *place)
+{
+    return (const struct automaton *)(const void *)masker->grammars[place->grammar].table;
+}
+
+struct mask_place *mask_find(struct masker *masker, uint32_t sequence, uint32_t generation)
+{
+    struct mask_place *place = &masker->places[sequence];
+    if (place->generation != generation || place->serial == 0 ||
+        masker->grammars[place->grammar].serial != place->serial)
+        return NULL;
+    masker->grammars[place->grammar].turn = ++masker->turn;
+    return place;
+}
+
+/* The copy of what came in: there already, or in the place of the one that was not used for the longest time. */
+static uint32_t keep_grammar(struct masker *masker, uint32_t words)
+{
+    uint32_t oldest = 0;
+    for (uint32_t i = 0; i < GRAMMARS_KEPT; i++) {
+        const struct mask_grammar *grammar = &masker->grammars[i];
+        if (grammar->serial != 0 && grammar->words == words &&
+            memcmp(grammar->table, masker->incoming, words * sizeof(uint32_t)) == 0)
+            return i;
+        if (grammar->turn < masker->grammars[oldest].turn)
+            oldest = i;
+    }
+    struct mask_grammar *grammar = &masker->grammars[oldest];
+    memcpy(grammar->table, masker->incoming, words * sizeof(uint32_t));
+    grammar->words = words;
+    grammar->serial = ++masker->serial;
+    return oldest;
+}
+
+struct mask_place *mask_learn(struct masker *masker, uint32_t sequence, uint32_t generation, uint32_t words)
+{
+    const struct automaton *incoming = (const struct automaton *)(const void *)masker->incoming;
+    if (!automaton_is_sound(incoming, words * sizeof(uint32_t)))
+        return NULL;
+    uint32_t index = keep_grammar(masker, words);
+    masker->places[sequence] = (struct mask_place){
+        .generation = generation, .grammar = index, .serial = masker->grammars[index].serial, .state = AUTOMATON_START};
+    return mask_find(masker, sequence, generation);
+}
+
+/* DEAD: not all of it may come. */
+static uint32_t state_behind(const struct masker *masker, const struct mask_place *place, uint32_t token)
+{
+    const struct automaton *automaton = automaton_of(masker, place);
+    uint32_t size, state = place->state;
+    const uint8_t *bytes = piece_bytes(masker->pieces, token, &size);
+    for (uint32_t i = 0; i < size && state != AUTOMATON_DEAD; i++)
+        state = automaton_step(automaton, state, bytes[i]);
+    return state;
+}
+
+void mask_take(struct masker *masker, struct mask_place *place, uint32_t token)
+{
+    if (token < masker->pieces->count && is_text(masker, token)) /* an end token leads nowhere */
+        place->state = state_behind(masker, place, token);
+    place->tokens++;
+}
+
+/* ---- masks ---- */
+
+static void compute(struct masker *masker, const struct automaton *automaton, uint32_t state, uint64_t *bits)
+{
+    uint16_t
+        states[PIECE_SIZE_MAX + 1]; /* behind each byte of the last token that was led through, as far as it came */
+    uint32_t alive = 0;             /* bytes that it came */
+    memset(bits, 0, masker->words * sizeof(*bits));
+    states[0] = (uint16_t)state;
+    for (uint32_t i = 0; i < masker->order_count; i++) {
+        uint32_t at = masker->shared[i], size;
+        if (at > alive) /* it has the byte that the other could not have */
+            continue;
+        const uint8_t *bytes = piece_bytes(masker->pieces, masker->order[i], &size);
+        uint32_t next = states[at];
+        for (; at < size; at++) {
+            next = automaton_step(automaton, next, bytes[at]);
+            if (next == AUTOMATON_DEAD)
+                break;
+            states[at + 1] = (uint16_t)next;
+        }
+        alive = at;
+        if (at == size)
+            bits[masker->order[i] / 64] |= 1ull << (masker->order[i] % 64);
+    }
+    for (uint32_t i = 0; i < masker->end_token_count && automaton_accepts(automaton)[state]; i++)
+        bits[masker->end_tokens[i] / 64] |= 1ull << (masker->end_tokens[i] % 64);
+    masker->computed++;
+}
+
+const uint64_t *mask_bits(struct masker *masker, const struct mask_place *place)
+{
+    struct mask_grammar *grammar = &masker->grammars[place->grammar];
+    uint32_t at = grammar->mask_of[place->state];
+    if (masker->kept[at].serial == place->serial && masker->kept[at].state == place->state)
+        return masker->bits + (size_t)at * masker->words;
+    at = masker->kept_next;
+    masker->kept_next = (at + 1) % masker->kept_max;
+    masker->kept[at] = (struct mask_kept){place->serial, place->state};
+    grammar->mask_of[place->state] = at;
+    uint64_t *bits = masker->bits + (size_t)at * masker->words;
+    compute(masker, automaton_of(masker, place), place->state, bits);
+    return bits;
+}
+
+bool mask_allows(const struct masker *masker, const struct mask_place *place, uint32_t token)
+{
+    if (is_end_token(masker, token))
+        return automaton_accepts(automaton_of(masker, place))[place->state] != 0;
+    return token < masker->pieces->count && is_text(masker, token) &&
+           state_behind(masker, place, token) != AUTOMATON_DEAD;
+}
+
+bool mask_is_final(const struct masker *masker, const struct mask_place *place)
+{
+    return automaton_is_final(automaton_of(masker, place), place->state);
+}
