@@ -44,6 +44,8 @@ static const struct option_spec specs[] = {
     {"kv-memory", NULL, 0, OPTION_NUMBER, AT(kv_memory), "512M", 1, 1e15, "BYTES",
      "Memory of the KV cache over all stages; K, M and G are understood"},
     {"kv-type", NULL, 0, OPTION_TEXT, AT(kv_type), "f16", 0, 0, "TYPE", "Element type of the KV cache: f16"},
+    {"weights-cache", NULL, 0, OPTION_FLAG, AT(weights_cache), "true", 0, 0, "",
+     "Keeps packed weights in $XDG_CACHE_HOME/evenflow or ~/.cache/evenflow, for the next start"},
     {"window", NULL, 0, OPTION_TEXT, AT(window), "auto", 0, 0, "N",
      "Steps in flight at most; auto: one per stage, or, where the policy chooses, up to two per stage"},
     {"long-prefill-token-threshold", NULL, 0, OPTION_NUMBER, AT(long_prefill_token_threshold), "0", 0, 1 << 20, "N",

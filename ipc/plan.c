@@ -77,6 +77,7 @@ int plan_validate(const struct plan *plan, struct err *err)
     ret = ret ? ret : check_text("fingerprint", plan->fingerprint, sizeof(plan->fingerprint), err);
     ret = ret ? ret : check_text("served_model_name", plan->served_model_name, sizeof(plan->served_model_name), err);
     ret = ret ? ret : check_text("model_path", plan->model_path, sizeof(plan->model_path), err);
+    ret = ret ? ret : check_text("weights_cache", plan->weights_cache, sizeof(plan->weights_cache), err);
     ret = ret ? ret : check_text("socket_path", plan->socket_path, sizeof(plan->socket_path), err);
     return ret ? ret : check_text("program_dir", plan->program_dir, sizeof(plan->program_dir), err);
 }

@@ -109,6 +109,7 @@ struct plan {
     char fingerprint[160]; /* build, instruction path, backend of each layer, KV type: what results are identical for */
     char served_model_name[NAME_MAX_BYTES];
     char model_path[PATH_MAX_BYTES];
+    char weights_cache[PATH_MAX_BYTES]; /* a file of packed weights to copy from; "": none */
     char socket_path[PATH_MAX_BYTES];
     char allowed_origins[PATH_MAX_BYTES]; /* of pages that may ask over TCP: separated by commas, or "*" */
     char program_dir[PATH_MAX_BYTES];     /* where evenflow-front and its siblings are */

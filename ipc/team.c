@@ -77,7 +77,8 @@ static void *member(void *pointer)
 {
     const struct seat *seat = pointer;
     struct team *team = seat->team;
-    team->work(team->context, seat->part); /* the start */
+    if (team->work != NULL)
+        team->work(team->context, seat->part); /* the start */
     team_meet(team);
     for (;;) {
         team_meet(team);

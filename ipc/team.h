@@ -22,7 +22,8 @@
 struct team;
 typedef void (*team_work)(void *context, uint32_t part);
 
-/* Starts size - 1 threads; each calls start(context, its part) first. *team is NULL for a size of 1. 0, or -errno with err. */
+/* Starts size - 1 threads; each calls start(context, its part) first, where there is one. *team is NULL for a size of 1.
+ * 0, or -errno with err. */
 int team_open(struct team **team, uint32_t size, team_work start, void *context, struct err *err);
 
 /* Ends and joins the threads. */

@@ -157,6 +157,9 @@ const char *const *kernels_names(void);
 /* Flushes denormals to zero (FTZ, DAZ) for the calling thread; every thread that calls kernels does this first. */
 void kernels_thread_init(void);
 
+/* Puts memory out of all caches, so that who reads it next waits for it. For measurements. */
+void kernels_forget(const void *memory, size_t bytes);
+
 /* Floats of scratch that attention() needs for contexts up to positions_max with this many query heads. */
 size_t attention_scratch_floats(uint32_t positions_max, uint32_t heads);
 

@@ -2,7 +2,7 @@
 #include "kernels/internal.h"
 
 #include <string.h>
-#include <xmmintrin.h>
+#include <emmintrin.h>
 
 static const char *names[4];
 
@@ -40,4 +40,11 @@ const char *const *kernels_names(void)
 void kernels_thread_init(void)
 {
     _mm_setcsr(_mm_getcsr() | 0x8040); /* FTZ, DAZ */
+}
+
+void kernels_forget(const void *memory, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        _mm_clflush((const char *)memory + i);
+    _mm_mfence();
 }

@@ -11,7 +11,6 @@
 #define HEAD_ROWS_MAX 4096u /* outputs of the head that are measured */
 #define ROUNDS_MAX    6u
 #define TIME_NS       200000000u /* no further round after so long */
-#define EVICT_BYTES   (64u << 20)
 
 /* What is measured of a layer: a row alone, a usual step, the same behind more context, and chunks of a prompt. */
 #define ROWS       16u
@@ -23,6 +22,7 @@
 /* All memory of a measurement, given back together: it is not needed once the engine serves. */
 struct bench {
     void *taken[48];
+    size_t taken_bytes[48];
     uint32_t taken_count;
 };
 
@@ -33,6 +33,7 @@ static void *take(struct bench *bench, size_t bytes)
     void *memory = aligned_alloc(KERNEL_ALIGN, size);
     check(memory != NULL);
     memset(memory, 0, size);
+    bench->taken_bytes[bench->taken_count] = size;
     bench->taken[bench->taken_count++] = memory;
     return memory;
 }
@@ -43,27 +44,25 @@ static void give_back(struct bench *bench)
         free(bench->taken[--bench->taken_count]);
 }
 
-/* Reads more than the caches hold. While the engine serves, a layer's weights come from memory every time, because those
- * of all the other layers were read since; a part measured out of a cache would look cheaper the smaller it is. */
-static void evict(const uint8_t *memory)
-{
-    uint64_t total = 0;
-    for (size_t i = 0; i < EVICT_BYTES; i += 64)
-        total += memory[i];
-    __asm__ volatile("" : : "r"(total)); /* the compiler must take the sum for needed */
-}
-
 /* Something whose time counts. */
 struct part {
     void (*run)(void *work);
     void *work;
-    bool waits_for_memory; /* so caches are evicted before */
+    bool waits_for_memory; /* so caches are emptied before */
     uint64_t shortest_ns;
 };
 
+/* While the engine serves, a layer's weights come from memory every time, because those of all the other layers were
+ * read since; a part measured out of a cache would look cheaper the smaller it is. */
+static void forget(const struct bench *bench)
+{
+    for (uint32_t i = 0; i < bench->taken_count; i++)
+        kernels_forget(bench->taken[i], bench->taken_bytes[i]);
+}
+
 /* All parts in turn, again and again, so that a while in which the machine is slower does not fall on one of them alone; of
  * each the shortest time on a processor, because what disturbs a run only makes it longer. */
-static void measure_parts(struct part *parts, uint32_t count, const uint8_t *evicting)
+static void measure_parts(struct part *parts, uint32_t count, const struct bench *bench)
 {
     uint64_t start_ns = clock_ns();
     for (uint32_t i = 0; i < count; i++)
@@ -71,7 +70,7 @@ static void measure_parts(struct part *parts, uint32_t count, const uint8_t *evi
     for (uint32_t round = 0; round < ROUNDS_MAX && (round == 0 || clock_ns() - start_ns < TIME_NS); round++) {
         for (uint32_t i = 0; i < count; i++) {
             if (parts[i].waits_for_memory)
-                evict(evicting);
+                forget(bench);
             uint64_t from_ns = clock_cpu_ns();
             parts[i].run(parts[i].work);
             parts[i].shortest_ns = min_u64(parts[i].shortest_ns, clock_cpu_ns() - from_ns);
@@ -252,7 +251,6 @@ int cost_measure(struct cost *cost, const struct gguf *gguf, const struct model_
 {
     (void)err;
     struct bench bench = {.taken_count = 0};
-    const uint8_t *evicting = take(&bench, EVICT_BYTES);
     struct layer layer;
     struct head head;
     load_layer(&layer, &bench, gguf, desc, kernels);
@@ -267,7 +265,7 @@ int cost_measure(struct cost *cost, const struct gguf *gguf, const struct model_
         [HEAD_ROWS] = head_part(&head, &bench, ROWS),
         [EMBEDDING] = embedding_part(&bench, gguf, desc),
     };
-    measure_parts(parts, PARTS, evicting);
+    measure_parts(parts, PARTS, &bench);
     double us[PARTS];
     for (uint32_t i = 0; i < PARTS; i++)
         us[i] = (double)parts[i].shortest_ns / 1000;

@@ -1,7 +1,7 @@
 /* cost.h - what a layer, the head and the embedding cost on this machine; the split of the layers and the start-up table of
  * stage times that follow from it.
  *
- * Used by: the launcher, at start.   Owns: nothing.   cost_measure() takes about 0.25 s (more with the
+ * Used by: the launcher, at start.   Owns: nothing.   cost_measure() takes about 0.2 s (more with the
  * reference kernels) and some memory, which it gives back.
  *
  * Times are of this machine at this moment, so two starts may split differently. Results do not: a token's bits do not

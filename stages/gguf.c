@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "kernels/kernels.h"
+
 #define GGUF_MAGIC         0x46554747u /* "GGUF", little endian */
 #define KEY_BYTES_MAX      65535u
 #define TENSOR_NAME_MAX    64u
@@ -74,6 +76,9 @@ struct entry {
 struct gguf {
     const uint8_t *file;
     uint64_t size;
+    uint64_t header_bytes;  /* before the tensors' data */
+    uint64_t number;        /* of the file, on its disk */
+    uint64_t changed_ns[2]; /* its content; anything about it */
     uint64_t entry_count;
     struct entry *entries;
     uint64_t tensor_count;
@@ -305,6 +310,7 @@ static int read_tensors(struct gguf *gguf, struct cursor *cursor, const char *na
         data_start = align_up_u64((uint64_t)(cursor->at - gguf->file), alignment);
         if (data_start > gguf->size)
             data_start = gguf->size;
+        gguf->header_bytes = data_start;
     }
     for (uint64_t i = 0; i < gguf->tensor_count && ret == 0; i++)
         ret = place_tensor(gguf, &gguf->tensors[i], data_start, alignment, offsets[i], name, err);
@@ -441,6 +447,9 @@ static int open_one(struct gguf **out, int fd, const char *name, struct err *err
         return err_set(err, -EINVAL, "model %s: the file is empty", name);
     struct gguf *gguf = base_alloc(sizeof(*gguf));
     gguf->size = (uint64_t)stat.st_size;
+    gguf->number = stat.st_ino;
+    gguf->changed_ns[0] = (uint64_t)stat.st_mtim.tv_sec * 1000000000 + (uint64_t)stat.st_mtim.tv_nsec;
+    gguf->changed_ns[1] = (uint64_t)stat.st_ctim.tv_sec * 1000000000 + (uint64_t)stat.st_ctim.tv_nsec;
     void *file = mmap(NULL, gguf->size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (file == MAP_FAILED) {
         int ret = err_set(err, -errno, "model %s: cannot map it: %s", name, strerror(errno));
@@ -476,6 +485,19 @@ void gguf_close(struct gguf *gguf)
     free(gguf->tensors);
     free(gguf->buckets);
     free(gguf);
+}
+
+uint64_t gguf_identity(const struct gguf *gguf)
+{
+    uint64_t words[] = {gguf->size,
+                        gguf->number,
+                        gguf->changed_ns[0],
+                        gguf->changed_ns[1],
+                        hash_floats((const float *)(const void *)gguf->file, gguf->header_bytes / sizeof(float)),
+                        0};
+    for (uint32_t i = 0; i < gguf->part_count; i++)
+        words[5] = words[5] * 31 + gguf_identity(gguf->parts[i]);
+    return hash_floats((const float *)(const void *)words, 2 * ARRAY_COUNT(words));
 }
 
 /* ---- looking things up ---- */

@@ -47,6 +47,9 @@ int gguf_open(struct gguf **gguf, const char *path, struct err *err);
 int gguf_open_fd(struct gguf **gguf, int fd, const char *name_for_errors, struct err *err);
 void gguf_close(struct gguf *gguf);
 
+/* Another file, or this one after a change of any kind, has another: from number, size, times and header of every part. */
+uint64_t gguf_identity(const struct gguf *gguf);
+
 bool gguf_has(const struct gguf *gguf, const char *key);
 
 /* Metadata. False when the key is absent or of another kind. Any integer width is accepted where the value fits. */

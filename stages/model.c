@@ -585,6 +585,30 @@ size_t model_slice_bytes(const struct model_desc *desc, uint32_t first, uint32_t
     return lay_out(&slice, NULL, desc, first, count, NULL);
 }
 
+uint32_t model_slice_ranges(const struct model_desc *desc, uint32_t first, uint32_t count,
+                            struct model_range ranges[MODEL_RANGES_MAX])
+{
+    const size_t whole = model_slice_bytes(desc, 0, desc->layers);
+    const size_t embedding =
+        align_up_u64(matrix_bytes(desc->embedding_form, desc->vocab_size, desc->width), KERNEL_ALIGN);
+    const size_t head =
+        desc->tied ? 0 : align_up_u64(matrix_bytes(desc->head_form, desc->vocab_size, desc->width), KERNEL_ALIGN);
+    const size_t norm = align_up_u64(desc->width * sizeof(float), KERNEL_ALIGN);
+    const bool is_first = first == 0, is_last = first + count == desc->layers;
+    /* slices from layer 0 on are beginnings of the whole */
+    size_t from = is_first ? embedding : model_slice_bytes(desc, 0, first);
+    size_t to = is_last ? whole - head - norm : model_slice_bytes(desc, 0, first + count);
+    uint32_t range_count = 0;
+    if (is_first)
+        ranges[range_count++] = (struct model_range){0, embedding};
+    ranges[range_count++] = (struct model_range){from, to - from};
+    if (is_last)
+        ranges[range_count++] = (struct model_range){to, norm + head};
+    if (is_last && desc->tied && !is_first)
+        ranges[range_count++] = (struct model_range){0, embedding};
+    return range_count;
+}
+
 void model_bind(struct model_slice *slice, const struct model_desc *desc, uint32_t first, uint32_t count,
                 const void *memory)
 {
@@ -606,10 +630,15 @@ static const uint8_t *tensor_row(const struct gguf_tensor *tensor, uint64_t row)
     return (const uint8_t *)tensor->data + row * gguf_row_bytes((enum gguf_type)tensor->type, (uint32_t)tensor->ne[0]);
 }
 
+static void pack_rows(const struct matrix *w, const struct gguf_tensor *tensor, uint32_t first, uint32_t count)
+{
+    for (uint32_t row = first; row < first + count; row++)
+        matrix_pack_row(w, row, (enum gguf_type)tensor->type, tensor_row(tensor, row));
+}
+
 void model_pack_matrix(const struct matrix *w, const struct gguf_tensor *tensor)
 {
-    for (uint32_t row = 0; row < w->n; row++)
-        matrix_pack_row(w, row, (enum gguf_type)tensor->type, tensor_row(tensor, row));
+    pack_rows(w, tensor, 0, w->n);
 }
 
 /* Where the file's Q and K rows are ordered for rotary pairs (2i, 2i + 1) within a head: the kernels rotate (i, i + half). */
@@ -680,6 +709,29 @@ void model_pack_layer(const struct model_layer *layer, const struct model_desc *
     pack_product(&layer->down, desc, number, MODEL_DOWN, MODEL_DOWN, gguf);
 }
 
+static void pack_shared(const struct matrix *w, const struct gguf *gguf, const char *name, const struct team *team,
+                        uint32_t part)
+{
+    uint32_t first, count = team_share(team, part, w->n, KERNEL_PANEL, &first); /* no two members in one panel */
+    pack_rows(w, gguf_tensor_find(gguf, name), first, count);
+}
+
+void model_pack(const struct model_slice *slice, const struct model_desc *desc, const struct gguf *gguf,
+                const struct team *team, uint32_t part)
+{
+    uint32_t first, count = team_share(team, part, slice->layer_count, 1, &first);
+    if (slice->is_first)
+        pack_shared(&slice->embedding, gguf, "token_embd.weight", team, part);
+    for (uint32_t i = first; i < first + count; i++)
+        model_pack_layer(&slice->layers[i], desc, slice->first_layer + i, gguf);
+    if (!slice->is_last)
+        return;
+    if (part == 0)
+        pack_vector(slice->output_norm, gguf, "output_norm.weight");
+    if (slice->head.panels != slice->embedding.panels)
+        pack_shared(&slice->head, gguf, desc->tied ? "token_embd.weight" : "output.weight", team, part);
+}
+
 int model_load(struct model_slice *slice, const struct model_desc *desc, uint32_t first, uint32_t count, void *memory,
                const struct gguf *gguf, struct err *err)
 {
@@ -694,14 +746,6 @@ int model_load(struct model_slice *slice, const struct model_desc *desc, uint32_
         return ret;
 
     model_bind(slice, desc, first, count, memory);
-    if (slice->is_first)
-        model_pack_matrix(&slice->embedding, gguf_tensor_find(gguf, "token_embd.weight"));
-    for (uint32_t i = 0; i < count; i++)
-        model_pack_layer(&slice->layers[i], desc, first + i, gguf);
-    if (slice->is_last) {
-        pack_vector(slice->output_norm, gguf, "output_norm.weight");
-        if (slice->head.panels != slice->embedding.panels)
-            model_pack_matrix(&slice->head, gguf_tensor_find(gguf, desc->tied ? "token_embd.weight" : "output.weight"));
-    }
+    model_pack(slice, desc, gguf, NULL, 0);
     return 0;
 }

@@ -21,6 +21,7 @@
 #include <stdint.h>
 
 #include "ipc/base.h"
+#include "ipc/team.h"
 #include "kernels/kernels.h"
 #include "stages/gguf.h"
 
@@ -127,9 +128,21 @@ size_t model_slice_bytes(const struct model_desc *desc, uint32_t first, uint32_t
 void model_bind(struct model_slice *slice, const struct model_desc *desc, uint32_t first, uint32_t count,
                 const void *memory);
 
+/* Which bytes of the whole model's layout (a slice of all layers) a slice's is made of, in its order. */
+#define MODEL_RANGES_MAX 4u
+struct model_range {
+    size_t from, bytes;
+};
+uint32_t model_slice_ranges(const struct model_desc *desc, uint32_t first, uint32_t count,
+                            struct model_range ranges[MODEL_RANGES_MAX]);
+
 /* Binds, then packs the file's weights into memory, which must be all zero. */
 int model_load(struct model_slice *slice, const struct model_desc *desc, uint32_t first, uint32_t count, void *memory,
                const struct gguf *gguf, struct err *err);
+
+/* One team member's share of packing a bound slice, whose memory is all zero. The description is the file's. */
+void model_pack(const struct model_slice *slice, const struct model_desc *desc, const struct gguf *gguf,
+                const struct team *team, uint32_t part);
 
 /* Gives back the table of layers; the weights are the caller's. For tests and tools. */
 void model_unbind(struct model_slice *slice);

@@ -12,6 +12,7 @@
 #include "ipc/log.h"
 #include "ipc/shm.h"
 #include "ipc/steps.h"
+#include "stages/packed.h"
 
 /* ---- start ---- */
 
@@ -34,17 +35,33 @@ static int check_plan(const struct stage *stage, struct err *err)
     return 0;
 }
 
-/* Packs the weights, then gives up the right to write them, for good and for everybody. */
-static int load_weights(struct stage *stage, struct arena *arena, const struct gguf *gguf, struct err *err)
+/* A copy of what another start has packed, or packed anew. */
+static int fill_weights(struct stage *stage, const struct arena *arena, uint8_t *memory, const struct gguf *gguf,
+                        struct err *err)
 {
     const struct plan_slice *slice = &arena->plan->slices[stage->index];
+    const char *cache = arena->plan->weights_cache;
+    if (cache[0] != '\0') {
+        int ret = packed_copy(cache, &stage->desc, gguf, slice->first_layer, slice->layer_count, memory);
+        if (ret == 0)
+            return 0;
+        log_warn("weights cache %s: %s; packing the weights instead", cache, strerror(-ret));
+        memset(memory, 0, slice->weights_bytes);
+    }
+    int ret = model_load(&stage->slice, &stage->desc, slice->first_layer, slice->layer_count, memory, gguf, err);
+    if (ret == 0)
+        model_unbind(&stage->slice);
+    return ret;
+}
+
+/* Fills the weights' region, then gives up the right to write them, for good and for everybody. */
+static int load_weights(struct stage *stage, struct arena *arena, const struct gguf *gguf, struct err *err)
+{
     uint32_t region = REGION_WEIGHTS + stage->index;
     size_t bytes = arena->layout.region_bytes[region];
-    int ret = model_load(&stage->slice, &stage->desc, slice->first_layer, slice->layer_count, arena->regions[region],
-                         gguf, err);
+    int ret = fill_weights(stage, arena, arena->regions[region], gguf, err);
     if (ret < 0)
         return ret;
-    model_unbind(&stage->slice);
     munmap(arena->regions[region], bytes);
     arena->regions[region] = NULL;
     ret = shm_seal(arena->weights, err);

@@ -19,6 +19,9 @@ void engine_start_model(struct own_engine *engine, const char *options, const ch
     char directory[512], program_dir[600];
     cr_assert_not_null(getcwd(directory, sizeof(directory)));
     snprintf(program_dir, sizeof(program_dir), "%s/%s/bin", directory, build != NULL ? build : "build");
+    char cache[600];
+    snprintf(cache, sizeof(cache), "%s/%s/cache", directory, build != NULL ? build : "build");
+    setenv("XDG_CACHE_HOME", cache, 0);
     const char *other = getenv("EVENFLOW_TEST_PROGRAMS");
     setenv("EVENFLOW_PROGRAM_DIR", other != NULL ? other : program_dir, 1);
 

@@ -23,11 +23,13 @@
 #include "ipc/layout.h"
 #include "ipc/log.h"
 #include "ipc/shm.h"
+#include "ipc/team.h"
 #include "ipc/version.h"
 #include "kernels/kernels.h"
 #include "stages/cost.h"
 #include "stages/gguf.h"
 #include "stages/model.h"
+#include "stages/packed.h"
 #include "tools/pipeline.h"
 #include "tools/vocab.h"
 
@@ -234,6 +236,7 @@ static int plan_names(struct plan *plan, const struct config *config, const char
     if (level < 0)
         return err_set(err, -EINVAL, "--log-level %s: must be error, warn, info or debug", config->log_level);
     plan->log_level = (uint32_t)level;
+    log_open("evenflow", (enum log_level)level);
     snprintf(plan->policy, sizeof(plan->policy), "%s", policy->name);
     snprintf(plan->version, sizeof(plan->version), "%s", EVENFLOW_VERSION);
     if (strlen(config->served_model_name) >= sizeof(plan->served_model_name))
@@ -415,6 +418,28 @@ static int open_tcp(struct launch *launch, const struct config *config, struct e
     return launch->listen_fd < 0 ? launch->listen_fd : 0;
 }
 
+/* A file of packed weights for this model, made now where there is none. Without one, stages pack for themselves: whatever is
+ * wrong here is said, and is no reason not to start. */
+static void plan_weights_cache(struct plan *plan, const struct model_desc *desc, const struct gguf *gguf)
+{
+    char path[PATH_MAX_BYTES];
+    struct err err = {0};
+    struct team *team;
+    if (!packed_path(path, sizeof(path), plan->model_path) ||
+        team_open(&team, (uint32_t)min_u64(core_count(), TEAM_MAX), NULL, NULL, &err) != 0)
+        return;
+    int ret = packed_check(path, desc, gguf, team);
+    if (ret == -EBADMSG)
+        log_warn("weights cache %s is damaged; it is made anew", path);
+    if (ret != 0)
+        ret = packed_make(path, desc, gguf, team, &err);
+    team_close(team);
+    if (ret == 0)
+        strcpy(plan->weights_cache, path);
+    else
+        log_warn("weights cache: %s; going on without (--no-weights-cache: without a word)", err.text);
+}
+
 int launch_prepare(struct launch *launch, const struct config *config, const char *model_path, struct err *err)
 {
     struct plan *plan = &launch->plan;
@@ -470,6 +495,8 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
     }
     ret = ret ? ret : plan_validate(plan, err);
     ret = ret ? ret : check_budget(plan, err);
+    if (ret == 0 && config->weights_cache && plan->backend == BACKEND_MODEL)
+        plan_weights_cache(plan, desc, gguf);
     if (ret == 0) {
         launch->vocab_fd = sealed_copy("evenflow-vocab", vocab, vocab_bytes, err);
         launch->plan_fd = sealed_copy("evenflow-plan", plan, sizeof(*plan), err);

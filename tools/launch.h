@@ -1,7 +1,8 @@
 /* launch.h - from options and a model file to a running engine: decides every number, then hands over.
  *
  * Used by: evenflow serve, run, perplexity; tests.   Owns: nothing after launch_exec().
- * Blocks: launch_prepare() reads the model's header, builds the vocabulary tables and measures the split (~0.3 s).
+ * Blocks: launch_prepare() reads the model's header, builds the vocabulary tables, measures the split (~0.3 s), and reads the
+ * file of packed weights or makes it (packed.h).
  */
 #ifndef EVENFLOW_LAUNCH_H
 #define EVENFLOW_LAUNCH_H
