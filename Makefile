@@ -207,7 +207,7 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
-.PHONY: bench-kernels bench-sched bench-front bench-ipc bench-serve bench-load bench-timed bench-loaded bench-policies
+.PHONY: bench-kernels bench-sched bench-front bench-ipc bench-serve bench-structured bench-load bench-timed bench-loaded bench-policies
 .PHONY: benches
 benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-sched bench-front bench-ipc) # built by make test, so that they stay whole
 
@@ -225,6 +225,9 @@ bench-ipc: $(BUILD)/bin/bench-ipc ## Round trips through a ring beside a bare ca
 
 bench-serve: all model ## What 1, 16 and 32 clients of an engine with two stages see
 	$(Q)tools/bench-serve.sh $(MODEL) -p 2
+
+bench-structured: all model ## What keeping to a JSON schema costs 16 clients, beside free text
+	$(Q)tools/bench-structured.sh $(MODEL) -p 2
 
 bench-load: all model $(BUILD)/tests/test_load ## 5,000 connections, 20,000 requests, 1,500 clients that misbehave: leaks, and who notices
 	$(Q)EVENFLOW_LOAD=full EVENFLOW_BUILD=$(BUILD) $(BUILD)/tests/test_load

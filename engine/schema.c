@@ -94,12 +94,47 @@ static struct fragment unicode_escape(struct fragment_builder *b)
     return fragment_then(b, text(b, "\\u"), fragment_then(b, f, hex_digit(b, false)));
 }
 
+/* Another way from a node to one, by a byte of a range. */
+static void way(struct fragment_builder *b, uint32_t from, uint8_t first, uint8_t last, uint32_t to)
+{
+    struct fragment byte = fragment_bytes(b, first, last);
+    fragment_link(b, from, byte.from);
+    fragment_link(b, byte.to, to);
+}
+
+/* Any character that stands for itself, in UTF-8, with few states: what is left of long ones is shared. */
+static struct fragment plain_character(struct fragment_builder *b)
+{
+    uint32_t from = fragment_empty(b).from, to = fragment_empty(b).from, left[4] = {to};
+    for (uint32_t i = 1; i < 4; i++) {
+        left[i] = fragment_empty(b).from;
+        way(b, left[i], 0x80, 0xbf, left[i - 1]);
+    }
+    static const struct {
+        uint8_t lead_first, lead_last, second_first, second_last, left;
+    } leads[] = {{0xe0, 0xe0, 0xa0, 0xbf, 1},
+                 {0xed, 0xed, 0x80, 0x9f, 1},
+                 {0xf0, 0xf0, 0x90, 0xbf, 2},
+                 {0xf4, 0xf4, 0x80, 0x8f, 2}};
+    way(b, from, 0x20, '"' - 1, to);
+    way(b, from, '"' + 1, '\\' - 1, to);
+    way(b, from, '\\' + 1, 0x7f, to);
+    way(b, from, 0xc2, 0xdf, left[1]);
+    way(b, from, 0xe1, 0xec, left[2]);
+    way(b, from, 0xee, 0xef, left[2]);
+    way(b, from, 0xf1, 0xf3, left[3]);
+    for (size_t i = 0; i < ARRAY_COUNT(leads); i++) {
+        uint32_t second = fragment_empty(b).from;
+        way(b, from, leads[i].lead_first, leads[i].lead_last, second);
+        way(b, second, leads[i].second_first, leads[i].second_last, left[leads[i].left]);
+    }
+    return (struct fragment){from, to};
+}
+
 static struct fragment any_character(struct fragment_builder *b)
 {
     static const char escaped[] = "\"\\/bfnrt";
-    struct fragment f =
-        fragment_or(b, fragment_characters(b, 0x20, '"' - 1), fragment_characters(b, '"' + 1, '\\' - 1));
-    f = fragment_or(b, f, fragment_characters(b, '\\' + 1, 0x10ffff));
+    struct fragment f = plain_character(b);
     struct fragment escape = unicode_escape(b);
     for (size_t i = 0; i < sizeof(escaped) - 1; i++) {
         const char pair[] = {'\\', escaped[i], '\0'};

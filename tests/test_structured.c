@@ -1,9 +1,12 @@
 /* test_structured.c - answers that keep to a grammar, on the real model through real processes. */
 #include <criterion/criterion.h>
 #include <jansson.h>
+#include <pthread.h>
 #include <regex.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "tests/engine.h"
 #include "tests/schemas.h"
@@ -64,6 +67,59 @@ Test(structured, an_answer_is_one_of_the_choices_or_matches_and_ends_by_itself)
     cr_expect_str_eq(reason, "length");
     cr_expect_eq(text[0], '{');
     cr_expect_null(json_loads(text, 0, NULL));
+    cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
+#define ANSWERS 12u
+
+static const char *const roles[] = {"front", "stage", "sched"};
+static pid_t victims[ARRAY_COUNT(roles)];
+
+/* One after the other, while answers are on their way. */
+static void *kill_all(void *unused)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(victims); i++) {
+        nanosleep(&(struct timespec){.tv_nsec = 250000000}, NULL);
+        cr_expect_eq(kill(victims[i], SIGKILL), 0);
+    }
+    return unused;
+}
+
+Test(structured, an_answer_goes_on_exactly_when_any_process_dies)
+{
+    static struct completion truth[ANSWERS], seen[ANSWERS];
+    char *bodies[ANSWERS];
+    struct err err;
+    pthread_t thread;
+    for (unsigned i = 0; i < ANSWERS; i++) {
+        const char *grammar =
+            i % 2 ? "\"guided_regex\":\"([^@]*@ ?){250}\""
+                  : "\"guided_json\":{\"type\":\"array\",\"items\":{\"type\":\"string\"},\"minItems\":50}";
+        bodies[i] = malloc(512);
+        snprintf(bodies[i], 512,
+                 "{\"prompt\":\"List number %u:\\n\",\"max_tokens\":120,\"temperature\":%s,\"seed\":%u,%s,"
+                 "\"return_token_ids\":true,\"return_logits_hash\":true}",
+                 i, i % 3 ? "0.8" : "0", i, grammar);
+    }
+    engine_start(&engine, "-p 2");
+    struct client *client = client_open(engine.socket, true, &err);
+    cr_assert_not_null(client, "%s", err.text);
+    engine_complete_with(client, bodies, ANSWERS, ANSWERS, truth);
+    for (size_t i = 0; i < ARRAY_COUNT(roles); i++)
+        victims[i] = engine_pid(&engine, roles[i], strcmp(roles[i], "stage") == 0);
+    cr_assert_eq(pthread_create(&thread, NULL, kill_all, NULL), 0);
+    engine_complete_with(client, bodies, ANSWERS, ANSWERS, seen);
+    pthread_join(thread, NULL);
+    for (unsigned i = 0; i < ANSWERS; i++) {
+        cr_expect_gt(truth[i].count, 20);
+        cr_expect_eq(seen[i].count, truth[i].count);
+        cr_expect_eq(memcmp(seen[i].tokens, truth[i].tokens, truth[i].count * sizeof(uint32_t)), 0, "%s", bodies[i]);
+        cr_expect_eq(memcmp(seen[i].hashes, truth[i].hashes, truth[i].count * sizeof(uint64_t)), 0, "%s", bodies[i]);
+        cr_expect_str_eq(seen[i].text, truth[i].text);
+        cr_expect_str_eq(seen[i].finish_reason, truth[i].finish_reason);
+        free(bodies[i]);
+    }
+    client_close(client);
     cr_expect_eq(own_engine_stop(&engine), 0);
 }
 
