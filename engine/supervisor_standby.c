@@ -1,0 +1,126 @@
+#include "engine/supervisor_inside.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "ipc/clock.h"
+#include "ipc/log.h"
+
+#define STANDBY_WAIT_NS 50000000ull /* before another standby, when one did not live longer than this */
+
+/* A fork of this process: it has every descriptor and knows every process, as they are now. So there is a new one for every
+ * birth, between the start of a program and its birth message. `standby` in the region sup names the one that counts:
+ *
+ *   start the program | fork the new standby | name it | end the one before | birth message
+ *
+ * If the supervisor dies before the naming, the standby before knows nothing of the new program, which gets no message and
+ * leaves; if behind it, the new standby knows of it. */
+
+uint64_t supervisor_standby_due_ns(const struct supervisor *s)
+{
+    bool is_wanted = s->is_standby_outdated && (s->phase == PHASE_SERVING || s->phase == PHASE_DRAINING);
+    if (!is_wanted)
+        return 0;
+    return s->standby_pidfd >= 0 ? 1 : s->standby_born_ns + STANDBY_WAIT_NS;
+}
+
+void supervisor_end_standby(struct supervisor *s)
+{
+    if (s->standby_pidfd < 0)
+        return;
+    syscall(SYS_pidfd_send_signal, s->standby_pidfd, SIGKILL, NULL, 0);
+    waitid(P_PIDFD, (id_t)s->standby_pidfd, &(siginfo_t){0}, WEXITED);
+    close(s->standby_pidfd);
+    s->standby_pidfd = -1;
+}
+
+/* The supervisor before is proven dead. */
+static void take_over(struct supervisor *s)
+{
+    const struct process_shm *front = s->processes[process_number(ROLE_FRONT, 0)];
+    struct signalfd_siginfo info;
+    while (read(s->signals, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
+        /* was meant for the one before, which had its own */
+    }
+    log_open("evenflow-supervisor", (enum log_level)s->plan->log_level);
+    log_warn("the supervisor is gone; process %d takes over", (int)getpid());
+    s->takeover_ns = clock_ns();
+    /* relaxed, all three: shown to people, or written by supervisors alone */
+    uint32_t takeovers = atomic_load_explicit(&s->shm->processes[0].restarts, memory_order_relaxed) + 1;
+    atomic_store_explicit(&s->shm->processes[0].pid, (uint32_t)getpid(), memory_order_relaxed);
+    atomic_store_explicit(&s->shm->processes[0].restarts, takeovers, memory_order_relaxed);
+    enum command command = (enum command)atomic_load_explicit(&s->shm->command, memory_order_relaxed);
+    if (command == COMMAND_DRAIN)
+        supervisor_drain(s);
+    else if (command == COMMAND_STOP)
+        supervisor_stop(s, 1);
+    /* acquire: pairs with the release in arena_set_state() */
+    if (atomic_load_explicit(&front->state, memory_order_acquire) == PROCESS_STARTING) {
+        log_error("front was about to start again: its connections went with the supervisor; ending the engine");
+        supervisor_stop(s, 1);
+        supervisor_kill_all(s);
+    }
+    s->shm->head.epoch++; /* front hands over every connection again */
+    bell_ring_always(&(struct bell_pull){.fd = s->bells[process_number(ROLE_FRONT, 0)]});
+}
+
+/* In the standby. Returns when it has become the supervisor. */
+static void stand_by(struct supervisor *s, int supervisor_pidfd)
+{
+    log_open("evenflow-standby", (enum log_level)s->plan->log_level);
+    prctl(PR_SET_NAME, "evenflow-standby");
+    for (uint32_t i = 1; i < s->process_count; i++) {
+        s->children[i].is_unborn = s->children[i].birth_socket >= 0;
+        if (s->children[i].is_unborn)
+            supervisor_close_birth(s, &s->children[i]);
+    }
+    keeper_forget(&s->keeper);
+    if (s->standby_pidfd >= 0)
+        close(s->standby_pidfd);
+    s->standby_pidfd = -1;
+    struct pollfd poll_fd = {.fd = supervisor_pidfd, .events = POLLIN};
+    while (poll(&poll_fd, 1, -1) != 1)
+        check(errno == EINTR);
+    close(supervisor_pidfd);
+    /* acquire: pairs with the release in supervisor_renew_standby() */
+    if (atomic_load_explicit(&s->shm->standby, memory_order_acquire) != (uint32_t)getpid())
+        _exit(0);
+    take_over(s);
+}
+
+void supervisor_renew_standby(struct supervisor *s)
+{
+    int own = (int)syscall(SYS_pidfd_open, getpid(), 0);
+    pid_t standby = own >= 0 ? fork() : -1;
+    if (standby == 0) {
+        stand_by(s, own);
+        s->is_standby_outdated = true;
+        return;
+    }
+    int pidfd = standby > 0 ? (int)syscall(SYS_pidfd_open, standby, 0) : -1;
+    if (pidfd < 0)
+        log_error("cannot start a standby: %s; the engine would not survive its supervisor", strerror(errno));
+    /* release: pairs with the acquire in stand_by() */
+    atomic_store_explicit(&s->shm->standby, standby > 0 ? (uint32_t)standby : 0, memory_order_release);
+    supervisor_end_standby(s);
+    if (own >= 0)
+        close(own);
+    s->standby = standby;
+    s->standby_pidfd = pidfd;
+    s->standby_born_ns = clock_ns();
+    s->is_standby_outdated = false;
+}
+
+/* The standby died: there is another one, though not without a pause if they do not live. */
+void supervisor_on_standby_death(struct supervisor *s)
+{
+    supervisor_end_standby(s);
+    s->is_standby_outdated = true;
+}

@@ -1,0 +1,68 @@
+#include "engine/supervisor_inside.h"
+
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "ipc/clock.h"
+
+uint64_t supervisor_word(const struct supervisor *s, enum role role, uint32_t index, size_t offset)
+{
+    const struct process_shm *process = s->processes[process_number(role, index)];
+    /* relaxed: one writer, and what follows from it is looked at again */
+    return atomic_load_explicit((const _Atomic uint64_t *)(const void *)((const uint8_t *)process + offset),
+                                memory_order_relaxed);
+}
+
+uint64_t supervisor_step_at_hand(const struct supervisor *s, const struct child *child)
+{
+    if (child->role != ROLE_STAGE)
+        return 0;
+    uint64_t done = WORD(s, ROLE_STAGE, child->index, step);
+    uint64_t given = child->index > 0 ? WORD(s, ROLE_STAGE, child->index - 1, step) : WORD(s, ROLE_SCHED, 0, step);
+    return given > done ? done + 1 : 0;
+}
+
+struct watch_look supervisor_look_at(const struct supervisor *s, const struct child *child)
+{
+    const uint32_t i = child->index, last = s->plan->stage_count - 1;
+    struct watch_look look = {.now_ns = clock_ns()};
+    switch (child->role) {
+    case ROLE_FRONT:
+        look.progress = WORD(s, ROLE_FRONT, 0, consumed);
+        look.has_work = WORD(s, ROLE_SCHED, 0, told) > look.progress;
+        break;
+    case ROLE_SCHED:
+        look.progress = WORD(s, ROLE_SCHED, 0, consumed) + WORD(s, ROLE_SCHED, 0, consumed_second);
+        look.has_work = WORD(s, ROLE_STAGE, last, step) > WORD(s, ROLE_SCHED, 0, consumed_second) ||
+                        WORD(s, ROLE_FRONT, 0, told) > WORD(s, ROLE_SCHED, 0, consumed);
+        break;
+    default:
+        look.progress = WORD(s, ROLE_STAGE, i, step);
+        look.has_work = supervisor_step_at_hand(s, child) != 0;
+        look.predicted_us = WORD(s, ROLE_STAGE, i, predicted_us);
+    }
+    /* acquire: pairs with the release in arena_set_state() */
+    if (atomic_load_explicit(&s->processes[process_number(child->role, i)]->state, memory_order_acquire) ==
+        PROCESS_STARTING)
+        look.has_work = true;
+    if (look.has_work)
+        watch_read((int)child->pid, &look);
+    return look;
+}
+
+void supervisor_look_who_hangs(struct supervisor *s)
+{
+    if (s->look_ns == 0 || clock_ns() < s->look_ns)
+        return;
+    s->look_ns = clock_ns() + WATCH_TICK_NS;
+    for (uint32_t i = 1; i < s->process_count; i++) {
+        struct child *child = &s->children[i];
+        if (child->pidfd < 0 || child->hung != WATCH_FINE)
+            continue;
+        struct watch_look look = supervisor_look_at(s, child);
+        child->hung = watch_judge(&child->watch, &look);
+        if (child->hung != WATCH_FINE)
+            syscall(SYS_pidfd_send_signal, child->pidfd, SIGKILL, NULL, 0);
+    }
+}
