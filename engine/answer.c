@@ -102,7 +102,7 @@ static const char *finish_reason_text(const struct answer *a, uint32_t choice)
     case FINISH_LENGTH:
         return "length";
     case FINISH_STOP:
-        return a->scans[choice].message.calls > 0 ? "tool_calls" : "stop";
+        return a->messages[choice].calls > 0 ? "tool_calls" : "stop";
     case FINISH_ABORT:
         return "abort";
     default:
@@ -128,13 +128,14 @@ static bool ends_answer(const struct answer *a, uint32_t token, uint32_t index)
 
 /* ---- tokens to text ---- */
 
-/* The first place where a stop string stands in text; size: there is none. */
-static size_t find_stop(const struct answer_format *format, const char *text, size_t size)
+/* The first place where a stop string stands in text that ends behind the first `seen` bytes; size: there is none. */
+static size_t find_stop(const struct answer_format *format, const char *text, size_t size, size_t seen)
 {
     size_t first = size;
     const char *stop = format->stops;
     for (uint32_t i = 0; i < format->stop_count; stop += format->stop_size[i], i++) {
-        const char *at = memmem(text, size, stop, format->stop_size[i]);
+        size_t from = seen >= format->stop_size[i] ? seen + 1 - format->stop_size[i] : 0;
+        const char *at = memmem(text + from, size - from, stop, format->stop_size[i]);
         if (at != NULL)
             first = min_u64(first, (size_t)(at - text));
     }
@@ -172,14 +173,15 @@ static size_t scan_token(const struct answer *a, struct answer_scan *scan, uint3
 {
     check(!scan->is_stopped);
     uint32_t index = scan->tokens++;
-    size_t size = scan->held_size;
-    memcpy(target, scan->held, size);
+    size_t held = scan->held_size, size = held;
+    memcpy(target, scan->held, held);
     scan->held_size = 0;
     if (!ends_answer(a, token, index))
         size += token_text(a, scan, token, target + size);
-    if (a->format->stop_count == 0 || scan->tokens <= request_of(a)->min_tokens)
+    if (a->format->stop_count == 0)
         return size;
-    size_t stop = find_stop(a->format, target, size);
+    /* one that is complete before there are min_tokens does not count; one that only began may */
+    size_t stop = scan->tokens > request_of(a)->min_tokens ? find_stop(a->format, target, size, held) : size;
     if (stop < size) {
         scan->is_stopped = true;
         return stop;
@@ -208,24 +210,26 @@ struct parts {
 };
 
 /* Takes the next token in, and says what has become certain by it. */
-static void scan_parts(const struct answer *a, struct answer_scan *scan, uint32_t token, struct parts *parts)
+static void scan_parts(const struct answer *a, struct answer_scan *scan, struct message *message, uint32_t token,
+                       struct parts *parts)
 {
     char text[SCAN_TEXT_MAX];
     if (scan->tokens == 0)
-        message_begin(&scan->message, &a->format->message);
+        message_begin(message, &a->format->message);
     size_t size = scan_token(a, scan, token, text);
     parts->output = (struct message_output){.text = parts->text};
-    message_push(&scan->message, &a->format->message, text, size, &parts->output);
+    message_push(message, &a->format->message, text, size, &parts->output);
 }
 
 /* No token follows: what was held back, by a stop string or a marker that did not come. */
-static void scan_parts_end(const struct answer *a, struct answer_scan *scan, struct parts *parts)
+static void scan_parts_end(const struct answer *a, struct answer_scan *scan, struct message *message,
+                           struct parts *parts)
 {
     char text[SCAN_TEXT_MAX];
     size_t size = scan_end(scan, text);
     parts->output = (struct message_output){.text = parts->text};
-    message_push(&scan->message, &a->format->message, text, size, &parts->output);
-    message_end(&scan->message, &a->format->message, &parts->output);
+    message_push(message, &a->format->message, text, size, &parts->output);
+    message_end(message, &a->format->message, &parts->output);
 }
 
 /* ---- pieces that both forms have ---- */
@@ -527,7 +531,7 @@ static bool render_turn(struct answer *a, struct json_writer *w)
     struct parts parts;
     if (has_token) {
         const struct token_shm *entry = entry_of(a, a->choice, scan->tokens);
-        scan_parts(a, scan, entry->token, &parts);
+        scan_parts(a, scan, &a->messages[a->choice], entry->token, &parts);
         write_event(a, w, &parts.output, entry, NULL);
     } else {
         uint32_t reason = finish_reason_of(a, a->choice);
@@ -539,13 +543,26 @@ static bool render_turn(struct answer *a, struct json_writer *w)
             json_text(w, "\n\n");
             chunk_end(a, w, begin);
         }
-        scan_parts_end(a, scan, &parts);
+        scan_parts_end(a, scan, &a->messages[a->choice], &parts);
         write_event(a, w, &parts.output, NULL, finish_reason_text(a, a->choice));
         a->has_ended[a->choice] = true;
     }
     if (!next_choice(a))
         a->phase = PHASE_STREAMED;
     return true;
+}
+
+/* Choices take turns and readers may be slow; a stop string is to be known when it is there. */
+static void look_ahead(struct answer *a)
+{
+    char text[SCAN_TEXT_MAX];
+    for (uint32_t c = 0; c < request_of(a)->choices && a->format->stop_count > 0; c++) {
+        struct answer_scan *scan = &a->ahead[c];
+        bool is_done;
+        uint32_t committed = committed_of(a, c, &is_done);
+        while (!scan->is_stopped && scan->tokens < committed)
+            scan_token(a, scan, entry_of(a, c, scan->tokens)->token, text);
+    }
 }
 
 static void render_stream_end(struct answer *a, struct json_writer *w)
@@ -603,7 +620,7 @@ static const char *const list_opening[LIST_COUNT] = {
 static bool has_list(const struct answer *a, enum list list)
 {
     const struct answer_format *format = a->format;
-    const struct message *message = &a->scans[a->choice].message;
+    const struct message *message = &a->messages[a->choice];
     bool is_score = format->kind == ANSWER_SCORE;
     bool is_chat = format->kind == ANSWER_CHAT;
     switch (list) {
@@ -634,7 +651,7 @@ static bool has_list(const struct answer *a, enum list list)
 /* A message that is nothing but calls has no content. */
 static bool has_content(const struct answer *a)
 {
-    const struct message *message = &a->scans[a->choice].message;
+    const struct message *message = &a->messages[a->choice];
     return message->calls == 0 || message->has_content;
 }
 
@@ -704,7 +721,7 @@ static void write_text_element(struct answer *a, struct json_writer *w, enum lis
         return;
     }
     struct parts parts;
-    scan_parts(a, &a->text_scan, token, &parts);
+    scan_parts(a, &a->text_scan, &a->text_message, token, &parts);
     write_pieces(a, w, list, &parts.output);
 }
 
@@ -751,7 +768,7 @@ static void close_list(struct answer *a, struct json_writer *w)
 {
     if (a->list <= LIST_CALLS) {
         struct parts parts;
-        scan_parts_end(a, &a->text_scan, &parts);
+        scan_parts_end(a, &a->text_scan, &a->text_message, &parts);
         write_pieces(a, w, (enum list)a->list, &parts.output);
         a->text_scan = (struct answer_scan){0};
     }
@@ -835,9 +852,9 @@ static bool scan_all(struct answer *a)
         if (is_plain || a->format->kind == ANSWER_SCORE)
             scan->tokens = committed;
         while (!scan->is_stopped && scan->tokens < committed)
-            scan_parts(a, scan, entry_of(a, c, scan->tokens)->token, &parts);
+            scan_parts(a, scan, &a->messages[c], entry_of(a, c, scan->tokens)->token, &parts);
         if (scan->is_stopped || is_done)
-            scan_parts_end(a, scan, &parts);
+            scan_parts_end(a, scan, &a->messages[c], &parts);
         have_all_ended = have_all_ended && (scan->is_stopped || is_done);
     }
     return have_all_ended;
@@ -885,6 +902,8 @@ enum answer_result answer_render(struct answer *a, char *target, size_t room, si
 {
     struct json_writer w = {target, 0, room};
     enum answer_result result = ANSWER_HAS_MORE;
+    if (a->format->is_stream)
+        look_ahead(a);
     while (result == ANSWER_HAS_MORE && room - w.size >= ANSWER_PIECE_MAX) {
         switch (a->phase) {
         case PHASE_HEAD:
@@ -920,10 +939,11 @@ enum answer_result answer_render(struct answer *a, char *target, size_t room, si
     return result;
 }
 
-bool answer_needs_no_more(const struct answer *answer)
+uint32_t answer_stopped(const struct answer *answer)
 {
+    const struct answer_scan *scans = answer->format->is_stream ? answer->ahead : answer->scans;
+    uint32_t stopped = 0;
     for (uint32_t c = 0; c < request_of(answer)->choices; c++)
-        if (!answer->scans[c].is_stopped)
-            return false;
-    return true;
+        stopped |= (uint32_t)scans[c].is_stopped << c;
+    return stopped;
 }

@@ -60,7 +60,6 @@ struct answer_scan {
     struct tok_decoder decoder; /* bytes that are no character yet */
     uint32_t held_size;         /* text that may become a stop string */
     char held[STOP_BYTES_MAX];
-    struct message message; /* what of its text has been told apart */
 };
 
 struct answer {
@@ -70,8 +69,11 @@ struct answer {
     uint32_t slot; /* of the request */
 
     struct answer_scan scans[CHOICES_MAX]; /* streams: what has been rendered; others: what has been looked at */
-    uint64_t length;                       /* body of an answer that is no stream; 0: not known yet */
-    uint64_t written;                      /* bytes rendered so far, head included */
+    struct message messages[CHOICES_MAX];  /* what of that text has been told apart */
+    struct answer_scan
+        ahead[CHOICES_MAX]; /* streams with stop strings: what has been looked at, however slow the reader */
+    uint64_t length;        /* body of an answer that is no stream; 0: not known yet */
+    uint64_t written;       /* bytes rendered so far, head included */
 
     /* where rendering stands */
     uint32_t phase;
@@ -81,6 +83,7 @@ struct answer {
     bool has_role; /* streamed chat: the first event of the choice in turn is out */
     bool has_ended[CHOICES_MAX];
     struct answer_scan text_scan;
+    struct message text_message;
 
     uint32_t prefix_size;
     char prefix[ANSWER_PREFIX_MAX];
@@ -99,8 +102,8 @@ void answer_begin(struct answer *answer, const struct arena *arena, const struct
 /* Renders what the log allows and the room holds: no piece is begun with less than ANSWER_PIECE_MAX of room left. */
 enum answer_result answer_render(struct answer *answer, char *target, size_t room, size_t *size);
 
-/* True when no choice needs another token although sequences may still run: stop strings have ended them all. Valid after
- * answer_render(). */
-bool answer_needs_no_more(const struct answer *answer);
+/* Choices (bits) that stop strings have ended, as far as their logs were there in the last answer_render(): whatever their
+ * sequences still give is not looked at. */
+uint32_t answer_stopped(const struct answer *answer);
 
 #endif

@@ -231,8 +231,7 @@ static void render(struct front *f, uint32_t slot)
     enum answer_result result = answer_render(&c->answer, (char *)out_of(f, slot) + used, CONN_OUT_BYTES - used, &size);
     c->rendered += size;
     c->is_rendered = result == ANSWER_COMPLETE;
-    if (answer_needs_no_more(&c->answer))
-        intake_cancel(&f->intake, shm_of(f, slot)->request);
+    intake_stop(&f->intake, shm_of(f, slot)->request, answer_stopped(&c->answer));
 }
 
 void front_pump(struct front *f, uint32_t slot)

@@ -26,8 +26,8 @@ static void update_gauges(const struct intake *intake)
 static void tell_sched(struct intake *intake, enum msg_request_kind kind, uint32_t slot)
 {
     struct msg_request msg = {.kind = kind, .slot = slot, .generation = arena_request(intake->arena, slot)->generation};
-    /* sized for every message of every slot's life, twice (layout.c): full only after several lives of front that sched has
-     * not listened to */
+    /* sized for the messages of every slot's life, twice (layout.c): full only after several lives of front that sched has not
+     * listened to, or of very many choices that stop strings end at once */
     if (ring_push(&intake->ring, &msg) != RING_OK)
         intake->is_sched_behind = true;
     process_note(&process_of(intake)->told, intake->ring.next);
@@ -183,6 +183,16 @@ void intake_cancel(struct intake *intake, uint32_t slot)
         return;
     journal_request_cancel(request);
     tell_sched(intake, MSG_REQUEST_CANCELLED, slot);
+}
+
+void intake_stop(struct intake *intake, uint32_t slot, uint32_t choices)
+{
+    struct request_shm *request = arena_request(intake->arena, slot);
+    check(journal_request_state(request) == REQUEST_ACCEPTED);
+    if ((choices & ~journal_request_stopped(request)) == 0 || intake_is_done(intake, slot))
+        return;
+    journal_request_stop(request, choices);
+    tell_sched(intake, MSG_REQUEST_STOPPED, slot);
 }
 
 bool intake_is_done(const struct intake *intake, uint32_t slot)

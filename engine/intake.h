@@ -54,6 +54,9 @@ void intake_catch_up(struct intake *intake);
 /* Stops computing for this request: nobody needs more of it. It is ended by intake_end(). */
 void intake_cancel(struct intake *intake, uint32_t slot);
 
+/* Stops computing for these choices (bits): stop strings have ended them. */
+void intake_stop(struct intake *intake, uint32_t slot, uint32_t choices);
+
 /* The connection needs the request no more: it is drained now, or cancelled and drained when its sequences are done. */
 void intake_end(struct intake *intake, uint32_t slot);
 

@@ -38,6 +38,11 @@ static void look_at_request(struct sched_process *p, uint32_t slot)
         record_accept(&p->record, slot);
         sched_accept(&p->core, slot);
     }
+    uint32_t stopped = journal_request_stopped(request);
+    if (stopped != 0) {
+        record_stop(&p->record, slot, stopped);
+        sched_stop(&p->core, slot, stopped);
+    }
     if (journal_request_is_cancelled(request)) {
         record_cancel(&p->record, slot);
         sched_cancel(&p->core, slot);

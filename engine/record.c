@@ -110,6 +110,12 @@ void record_cancel(struct record *record, uint32_t slot)
         put_entry(record, RECORD_CANCEL, slot, 0, 0);
 }
 
+void record_stop(struct record *record, uint32_t slot, uint32_t choices)
+{
+    if (record->fd >= 0)
+        put_entry(record, RECORD_STOP, slot, choices, 0);
+}
+
 void record_drained(struct record *record, uint32_t slot)
 {
     if (record->fd >= 0)

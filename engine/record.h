@@ -8,6 +8,7 @@
  *   ACCEPT   struct request_shm | prompt page numbers | prompt ids         STEP    struct record_step | rows | tokens | blocks
  *   CANCEL   -                                                             RETURN  entries of struct token_shm
  *   DRAINED  -                                                         MEASURE entries of struct step_time_shm, one a stage
+ *   STOP     -
  *
  * A STEP entry stands for every call that planned, those that gave no step included (step 0).
  */
@@ -21,7 +22,15 @@
 
 #define RECORD_MAGIC 0x3130434552465645ull /* "EVFREC01" */
 
-enum record_kind { RECORD_ACCEPT = 1, RECORD_CANCEL, RECORD_DRAINED, RECORD_STEP, RECORD_RETURN, RECORD_MEASURE };
+enum record_kind {
+    RECORD_ACCEPT = 1,
+    RECORD_CANCEL,
+    RECORD_DRAINED,
+    RECORD_STEP,
+    RECORD_RETURN,
+    RECORD_MEASURE,
+    RECORD_STOP
+};
 
 struct record_head {
     uint64_t magic;
@@ -31,8 +40,8 @@ struct record_head {
 
 struct record_entry {
     uint32_t kind;   /* enum record_kind */
-    uint32_t slot;   /* of the request; ACCEPT, CANCEL, DRAINED */
-    uint64_t step;   /* STEP (0: none was planned), RETURN, MEASURE */
+    uint32_t slot;   /* of the request; ACCEPT, CANCEL, STOP, DRAINED */
+    uint64_t step;   /* STEP (0: none was planned), RETURN, MEASURE; STOP: bits of choices */
     uint64_t now_us; /* what the scheduler was last told */
     uint64_t bytes;
 };
@@ -56,6 +65,7 @@ void record_open(struct record *record, int fd, const struct arena *arena);
 void record_time(struct record *record, uint64_t now_us);
 void record_accept(struct record *record, uint32_t slot);
 void record_cancel(struct record *record, uint32_t slot);
+void record_stop(struct record *record, uint32_t slot, uint32_t choices);
 void record_drained(struct record *record, uint32_t slot);
 void record_step(struct record *record, const struct step_shm *step); /* NULL: none was planned */
 void record_measure(struct record *record, uint64_t step, const struct step_time_shm *times);

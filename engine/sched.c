@@ -318,6 +318,20 @@ void sched_cancel(struct sched *sched, uint32_t slot)
             sched_finish(sched, answer->sequences[i], FINISH_ABORT);
 }
 
+void sched_stop(struct sched *sched, uint32_t slot, uint32_t choices)
+{
+    check(slot < sched->plan->requests_max);
+    const struct answer_shm *answer = arena_answer(sched->arena, slot);
+    uint32_t generation = sched->requests[slot].generation;
+    if (generation == 0 || generation != arena_request(sched->arena, slot)->generation ||
+        sched->requests[slot].is_in_intake) /* nothing of it can have been found */
+        return;
+    for (uint32_t i = 0; i < answer->sequence_count; i++)
+        if (choices >> i & 1 && sched->table.seqs[answer->sequences[i]].in != &sched->table.free &&
+            journal_sequence_state(arena_sequence(sched->arena, answer->sequences[i])) != SEQUENCE_DONE)
+            sched_finish(sched, answer->sequences[i], FINISH_STOP);
+}
+
 void sched_drained(struct sched *sched, uint32_t slot)
 {
     check(slot < sched->plan->requests_max);

@@ -106,6 +106,8 @@ void sched_fini(struct sched *sched);
 void sched_accept(struct sched *sched, uint32_t slot);
 /* Its client is gone: its sequences end at once. Whoever accepts a request looks whether it is cancelled already. */
 void sched_cancel(struct sched *sched, uint32_t slot);
+/* Front has found stop strings in the text of these choices (bits): their sequences end. */
+void sched_stop(struct sched *sched, uint32_t slot, uint32_t choices);
 /* Its answer is delivered: its sequences and their logs are forgotten. */
 void sched_drained(struct sched *sched, uint32_t slot);
 

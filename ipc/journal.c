@@ -22,6 +22,7 @@ void journal_request_renew(struct request_shm *request)
         request->generation = 1;
     /* relaxed: published with the state */
     atomic_store_explicit(&request->cancelled, 0, memory_order_relaxed);
+    atomic_store_explicit(&request->stopped, 0, memory_order_relaxed);
 }
 
 void journal_request_cancel(struct request_shm *request)
@@ -34,6 +35,18 @@ bool journal_request_is_cancelled(const struct request_shm *request)
 {
     /* relaxed: see journal_request_cancel() */
     return atomic_load_explicit(&request->cancelled, memory_order_relaxed) != 0;
+}
+
+void journal_request_stop(struct request_shm *request, uint32_t choices)
+{
+    /* relaxed: bits that only ever go to 1 and carry no data; we are the only writer */
+    atomic_store_explicit(&request->stopped, journal_request_stopped(request) | choices, memory_order_relaxed);
+}
+
+uint32_t journal_request_stopped(const struct request_shm *request)
+{
+    /* relaxed: see journal_request_stop() */
+    return atomic_load_explicit(&request->stopped, memory_order_relaxed);
 }
 
 static uint32_t *prompt_run(const struct arena *arena, uint32_t slot, uint32_t position, uint32_t wanted,

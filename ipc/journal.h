@@ -21,10 +21,13 @@
 /* front: the state word, release. Everything written to the slot before is visible to who reads the state. */
 void journal_request_set_state(struct request_shm *request, enum request_state state);
 enum request_state journal_request_state(const struct request_shm *request); /* acquire */
-/* front, on a FREE slot: a new generation, not cancelled; published with the state. */
+/* front, on a FREE slot: a new generation, not cancelled, nothing stopped; published with the state. */
 void journal_request_renew(struct request_shm *request);
 void journal_request_cancel(struct request_shm *request);
 bool journal_request_is_cancelled(const struct request_shm *request);
+/* front: stop strings have ended these choices (bits); others that were stay so. */
+void journal_request_stop(struct request_shm *request, uint32_t choices);
+uint32_t journal_request_stopped(const struct request_shm *request);
 
 /* Words of a request's prompt pages: its ids, the pairs of its logit_bias, its grammar. */
 static inline uint32_t journal_prompt_words(const struct request_shm *request)

@@ -22,8 +22,9 @@ static size_t take(size_t *offset, size_t bytes)
 static void layout_front(struct layout *l, const struct plan *plan)
 {
     size_t offset = sizeof(struct region_head);
-    /* accepted, cancelled, drained: three messages in the life of a slot, and the next life may begin before they are read */
-    l->front_ring_slots = power_of_two_at_least(6 * plan->requests_max);
+    /* accepted, stopped, cancelled, drained: four messages in the life of a slot (more where stop strings end its choices one
+     * by one), and the next life may begin before they are read */
+    l->front_ring_slots = power_of_two_at_least(8 * plan->requests_max);
     l->prompt_pages_per_request = (uint32_t)div_up_u64(plan->max_model_len + PROMPT_MORE_WORDS_MAX, PAGE_TOKENS);
     l->front_process = take(&offset, sizeof(struct process_shm));
     l->front_ring = take(&offset, (size_t)l->front_ring_slots * sizeof(struct ring_slot_shm));

@@ -39,7 +39,7 @@
 #include "ipc/words.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x0000000000000010ull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x0000000000000011ull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -185,6 +185,7 @@ enum request_flag {
 struct request_shm {
     alignas(64) _Atomic uint32_t state; /* W: front, release   R: sched, acquire: everything below it */
     _Atomic uint32_t cancelled;         /* W: front: 1 when the client is gone   R: sched */
+    _Atomic uint32_t stopped;           /* W: front: bit c when a stop string has ended choice c   R: sched */
     uint32_t generation;                /* W: front before ACCEPTED; grows with every use of the slot, never 0 */
     uint32_t connection;
     uint64_t order;     /* acceptance number, from 1; first come, first served follows it */
@@ -211,6 +212,7 @@ struct request_shm {
     uint32_t grammar_words; /* behind the biases: what the answer has to keep to; 0: nothing */
 };
 static_assert(sizeof(struct request_shm) == 192, "shared");
+static_assert(CHOICES_MAX <= 32, "a bit for each choice in `stopped`");
 
 /* ---- sequences: sched writes ---- */
 
@@ -374,6 +376,7 @@ static_assert(sizeof(struct msg_step) == RING_PAYLOAD_BYTES, "shared");
 enum msg_request_kind {
     MSG_REQUEST_ACCEPTED = 1, /* front -> sched: look at this slot */
     MSG_REQUEST_CANCELLED,    /* front -> sched: the client is gone */
+    MSG_REQUEST_STOPPED,      /* front -> sched: stop strings have ended some of its choices */
     MSG_REQUEST_DRAINED,      /* front -> sched: forget it */
     MSG_REQUEST_TOKENS,       /* sched -> front: its log has grown, or it is done */
     MSG_REQUEST_FORGOTTEN,    /* sched -> front: the sequences are gone, the slot may be used again */

@@ -92,17 +92,18 @@ static void make_case(struct fuzz_input *input)
 static size_t read_naively(uint32_t *used)
 {
     struct tok_decoder decoder = {0};
-    size_t size = 0, searched_from = 0;
+    size_t size = 0, seen = 0;
     for (*used = 0; *used < token_count;) {
         uint32_t token = tokens[(*used)++];
         if (!is_end(token) || *used < min_tokens)
             size += tok_decoder_push(&decoder, &tok, token, wanted + size);
         if (*used <= min_tokens)
-            searched_from = size;
+            seen = size; /* one that is complete by then does not count */
         const char *stop = format.stops;
         size_t first = size;
         for (uint32_t i = 0; i<format.stop_count && * used> min_tokens; stop += format.stop_size[i++]) {
-            const char *at = memmem(wanted + searched_from, size - searched_from, stop, format.stop_size[i]);
+            size_t from = seen >= format.stop_size[i] ? seen + 1 - format.stop_size[i] : 0;
+            const char *at = memmem(wanted + from, size - from, stop, format.stop_size[i]);
             if (at != NULL)
                 first = min_u64(first, (size_t)(at - wanted));
         }

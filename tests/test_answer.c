@@ -366,21 +366,32 @@ Test(answer, what_only_looked_like_a_stop_string_is_given_in_the_end, .init = se
     expect_text("xabcabcab", "length");
 }
 
-Test(answer, an_ended_choice_needs_no_more_tokens, .init = set_up)
+Test(answer, says_which_choices_stop_strings_have_ended, .init = set_up)
 {
     static struct answer answer;
     static char bytes[65536];
     size_t size;
     add_stop("b");
-    format.is_stream = 1;
-    fake_sched_take(&arena, 0);
-    answer_begin(&answer, &arena, &tok, &format, 0);
-    commit_text(0, "a");
-    cr_expect_eq(answer_render(&answer, bytes, sizeof(bytes), &size), ANSWER_WAITS);
-    cr_expect_not(answer_needs_no_more(&answer));
-    commit_text(0, "bcd");
-    cr_expect_eq(answer_render(&answer, bytes, sizeof(bytes), &size), ANSWER_COMPLETE);
-    cr_expect(answer_needs_no_more(&answer));
+    request->choices = 3;
+    for (uint32_t is_stream = 0; is_stream < 2; is_stream++) {
+        format.is_stream = (uint8_t)is_stream;
+        request->generation++;
+        fake_sched_take(&arena, 0);
+        answer_begin(&answer, &arena, &tok, &format, 0);
+        commit_text(2, "aa");
+        cr_expect_eq(answer_render(&answer, bytes, sizeof(bytes), &size), ANSWER_WAITS);
+        cr_expect_eq(answer_stopped(&answer), 0);
+        commit_text(2, "bcd"); /* long before its turn in a stream: nothing of choice 0 is there */
+        cr_expect_eq(answer_render(&answer, bytes, sizeof(bytes), &size), ANSWER_WAITS);
+        cr_expect_eq(answer_stopped(&answer), 4);
+        commit_text(0, "b");
+        /* a stream's reader that leaves no room does not matter either */
+        answer_render(&answer, bytes, is_stream ? 0 : sizeof(bytes), &size);
+        cr_expect_eq(answer_stopped(&answer), 5);
+        commit_text(1, "bb");
+        cr_expect_eq(answer_render(&answer, bytes, sizeof(bytes), &size), ANSWER_COMPLETE);
+        cr_expect_eq(answer_stopped(&answer), 7);
+    }
 }
 
 Test(answer, stop_strings_count_only_behind_the_least_number_of_tokens, .init = set_up)
@@ -390,6 +401,16 @@ Test(answer, stop_strings_count_only_behind_the_least_number_of_tokens, .init = 
     fake_sched_take(&arena, 0);
     commit_text(0, "abcba");
     expect_text("abc", "stop");
+}
+
+Test(answer, a_stop_string_that_begins_within_the_least_number_of_tokens_counts, .init = set_up)
+{
+    add_stop("b");
+    add_stop("bcd");
+    request->min_tokens = 3;
+    fake_sched_take(&arena, 0);
+    commit_text(0, "abcda");
+    expect_text("a", "stop");
 }
 
 Test(answer, end_tokens_give_no_text_and_stop_tokens_neither, .init = set_up)

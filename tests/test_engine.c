@@ -154,6 +154,57 @@ Test(engine, no_token_that_ends_an_answer_is_drawn_before_min_tokens, .timeout =
     cr_assert_eq(own_engine_stop(&engine), 0);
 }
 
+/* The text of a choice and its number of ids. */
+static uint32_t choice_of(json_t *answer, size_t choice, const char **text)
+{
+    json_t *one = json_array_get(json_object_get(answer, "choices"), choice);
+    *text = json_string_value(json_object_get(one, "text"));
+    cr_assert_not_null(*text);
+    return (uint32_t)json_array_size(json_object_get(one, "token_ids"));
+}
+
+Test(engine, a_stop_string_ends_the_work_for_its_choice_alone, .timeout = 120)
+{
+    struct own_engine engine;
+    int status;
+    engine_start(&engine, "-p 2");
+#define BODY                                                                                                           \
+    "\"prompt\":\"Once upon a time\",\"temperature\":1,\"seed\":5,\"n\":2,\"max_tokens\":120,\"ignore_eos\":true,"     \
+    "\"return_token_ids\":true"
+    json_t *plain = engine_post(&engine, "/v1/completions", "{" BODY "}", &status);
+    const char *ended, *other, *text;
+    choice_of(plain, 0, &ended);
+    choice_of(plain, 1, &other);
+    char stop[7] = "";
+    for (size_t at = 20; at < 120 && (stop[0] == '\0' || strstr(other, stop) != NULL || strstr(stop, "\n") != NULL);
+         at++)
+        memcpy(stop, ended + at, 6);
+    uint64_t before = engine_metric(&engine, "evenflow_generation_tokens_total");
+    json_t *body = json_loads("{" BODY "}", 0, NULL);
+    json_object_set_new(body, "stop", json_string(stop));
+    char *body_text = json_dumps(body, 0);
+    json_t *answer = engine_post(&engine, "/v1/completions", body_text, &status);
+    cr_assert_eq(status, 200, "%s", body_text);
+    uint32_t few = choice_of(answer, 0, &text);
+    cr_expect_eq(strncmp(ended, text, strlen(text)), 0);
+    cr_expect_eq(strncmp(ended + strlen(text), stop, 6), 0, "%s, not '%s'", text, stop);
+    cr_expect_lt(few, 60);
+    cr_expect_eq(choice_of(answer, 1, &text), 120);
+    cr_expect_str_eq(text, other);
+    json_t *usage = json_object_get(answer, "usage");
+    cr_expect_eq(json_integer_value(json_object_get(usage, "completion_tokens")), few + 120);
+    /* beyond what counts, only what was under way when the stop string was found */
+    uint64_t generated = engine_metric(&engine, "evenflow_generation_tokens_total") - before;
+    cr_expect(generated >= few + 120 && generated < few + 120 + 20, "%llu tokens for %u", (unsigned long long)generated,
+              few + 120);
+    free(body_text);
+    json_decref(body);
+    json_decref(answer);
+    json_decref(plain);
+#undef BODY
+    cr_assert_eq(own_engine_stop(&engine), 0);
+}
+
 static void count_event(struct client_call *call, void *context, const char *data, size_t size)
 {
     (void)call;

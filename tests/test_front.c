@@ -33,7 +33,7 @@ static struct ring_producer to_front;
 static struct ring_consumer from_front;
 static char directory[] = "/tmp/evenflow-test-XXXXXX";
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
-static uint32_t cancelled_count;
+static uint32_t cancelled_count, stopped_count;
 static enum io_choice io_choice;
 static uint32_t is_ready = 1; /* every process, before the test begins */
 
@@ -144,6 +144,13 @@ static void sched_turn(void)
             cancelled_count++;
             for (uint32_t c = 0; c < request->choices; c++)
                 fake_sched_end(&arena, msg.slot, c, FINISH_ABORT);
+            hint(MSG_REQUEST_TOKENS, msg.slot);
+            break;
+        case MSG_REQUEST_STOPPED:
+            stopped_count++;
+            for (uint32_t c = 0; c < request->choices; c++)
+                if (journal_request_stopped(request) >> c & 1)
+                    fake_sched_end(&arena, msg.slot, c, FINISH_STOP);
             hint(MSG_REQUEST_TOKENS, msg.slot);
             break;
         case MSG_REQUEST_DRAINED:
@@ -510,8 +517,28 @@ FRONT_TEST(a_stop_string_ends_the_request, set_up)
     cr_expect_not_null(strstr(answer, "\"text\":\"hel\""), "%s", answer);
     cr_expect_not_null(strstr(answer, "\"finish_reason\":\"stop\""));
     cr_expect_not_null(strstr(answer, "\"completion_tokens\":5,"));
-    cr_expect_eq(cancelled_count, 1);
+    cr_expect_eq(stopped_count, 1);
     cr_expect_eq(counter(COUNTER_FRONT_REQUESTS_ABORTED), 0);
+    close(fd);
+    expect_nothing_left();
+}
+
+FRONT_TEST(a_stop_string_ends_its_choice_while_another_keeps_the_stream_waiting, set_up)
+{
+    int fd = connect_client();
+    ask(fd, post("/v1/completions", "{\"prompt\":\"ab\",\"stop\":\"lo\",\"max_tokens\":100,\"n\":2,\"stream\":true}"));
+    commit_text(0, "hello world");
+    settle();
+    cr_expect_eq(stopped_count, 1);
+    cr_expect_eq(journal_request_stopped(arena_request(&arena, 0)), 1);
+    cr_expect_not(journal_request_is_cancelled(arena_request(&arena, 0)));
+    const char *answer = receive(fd, NULL);
+    cr_expect_null(strstr(answer, "\"finish_reason\":\"stop\""), "%s", answer);
+    fake_sched_commit(&arena, 0, 1, &(struct token_shm){.token = TINY_HELLO});
+    hint(MSG_REQUEST_TOKENS, 0);
+    settle();
+    cr_expect_not_null(strstr(receive(fd, NULL), "data: [DONE]"));
+    cr_expect_eq(cancelled_count, 0);
     close(fd);
     expect_nothing_left();
 }

@@ -294,11 +294,14 @@ static void sched_look(uint32_t slot)
     case REQUEST_ACCEPTED:
         if (!is_taken)
             fake_sched_take(&arena, slot);
-        if (!journal_request_is_cancelled(request))
+        if (!journal_request_is_cancelled(request) && journal_request_stopped(request) == 0)
             break;
-        for (uint32_t c = 0; c < request->choices; c++)
-            if (journal_sequence_state(arena_sequence(&arena, answer->sequences[c])) != SEQUENCE_DONE)
-                fake_sched_end(&arena, slot, c, FINISH_ABORT);
+        for (uint32_t c = 0; c < request->choices; c++) {
+            bool is_stopped = journal_request_stopped(request) >> c & 1;
+            if (journal_sequence_state(arena_sequence(&arena, answer->sequences[c])) != SEQUENCE_DONE &&
+                (is_stopped || journal_request_is_cancelled(request)))
+                fake_sched_end(&arena, slot, c, is_stopped ? FINISH_STOP : FINISH_ABORT);
+        }
         hint(MSG_REQUEST_TOKENS, slot);
         break;
     case REQUEST_DRAINED:
@@ -380,6 +383,9 @@ static struct talk {
          "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"stream\":true,\"max_tokens\":40,\"logprobs\":true}",
      .is_chunked = true},
     {.head = COMPLETIONS, .body = "{\"prompt\":\"af\",\"max_tokens\":300,\"stream\":true,\"stop\":[\"abc\",\"xu\"]}"},
+    {.head = COMPLETIONS,
+     .body = "{\"prompt\":\"ai\",\"max_tokens\":200,\"stream\":true,\"n\":3,\"stop\":[\"q\",\"kf\"]}"},
+    {.head = COMPLETIONS, .body = "{\"prompt\":\"aj\",\"max_tokens\":200,\"n\":3,\"stop\":[\"hz\",\"ub\",\"tt\"]}"},
     {.head = COMPLETIONS "Expect: 100-continue\r\n", .body = "{\"prompt\":\"ag\",\"max_tokens\":120}"},
     {.head = "POST /v1/completions HTTP/1.0\r\n",
      .body = "{\"prompt\":\"ah\",\"max_tokens\":70,\"stream\":true}",

@@ -407,6 +407,36 @@ Test(sched, an_abort_ends_a_sequence_in_every_state)
     close_world(&w);
 }
 
+Test(sched, a_stop_string_ends_its_choice_and_no_other)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    open_world(&w, &plan);
+    prepare(&w, 0, 10, 40)->choices = 3;
+    accept(&w, 0);
+    for (int i = 0; i < 8; i++) {
+        plan_step(&w);
+        return_step(&w);
+    }
+    plan_step(&w); /* and rows of it are in flight */
+    uint32_t blocks = w.sched.kv.free_count, seen = journal_log_committed(sequence_at(&w, 0, 1));
+    sched_stop(&w.sched, 0, 2);
+    cr_expect_eq(journal_sequence_state(sequence_at(&w, 0, 1)), SEQUENCE_DONE);
+    cr_expect_eq(sequence_at(&w, 0, 1)->finish_reason, FINISH_STOP);
+    cr_expect_gt(w.sched.kv.free_count, blocks);
+    sched_stop(&w.sched, 0, 2); /* a repeated hint */
+    run_until_quiet(&w);
+    cr_expect_eq(journal_log_committed(sequence_at(&w, 0, 1)), seen);
+    for (uint32_t choice = 0; choice < 3; choice += 2) {
+        check_tokens(&w, 0, choice);
+        cr_expect_eq(sequence_at(&w, 0, choice)->finish_reason, FINISH_LENGTH);
+        cr_expect_eq(journal_log_committed(sequence_at(&w, 0, choice)), 40);
+    }
+    drain(&w, 0);
+    check_nothing_is_held(&w);
+    close_world(&w);
+}
+
 Test(sched, results_for_a_sequence_that_is_gone_go_nowhere)
 {
     struct world w;
@@ -1110,6 +1140,8 @@ static uint64_t random_run(uint64_t seed, uint32_t turns, struct totals *totals)
             }
             drain(&w, slot);
             ended++;
+        } else if (state == REQUEST_ACCEPTED && random_below(150) == 0) {
+            sched_stop(&w.sched, slot, random_below(8));
         } else if (state == REQUEST_ACCEPTED && random_below(150) == 0) {
             journal_request_cancel(request_at(&w, slot));
             sched_cancel(&w.sched, slot);

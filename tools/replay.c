@@ -106,7 +106,7 @@ static void replay_step(struct replay *r, const struct record_entry *entry)
 
 static int replay_entry(struct replay *r, const struct record_entry *entry, struct err *err)
 {
-    bool names_slot = entry->kind == RECORD_CANCEL || entry->kind == RECORD_DRAINED;
+    bool names_slot = entry->kind == RECORD_CANCEL || entry->kind == RECORD_STOP || entry->kind == RECORD_DRAINED;
     int ret = 0;
     if (names_slot && entry->slot >= r->plan.requests_max)
         return err_set(err, -EPROTO, "a request slot is out of bounds");
@@ -120,6 +120,9 @@ static int replay_entry(struct replay *r, const struct record_entry *entry, stru
         break;
     case RECORD_CANCEL:
         sched_cancel(&r->sched, entry->slot);
+        break;
+    case RECORD_STOP:
+        sched_stop(&r->sched, entry->slot, (uint32_t)entry->step);
         break;
     case RECORD_DRAINED:
         journal_request_set_state(arena_request(&r->arena, entry->slot), REQUEST_DRAINED);
