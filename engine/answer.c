@@ -40,25 +40,39 @@ enum phase {
 
 /* ---- what journal and log say ---- */
 
+/* Of the first prompt: what does not depend on the prompt is the same in all. */
 static const struct request_shm *request_of(const struct answer *a)
 {
-    return arena_request(a->arena, a->slot);
+    return arena_request(a->arena, a->slots[0]);
+}
+
+/* The request of a choice's prompt. */
+static uint32_t slot_of(const struct answer *a, uint32_t choice)
+{
+    return a->slots[choice / request_of(a)->choices];
+}
+
+static struct answer_choice *choice_at(const struct answer *a, uint32_t choice)
+{
+    return &a->choices[(size_t)slot_of(a, choice) * CHOICES_MAX + choice % request_of(a)->choices];
 }
 
 /* Sched has looked at the request: its sequences exist, or it has refused to make any. */
-static bool is_taken_in(const struct answer *a)
+static bool is_taken_in(const struct answer *a, uint32_t choice)
 {
-    return journal_answer_generation(arena_answer(a->arena, a->slot)) == request_of(a)->generation;
+    uint32_t slot = slot_of(a, choice);
+    return journal_answer_generation(arena_answer(a->arena, slot)) == arena_request(a->arena, slot)->generation;
 }
 
 /* NULL until sched has taken the request in, and for ever when it was refused or cancelled before. */
 static const struct sequence_shm *sequence_of(const struct answer *a, uint32_t choice, uint32_t *sequence)
 {
-    const struct answer_shm *shm = arena_answer(a->arena, a->slot);
-    if (!is_taken_in(a) || shm->sequence_count == 0)
+    const struct answer_shm *shm = arena_answer(a->arena, slot_of(a, choice));
+    uint32_t index = choice % request_of(a)->choices;
+    if (!is_taken_in(a, choice) || shm->sequence_count == 0)
         return NULL;
-    *sequence = shm->sequences[choice];
-    check(choice < shm->sequence_count && *sequence < a->arena->plan->sequences_max);
+    *sequence = shm->sequences[index];
+    check(index < shm->sequence_count && *sequence < a->arena->plan->sequences_max);
     return arena_sequence(a->arena, *sequence);
 }
 
@@ -66,7 +80,7 @@ static const struct sequence_shm *sequence_of(const struct answer *a, uint32_t c
 static uint32_t committed_of(const struct answer *a, uint32_t choice, bool *is_done)
 {
     /* asked once, and first: sched may take the request in between two questions */
-    *is_done = is_taken_in(a);
+    *is_done = is_taken_in(a, choice);
     if (!*is_done)
         return 0;
     uint32_t index;
@@ -89,10 +103,10 @@ static uint32_t finish_reason_of(const struct answer *a, uint32_t choice)
 {
     uint32_t index;
     const struct sequence_shm *sequence = sequence_of(a, choice, &index);
-    if (a->scans[choice].is_stopped)
+    if (choice_at(a, choice)->scan.is_stopped)
         return FINISH_STOP;
     if (sequence == NULL)
-        return journal_request_is_cancelled(request_of(a)) ? FINISH_ABORT : FINISH_ERROR;
+        return journal_request_is_cancelled(arena_request(a->arena, slot_of(a, choice))) ? FINISH_ABORT : FINISH_ERROR;
     return sequence->finish_reason;
 }
 
@@ -102,7 +116,7 @@ static const char *finish_reason_text(const struct answer *a, uint32_t choice)
     case FINISH_LENGTH:
         return "length";
     case FINISH_STOP:
-        return a->messages[choice].calls > 0 ? "tool_calls" : "stop";
+        return choice_at(a, choice)->message.calls > 0 ? "tool_calls" : "stop";
     case FINISH_ABORT:
         return "abort";
     default:
@@ -252,18 +266,20 @@ static void write_prefix(struct answer *a)
 
 static void write_usage(const struct answer *a, struct json_writer *w)
 {
-    const struct request_shm *request = request_of(a);
-    uint32_t sequence;
-    const struct sequence_shm *first = sequence_of(a, 0, &sequence);
-    uint64_t completion_tokens = 0;
-    for (uint32_t c = 0; c < request->choices && a->format->kind != ANSWER_SCORE; c++)
-        completion_tokens += a->scans[c].tokens;
+    uint64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
+    for (uint32_t prompt = 0; prompt < a->prompt_count; prompt++) {
+        uint32_t index;
+        const struct sequence_shm *first = sequence_of(a, prompt * request_of(a)->choices, &index);
+        prompt_tokens += arena_request(a->arena, a->slots[prompt])->prompt_tokens;
+        cached_tokens += first != NULL ? first->cached_tokens : 0;
+    }
+    for (uint32_t c = 0; c < a->choice_count && a->format->kind != ANSWER_SCORE; c++)
+        completion_tokens += choice_at(a, c)->scan.tokens;
     json_format(w,
-                "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%llu,\"total_tokens\":%llu,"
-                "\"prompt_tokens_details\":{\"cached_tokens\":%u}}",
-                request->prompt_tokens, (unsigned long long)completion_tokens,
-                (unsigned long long)(request->prompt_tokens + completion_tokens),
-                first != NULL ? first->cached_tokens : 0);
+                "\"usage\":{\"prompt_tokens\":%llu,\"completion_tokens\":%llu,\"total_tokens\":%llu,"
+                "\"prompt_tokens_details\":{\"cached_tokens\":%llu}}",
+                (unsigned long long)prompt_tokens, (unsigned long long)completion_tokens,
+                (unsigned long long)(prompt_tokens + completion_tokens), (unsigned long long)cached_tokens);
 }
 
 static void write_hash(struct json_writer *w, uint64_t hash)
@@ -367,7 +383,7 @@ static void write_event_logprobs(const struct answer *a, struct json_writer *w, 
         json_text(w, "null");
     } else if (a->format->kind == ANSWER_CHAT) {
         json_text(w, "{\"content\":[");
-        write_chat_logprob(a, w, entry, a->scans[a->choice].tokens - 1);
+        write_chat_logprob(a, w, entry, choice_at(a, a->choice)->scan.tokens - 1);
         json_text(w, "]}");
     } else {
         json_text(w, "{\"tokens\":[");
@@ -376,7 +392,7 @@ static void write_event_logprobs(const struct answer *a, struct json_writer *w, 
         json_float(w, entry->logprob);
         if (request_of(a)->top_logprobs > 0) {
             json_text(w, "],\"top_logprobs\":[");
-            write_tops(a, w, a->scans[a->choice].tokens - 1);
+            write_tops(a, w, choice_at(a, a->choice)->scan.tokens - 1);
         }
         json_text(w, "]}");
     }
@@ -502,10 +518,10 @@ static void write_error_object(struct json_writer *w)
 
 static bool next_choice(struct answer *a)
 {
-    uint32_t choices = request_of(a)->choices;
+    uint32_t choices = a->choice_count;
     for (uint32_t i = 1; i <= choices; i++) {
         uint32_t choice = (a->choice + i) % choices;
-        if (!a->has_ended[choice]) {
+        if (!choice_at(a, choice)->has_ended) {
             a->choice = choice;
             return true;
         }
@@ -516,7 +532,7 @@ static bool next_choice(struct answer *a)
 /* The next event of the choice in turn, if the log allows it. False: it has to wait. */
 static bool render_turn(struct answer *a, struct json_writer *w)
 {
-    struct answer_scan *scan = &a->scans[a->choice];
+    struct answer_scan *scan = &choice_at(a, a->choice)->scan;
     bool is_done;
     uint32_t committed = committed_of(a, a->choice, &is_done);
     bool has_token = !scan->is_stopped && scan->tokens < committed;
@@ -531,7 +547,7 @@ static bool render_turn(struct answer *a, struct json_writer *w)
     struct parts parts;
     if (has_token) {
         const struct token_shm *entry = entry_of(a, a->choice, scan->tokens);
-        scan_parts(a, scan, &a->messages[a->choice], entry->token, &parts);
+        scan_parts(a, scan, &choice_at(a, a->choice)->message, entry->token, &parts);
         write_event(a, w, &parts.output, entry, NULL);
     } else {
         uint32_t reason = finish_reason_of(a, a->choice);
@@ -543,9 +559,9 @@ static bool render_turn(struct answer *a, struct json_writer *w)
             json_text(w, "\n\n");
             chunk_end(a, w, begin);
         }
-        scan_parts_end(a, scan, &a->messages[a->choice], &parts);
+        scan_parts_end(a, scan, &choice_at(a, a->choice)->message, &parts);
         write_event(a, w, &parts.output, NULL, finish_reason_text(a, a->choice));
-        a->has_ended[a->choice] = true;
+        choice_at(a, a->choice)->has_ended = true;
     }
     if (!next_choice(a))
         a->phase = PHASE_STREAMED;
@@ -556,8 +572,8 @@ static bool render_turn(struct answer *a, struct json_writer *w)
 static void look_ahead(struct answer *a)
 {
     char text[SCAN_TEXT_MAX];
-    for (uint32_t c = 0; c < request_of(a)->choices && a->format->stop_count > 0; c++) {
-        struct answer_scan *scan = &a->ahead[c];
+    for (uint32_t c = 0; c < a->choice_count && a->format->stop_count > 0; c++) {
+        struct answer_scan *scan = &choice_at(a, c)->ahead;
         bool is_done;
         uint32_t committed = committed_of(a, c, &is_done);
         while (!scan->is_stopped && scan->tokens < committed)
@@ -620,7 +636,7 @@ static const char *const list_opening[LIST_COUNT] = {
 static bool has_list(const struct answer *a, enum list list)
 {
     const struct answer_format *format = a->format;
-    const struct message *message = &a->messages[a->choice];
+    const struct message *message = &choice_at(a, a->choice)->message;
     bool is_score = format->kind == ANSWER_SCORE;
     bool is_chat = format->kind == ANSWER_CHAT;
     switch (list) {
@@ -651,7 +667,7 @@ static bool has_list(const struct answer *a, enum list list)
 /* A message that is nothing but calls has no content. */
 static bool has_content(const struct answer *a)
 {
-    const struct message *message = &a->messages[a->choice];
+    const struct message *message = &choice_at(a, a->choice)->message;
     return message->calls == 0 || message->has_content;
 }
 
@@ -676,9 +692,14 @@ static const char *list_closing(const struct answer *a, enum list list)
     }
 }
 
+static uint32_t prompt_tokens_of(const struct answer *a, uint32_t choice)
+{
+    return arena_request(a->arena, slot_of(a, choice))->prompt_tokens;
+}
+
 static uint32_t element_count(const struct answer *a)
 {
-    return a->format->kind == ANSWER_SCORE ? request_of(a)->prompt_tokens : a->scans[a->choice].tokens;
+    return a->format->kind == ANSWER_SCORE ? prompt_tokens_of(a, a->choice) : choice_at(a, a->choice)->scan.tokens;
 }
 
 /* Element i's token, and its log entry or NULL. */
@@ -689,8 +710,8 @@ static uint32_t element_at(const struct answer *a, uint32_t i, const struct toke
         return (*entry)->token;
     }
     uint32_t token;
-    journal_prompt_read(a->arena, a->slot, i, 1, &token);
-    *entry = i > 0 ? entry_of(a, 0, i - 1) : NULL;
+    journal_prompt_read(a->arena, slot_of(a, a->choice), i, 1, &token);
+    *entry = i > 0 ? entry_of(a, a->choice, i - 1) : NULL;
     return token;
 }
 
@@ -787,7 +808,7 @@ static void close_list(struct answer *a, struct json_writer *w)
     if (!has_list(a, LIST_LOGPROBS) && !has_list(a, LIST_CHAT))
         json_text(w, ",\"logprobs\":null");
     json_format(w, ",\"finish_reason\":\"%s\"}", finish_reason_text(a, a->choice));
-    if (++a->choice < request_of(a)->choices)
+    if (++a->choice < a->choice_count)
         open_choice(a, w);
     else
         a->phase = PHASE_CLOSE;
@@ -845,16 +866,16 @@ static bool scan_all(struct answer *a)
     bool is_plain = a->format->stop_count == 0 && message->calls == MESSAGE_NO_CALLS && !message->has_reasoning;
     bool have_all_ended = true;
     struct parts parts;
-    for (uint32_t c = 0; c < request_of(a)->choices; c++) {
-        struct answer_scan *scan = &a->scans[c];
+    for (uint32_t c = 0; c < a->choice_count; c++) {
+        struct answer_scan *scan = &choice_at(a, c)->scan;
         bool is_done;
         uint32_t committed = committed_of(a, c, &is_done);
         if (is_plain || a->format->kind == ANSWER_SCORE)
             scan->tokens = committed;
         while (!scan->is_stopped && scan->tokens < committed)
-            scan_parts(a, scan, &a->messages[c], entry_of(a, c, scan->tokens)->token, &parts);
+            scan_parts(a, scan, &choice_at(a, c)->message, entry_of(a, c, scan->tokens)->token, &parts);
         if (scan->is_stopped || is_done)
-            scan_parts_end(a, scan, &a->messages[c], &parts);
+            scan_parts_end(a, scan, &choice_at(a, c)->message, &parts);
         have_all_ended = have_all_ended && (scan->is_stopped || is_done);
     }
     return have_all_ended;
@@ -862,19 +883,26 @@ static bool scan_all(struct answer *a)
 
 static bool has_failed(const struct answer *a)
 {
-    for (uint32_t c = 0; c < request_of(a)->choices; c++)
+    for (uint32_t c = 0; c < a->choice_count; c++) {
         if (finish_reason_of(a, c) == FINISH_ERROR)
             return true;
-    /* every token of a scored prompt but the first has an entry */
-    return a->format->kind == ANSWER_SCORE && a->scans[0].tokens + 1 != request_of(a)->prompt_tokens;
+        /* every token of a scored prompt but the first has an entry */
+        if (a->format->kind == ANSWER_SCORE && choice_at(a, c)->scan.tokens + 1 != prompt_tokens_of(a, c))
+            return true;
+    }
+    return false;
 }
 
 /* ---- the whole ---- */
 
 void answer_begin(struct answer *answer, const struct arena *arena, const struct tok *tok,
-                  const struct answer_format *format, uint32_t request_slot)
+                  const struct answer_format *format, uint32_t request_slot, struct answer_choice *choices)
 {
-    *answer = (struct answer){.arena = arena, .tok = tok, .format = format, .slot = request_slot, .phase = PHASE_HEAD};
+    *answer = (struct answer){.arena = arena, .tok = tok, .format = format, .choices = choices, .phase = PHASE_HEAD};
+    answer->prompt_count = journal_request_chain(arena, request_slot, answer->slots);
+    answer->choice_count = answer->prompt_count * request_of(answer)->choices;
+    for (uint32_t c = 0; c < answer->choice_count; c++)
+        *choice_at(answer, c) = (struct answer_choice){0};
     check(format->kind != ANSWER_SCORE || !format->is_stream);
     write_prefix(answer);
 }
@@ -939,11 +967,12 @@ enum answer_result answer_render(struct answer *a, char *target, size_t room, si
     return result;
 }
 
-uint32_t answer_stopped(const struct answer *answer)
+uint32_t answer_stopped(const struct answer *answer, uint32_t prompt)
 {
-    const struct answer_scan *scans = answer->format->is_stream ? answer->ahead : answer->scans;
-    uint32_t stopped = 0;
-    for (uint32_t c = 0; c < request_of(answer)->choices; c++)
-        stopped |= (uint32_t)scans[c].is_stopped << c;
+    uint32_t stopped = 0, each = request_of(answer)->choices;
+    for (uint32_t c = 0; c < each; c++) {
+        const struct answer_choice *choice = choice_at(answer, prompt * each + c);
+        stopped |= (uint32_t)(answer->format->is_stream ? choice->ahead : choice->scan).is_stopped << c;
+    }
     return stopped;
 }

@@ -62,18 +62,25 @@ struct answer_scan {
     char held[STOP_BYTES_MAX];
 };
 
+/* A choice of one of the prompts. Lies with its request's slot, not with the answer: there are fewer of them. */
+struct answer_choice {
+    struct answer_scan scan;  /* streams: what has been rendered; others: what has been looked at */
+    struct message message;   /* what of that text has been told apart */
+    struct answer_scan ahead; /* streams with stop strings: what has been looked at, however slow the reader */
+    bool has_ended;           /* streams: its last event is out */
+};
+
 struct answer {
     const struct arena *arena;
     const struct tok *tok;
     const struct answer_format *format;
-    uint32_t slot; /* of the request */
+    struct answer_choice *choices; /* (requests_max, CHOICES_MAX) */
+    uint32_t slots[PROMPTS_MAX];   /* of the requests, one a prompt */
+    uint32_t prompt_count;
+    uint32_t choice_count; /* of all prompts: choice c is the (c % n)th of prompt c / n */
 
-    struct answer_scan scans[CHOICES_MAX]; /* streams: what has been rendered; others: what has been looked at */
-    struct message messages[CHOICES_MAX];  /* what of that text has been told apart */
-    struct answer_scan
-        ahead[CHOICES_MAX]; /* streams with stop strings: what has been looked at, however slow the reader */
-    uint64_t length;        /* body of an answer that is no stream; 0: not known yet */
-    uint64_t written;       /* bytes rendered so far, head included */
+    uint64_t length;  /* body of an answer that is no stream; 0: not known yet */
+    uint64_t written; /* bytes rendered so far, head included */
 
     /* where rendering stands */
     uint32_t phase;
@@ -81,7 +88,6 @@ struct answer {
     uint32_t list;
     uint32_t item;
     bool has_role; /* streamed chat: the first event of the choice in turn is out */
-    bool has_ended[CHOICES_MAX];
     struct answer_scan text_scan;
     struct message text_message;
 
@@ -95,15 +101,16 @@ enum answer_result {
     ANSWER_COMPLETE, /* every byte is out */
 };
 
-/* Starts at the first byte. Memory that format points into must stay. */
+/* Starts at the first byte. request_slot: of the last prompt, see journal_request_chain(). choices: (requests_max,
+ * CHOICES_MAX), of all answers together; uses those of its requests. */
 void answer_begin(struct answer *answer, const struct arena *arena, const struct tok *tok,
-                  const struct answer_format *format, uint32_t request_slot);
+                  const struct answer_format *format, uint32_t request_slot, struct answer_choice *choices);
 
 /* Renders what the log allows and the room holds: no piece is begun with less than ANSWER_PIECE_MAX of room left. */
 enum answer_result answer_render(struct answer *answer, char *target, size_t room, size_t *size);
 
-/* Choices (bits) that stop strings have ended, as far as their logs were there in the last answer_render(): whatever their
- * sequences still give is not looked at. */
-uint32_t answer_stopped(const struct answer *answer);
+/* Choices (bits) of a prompt that stop strings have ended, as far as their logs were there in the last answer_render():
+ * whatever their sequences still give is not looked at. */
+uint32_t answer_stopped(const struct answer *answer, uint32_t prompt);
 
 #endif

@@ -539,6 +539,14 @@ static uint32_t encode_text(const struct api *api, const char *text, size_t size
     return tok_encode(api->tok, text, size, &whole, parse_special, api->tokens, api->tokens_max + 1);
 }
 
+/* A list of prompts, as against one prompt of ids. */
+static bool is_list_of_prompts(const json_t *prompt)
+{
+    const json_t *first = json_array_get(prompt, 0);
+    return json_is_string(first) || json_is_array(first);
+}
+
+/* Prompt number prompt_index. */
 static int get_prompt(const struct body *b, struct api_request *request)
 {
     json_t *prompt = field(b, "prompt");
@@ -546,19 +554,20 @@ static int get_prompt(const struct body *b, struct api_request *request)
     if (get_bool(b, "parse_special", &parse_special) != 0)
         return -1;
     if (prompt == NULL)
-        return FAIL(b, "prompt", "prompt is missing: a string or a list of token ids");
-    if (json_is_array(prompt) &&
-        (json_is_string(json_array_get(prompt, 0)) || json_is_array(json_array_get(prompt, 0)))) {
-        if (json_array_size(prompt) > 1)
-            return api_fail(b->error, 400, "prompt", "unsupported_parameter",
-                            "prompt holds %zu prompts; this server takes one per request", json_array_size(prompt));
-        prompt = json_array_get(prompt, 0);
+        return FAIL(b, "prompt", "prompt is missing: a string, a list of token ids, or a list of these");
+    request->prompt_count = 1;
+    if (is_list_of_prompts(prompt)) {
+        uint32_t max = (uint32_t)min_u64(PROMPTS_MAX, b->api->plan->requests_max);
+        if (json_array_size(prompt) > max)
+            return FAIL(b, "prompt", "prompt holds %zu prompts; at most %u are allowed", json_array_size(prompt), max);
+        request->prompt_count = (uint32_t)json_array_size(prompt);
+        prompt = json_array_get(prompt, request->prompt_index);
     }
     request->prompt = b->api->tokens;
     if (json_is_array(prompt))
         return take_ids(b, prompt, "prompt", request);
     if (!json_is_string(prompt))
-        return FAIL(b, "prompt", "prompt must be a string or a list of token ids");
+        return FAIL(b, "prompt", "prompt must be a string, a list of token ids, or a list of these");
     request->prompt_tokens = encode_text(b->api, json_string_value(prompt), json_string_length(prompt), parse_special);
     return 0;
 }
@@ -649,11 +658,47 @@ static int get_lengths(const struct body *b, enum api_endpoint endpoint, struct 
     return 0;
 }
 
+/* Prompts take pages of one pool; a list that it can never hold is not to be tried again. */
+static int count_pages(const struct body *b, struct api_request *request)
+{
+    const struct plan *plan = b->api->plan;
+    request->prompt_pages +=
+        div_up_u64((uint64_t)request->prompt_tokens + 2 * request->bias_count + request->grammar_words, PAGE_TOKENS);
+    if (request->prompt_index > 0 && request->prompt_pages > plan->prompt_pages)
+        return api_fail(b->error, 413, "prompt", "body_too_large",
+                        "the prompts take %llu pages of %u tokens, as far as they were read; this server has %u",
+                        (unsigned long long)request->prompt_pages, PAGE_TOKENS, plan->prompt_pages);
+    return 0;
+}
+
+/* Says which one of several prompts an error is about. */
+static int name_prompt(const struct api_request *request, struct api_error *error)
+{
+    char message[sizeof(error->message)];
+    if (request->prompt_count > 1) {
+        memcpy(message, error->message, sizeof(message));
+        snprintf(error->message, sizeof(error->message), "prompt %u of %u: %.360s", request->prompt_index + 1,
+                 request->prompt_count, message);
+    }
+    return -1;
+}
+
+int api_next_prompt(struct api *api, struct api_request *request, struct api_error *error)
+{
+    const struct body b = {.api = api, .root = api->root, .error = error};
+    request->prompt_index++;
+    check(request->prompt_index < request->prompt_count);
+    if (get_prompt(&b, request) != 0 || get_lengths(&b, API_COMPLETIONS, request) != 0 || count_pages(&b, request) != 0)
+        return name_prompt(request, error);
+    return 0;
+}
+
 int api_parse(struct api *api, enum api_endpoint endpoint, const char *body, size_t size, struct api_request *request,
               struct api_error *error)
 {
     struct body b;
-    *request = (struct api_request){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .created_s = api->now_s};
+    *request = (struct api_request){
+        .temperature = 1, .top_p = 1, .repetition_penalty = 1, .prompt_count = 1, .created_s = api->now_s};
     request->format.kind = endpoint == API_CHAT_COMPLETIONS ? ANSWER_CHAT : ANSWER_COMPLETION;
     if (load_body(&b, api, body, size, error) != 0 || get_model(&b) != 0 || refuse_unsupported(&b) != 0 ||
         get_others(&b, endpoint) != 0 || get_stream(&b, &request->format) != 0 || get_sampling(&b, request) != 0 ||
@@ -663,8 +708,9 @@ int api_parse(struct api *api, enum api_endpoint endpoint, const char *body, siz
     if (endpoint == API_COMPLETIONS ? get_prompt(&b, request) != 0 || get_echo(&b, request) != 0
                                     : get_messages(&b, request) != 0)
         return -1;
-    if (get_lengths(&b, endpoint, request) != 0)
-        return -1;
+    if (get_lengths(&b, endpoint, request) != 0 || count_pages(&b, request) != 0)
+        return name_prompt(request, error);
+    api->root = b.root;
     request->unknown_fields = count_unknown(&b, endpoint);
     return 0;
 }

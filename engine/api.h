@@ -29,12 +29,16 @@ struct api_error {
     char message[400];
 };
 
-/* What a client asked for. Prompt ids lie in the scratch memory of struct api until the next parse. */
+/* What a client asked for, with one of its prompts, whose ids lie in the scratch memory of struct api until the next one is
+ * asked for. */
 struct api_request {
     struct answer_format format;
     const uint32_t *prompt;
     uint32_t prompt_tokens;
-    uint32_t max_tokens; /* 0: ANSWER_SCORE */
+    uint32_t prompt_index; /* of */
+    uint32_t prompt_count;
+    uint64_t prompt_pages; /* of this one and those before */
+    uint32_t max_tokens;   /* 0: ANSWER_SCORE */
     uint32_t min_tokens;
     uint32_t choices;
     uint32_t flags; /* enum request_flag */
@@ -69,6 +73,7 @@ struct api {
     size_t text_bytes;
     struct grammar grammar;    /* of the request at hand */
     struct chat_template chat; /* of the model, if it has one */
+    struct json_t *root;       /* the body, until the next parse */
     uint64_t now_s;            /* wall clock, set by the caller before each api_parse(): what requests are dated with */
 };
 
@@ -80,9 +85,12 @@ enum api_endpoint { API_COMPLETIONS, API_CHAT_COMPLETIONS };
 /* Takes its memory; before base_seal(). Opens the arena of jansson. 0, or -errno with err: the chat template is none. */
 int api_open(struct api *api, const struct plan *plan, const struct tok *tok, struct err *err);
 
-/* 0; or -1 with error. */
+/* 0, with the first prompt; or -1 with error. */
 int api_parse(struct api *api, enum api_endpoint endpoint, const char *body, size_t size, struct api_request *request,
               struct api_error *error);
+
+/* The same request with its next prompt; there is one more. 0; or -1 with error. */
+int api_next_prompt(struct api *api, struct api_request *request, struct api_error *error);
 
 /* POST /tokenize {"prompt": text, "add_special_tokens": bool, "parse_special": bool} and /detokenize {"tokens": [ids]}: the
  * answer's body into writer, whose room limits it. 0; or -1 with error. */

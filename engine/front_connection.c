@@ -231,7 +231,8 @@ static void render(struct front *f, uint32_t slot)
     enum answer_result result = answer_render(&c->answer, (char *)out_of(f, slot) + used, CONN_OUT_BYTES - used, &size);
     c->rendered += size;
     c->is_rendered = result == ANSWER_COMPLETE;
-    intake_stop(&f->intake, shm_of(f, slot)->request, answer_stopped(&c->answer));
+    for (uint32_t prompt = 0; prompt < c->answer.prompt_count; prompt++)
+        intake_stop(&f->intake, c->answer.slots[prompt], answer_stopped(&c->answer, prompt));
 }
 
 void front_pump(struct front *f, uint32_t slot)

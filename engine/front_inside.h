@@ -108,6 +108,7 @@ struct front {
     bool is_started; /* every process has been ready once */
     bool is_told_drained;
 
+    struct answer_choice *choices;  /* (requests_max, CHOICES_MAX): of the answers in progress */
     struct connection *connections; /* (connections_max) */
     uint32_t *free_connections;     /* stack */
     uint32_t free_connection_count;

@@ -92,7 +92,7 @@ static void resume_answer(struct front *f, uint32_t slot)
 {
     struct connection *c = &f->connections[slot];
     struct conn_shm *shm = shm_of(f, slot);
-    answer_begin(&c->answer, f->arena, &f->tok, &shm->format, shm->request);
+    answer_begin(&c->answer, f->arena, &f->tok, &shm->format, shm->request, f->choices);
     if (shm->sent <= shm->interim_end)
         return;
     char *out = (char *)out_of(f, slot);

@@ -101,7 +101,7 @@ static void begin_answer(struct front *f, uint32_t slot, uint32_t request, const
     /* in this order: a successor that finds the reply without its request takes the message again */
     conn_reply_answer(shm, message_end_of(f, slot), c->closes, request, arena_request(f->arena, request)->generation);
     intake_commit(&f->intake, request);
-    answer_begin(&c->answer, f->arena, &f->tok, &shm->format, request);
+    answer_begin(&c->answer, f->arena, &f->tok, &shm->format, request, f->choices);
     c->is_rendered = false;
     front_connection_set_phase(f, slot, CONN_ANSWERING);
     front_pump(f, slot);
@@ -128,7 +128,16 @@ static void complete(struct front *f, uint32_t slot, enum api_endpoint endpoint,
         return;
     }
     counter_add(f->process, COUNTER_FRONT_UNKNOWN_FIELDS, asked.unknown_fields);
-    if (intake_prepare(&f->intake, &asked, slot, &request) != 0) {
+    int ret = intake_prepare(&f->intake, &asked, slot, &request);
+    while (ret == 0 && asked.prompt_index + 1 < asked.prompt_count) {
+        if (api_next_prompt(&f->api, &asked, &error) != 0) {
+            intake_withdraw(&f->intake, request);
+            reply_error(f, slot, &error, NULL);
+            return;
+        }
+        ret = intake_prepare(&f->intake, &asked, slot, &request);
+    }
+    if (ret != 0) {
         api_fail(&error, 429, "", "too_many_requests",
                  "%u requests are running or waiting, and no more fit; try again later", f->intake.active);
         reply_error(f, slot, &error, NULL);

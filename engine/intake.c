@@ -69,8 +69,11 @@ void intake_open(struct intake *intake, const struct arena *arena)
 
 void intake_adopt(struct intake *intake, uint32_t slot, uint32_t connection)
 {
-    check(journal_request_state(arena_request(intake->arena, slot)) == REQUEST_ACCEPTED);
-    intake->connections[slot] = connection;
+    uint32_t chain[PROMPTS_MAX], count = journal_request_chain(intake->arena, slot, chain);
+    for (uint32_t i = 0; i < count; i++) {
+        check(journal_request_state(arena_request(intake->arena, chain[i])) == REQUEST_ACCEPTED);
+        intake->connections[chain[i]] = connection;
+    }
 }
 
 /* What to do follows from the slot: the message only says where to look. */
@@ -125,8 +128,12 @@ int intake_prepare(struct intake *intake, const struct api_request *asked, uint3
     const struct arena *arena = intake->arena;
     uint32_t pages = (uint32_t)div_up_u64((uint64_t)asked->prompt_tokens + 2 * asked->bias_count + asked->grammar_words,
                                           PAGE_TOKENS);
-    if (intake->free_slot_count == 0 || intake->free_page_count < pages)
+    if (intake->free_slot_count == 0 || intake->free_page_count < pages) {
+        if (asked->prompt_index > 0)
+            intake_withdraw(intake, *slot);
         return -EAGAIN;
+    }
+    uint32_t previous = asked->prompt_index > 0 ? *slot : UINT32_MAX;
     *slot = intake->free_slots[--intake->free_slot_count];
     struct request_shm *request = arena_request(arena, *slot);
     for (uint32_t p = 0; p < pages; p++)
@@ -160,19 +167,39 @@ int intake_prepare(struct intake *intake, const struct api_request *asked, uint3
     request->grammar_words = asked->grammar_words;
     request->stop_token_count = asked->stop_token_count;
     memcpy(request->stop_tokens, asked->stop_tokens, sizeof(request->stop_tokens));
+    request->prompt = asked->prompt_index;
+    request->previous = previous;
     return 0;
+}
+
+/* Slot and pages are free again; what state the slot has is the caller's. */
+static void give_back(struct intake *intake, uint32_t slot)
+{
+    for (uint32_t p = pages_of(arena_request(intake->arena, slot)); p-- > 0;)
+        intake->free_pages[intake->free_page_count++] = arena_prompt_list(intake->arena, slot)[p];
+    intake->free_slots[intake->free_slot_count++] = slot;
+}
+
+void intake_withdraw(struct intake *intake, uint32_t slot)
+{
+    uint32_t chain[PROMPTS_MAX], count = journal_request_chain(intake->arena, slot, chain);
+    while (count > 0)
+        give_back(intake, chain[--count]);
 }
 
 void intake_commit(struct intake *intake, uint32_t slot)
 {
-    struct request_shm *request = arena_request(intake->arena, slot);
-    intake->connections[slot] = request->connection;
-    intake->active++;
-    counter_add(process_of(intake), COUNTER_FRONT_REQUESTS, 1);
-    update_gauges(intake);
+    uint32_t chain[PROMPTS_MAX], count = journal_request_chain(intake->arena, slot, chain);
+    for (uint32_t i = 0; i < count; i++) {
+        struct request_shm *request = arena_request(intake->arena, chain[i]);
+        intake->connections[chain[i]] = request->connection;
+        intake->active++;
+        counter_add(process_of(intake), COUNTER_FRONT_REQUESTS, 1);
+        update_gauges(intake);
 
-    journal_request_set_state(request, REQUEST_ACCEPTED);
-    tell_sched(intake, MSG_REQUEST_ACCEPTED, slot);
+        journal_request_set_state(request, REQUEST_ACCEPTED);
+        tell_sched(intake, MSG_REQUEST_ACCEPTED, chain[i]);
+    }
 }
 
 void intake_cancel(struct intake *intake, uint32_t slot)
@@ -221,19 +248,19 @@ static void drain(struct intake *intake, uint32_t slot)
 
 static void set_free(struct intake *intake, uint32_t slot)
 {
-    struct request_shm *request = arena_request(intake->arena, slot);
-    for (uint32_t p = pages_of(request); p-- > 0;)
-        intake->free_pages[intake->free_page_count++] = arena_prompt_list(intake->arena, slot)[p];
-    journal_request_set_state(request, REQUEST_FREE);
-    intake->free_slots[intake->free_slot_count++] = slot;
+    journal_request_set_state(arena_request(intake->arena, slot), REQUEST_FREE);
+    give_back(intake, slot);
     update_gauges(intake);
 }
 
 void intake_end(struct intake *intake, uint32_t slot)
 {
-    intake->connections[slot] = INTAKE_NO_CONNECTION;
-    intake_cancel(intake, slot);
-    intake_look(intake, slot);
+    uint32_t chain[PROMPTS_MAX], count = journal_request_chain(intake->arena, slot, chain);
+    for (uint32_t i = 0; i < count; i++) {
+        intake->connections[chain[i]] = INTAKE_NO_CONNECTION;
+        intake_cancel(intake, chain[i]);
+        intake_look(intake, chain[i]);
+    }
 }
 
 void intake_look(struct intake *intake, uint32_t slot)

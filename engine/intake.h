@@ -3,6 +3,8 @@
  * Used by: front.   Owns: the free lists; slots and pages lie in the front's region.   Never blocks.
  *
  *   intake_commit()   FREE -> ACCEPTED   the request exists from here on; intake_prepare() has written it before
+ *                     a client's list of prompts is a chain of requests, the last one prepared and committed last: it stands
+ *                     for all, and functions that end or adopt one take the chain behind it
  *   intake_end()      ACCEPTED -> DRAINED, as soon as all its sequences are done; before that they are cancelled
  *   intake_look()     DRAINED -> FREE, once sched has forgotten the sequences
  *
@@ -43,9 +45,12 @@ void intake_open(struct intake *intake, const struct arena *arena);
 void intake_adopt(struct intake *intake, uint32_t slot, uint32_t connection);
 void intake_resume(struct intake *intake);
 
-/* Writes a checked request into a slot; it does not exist yet. 0 and the slot; -EAGAIN: a pool is empty. */
+/* Writes a checked request into a slot, behind that of the prompt before; it does not exist yet. 0 and the slot in *slot,
+ * which held the one before; -EAGAIN: a pool is empty, and all of the chain is as if it had never been prepared. */
 int intake_prepare(struct intake *intake, const struct api_request *request, uint32_t connection, uint32_t *slot);
-/* It exists, and sched is told. */
+/* Gives back a chain that was prepared and not committed. */
+void intake_withdraw(struct intake *intake, uint32_t slot);
+/* They exist, and sched is told. */
 void intake_commit(struct intake *intake, uint32_t slot);
 
 /* Once a turn: tells sched what it could not be told before. */

@@ -49,6 +49,17 @@ uint32_t journal_request_stopped(const struct request_shm *request)
     return atomic_load_explicit(&request->stopped, memory_order_relaxed);
 }
 
+uint32_t journal_request_chain(const struct arena *arena, uint32_t last, uint32_t *slots)
+{
+    uint32_t count = arena_request(arena, last)->prompt + 1;
+    check(count >= 1 && count <= PROMPTS_MAX);
+    for (uint32_t i = count, slot = last; i-- > 0; slot = arena_request(arena, slot)->previous) {
+        check(slot < arena->plan->requests_max && arena_request(arena, slot)->prompt == i);
+        slots[i] = slot;
+    }
+    return count;
+}
+
 static uint32_t *prompt_run(const struct arena *arena, uint32_t slot, uint32_t position, uint32_t wanted,
                             uint32_t *count)
 {

@@ -29,6 +29,10 @@ bool journal_request_is_cancelled(const struct request_shm *request);
 void journal_request_stop(struct request_shm *request, uint32_t choices);
 uint32_t journal_request_stopped(const struct request_shm *request);
 
+/* The requests of a client's list of prompts, from the one of its last prompt: their slots, in the order of the prompts, into
+ * slots (PROMPTS_MAX); how many. Their words are those of accepted requests, or of ones that front prepares. */
+uint32_t journal_request_chain(const struct arena *arena, uint32_t last, uint32_t *slots);
+
 /* Words of a request's prompt pages: its ids, the pairs of its logit_bias, its grammar. */
 static inline uint32_t journal_prompt_words(const struct request_shm *request)
 {

@@ -39,7 +39,7 @@
 #include "ipc/words.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x0000000000000011ull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x0000000000000012ull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -188,6 +188,7 @@ struct request_shm {
     _Atomic uint32_t stopped;           /* W: front: bit c when a stop string has ended choice c   R: sched */
     uint32_t generation;                /* W: front before ACCEPTED; grows with every use of the slot, never 0 */
     uint32_t connection;
+    uint32_t prompt;    /* of a client's list of prompts: which one */
     uint64_t order;     /* acceptance number, from 1; first come, first served follows it */
     uint64_t id;        /* random bits of the response id */
     uint64_t created_s; /* wall clock at acceptance: "created" */
@@ -210,6 +211,7 @@ struct request_shm {
     uint32_t stop_token_count;
     uint32_t stop_tokens[STOP_TOKENS_MAX];
     uint32_t grammar_words; /* behind the biases: what the answer has to keep to; 0: nothing */
+    uint32_t previous; /* slot of the request of the prompt before, accepted before this one; of the first: nothing */
 };
 static_assert(sizeof(struct request_shm) == 192, "shared");
 static_assert(CHOICES_MAX <= 32, "a bit for each choice in `stopped`");

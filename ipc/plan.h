@@ -18,6 +18,7 @@
 #define PLAN_MAGIC         0x31304e414c504645ull /* "EFPLAN01" */
 #define STAGES_MAX         32u
 #define CHOICES_MAX        16u    /* sequences of one request (the API's n) */
+#define PROMPTS_MAX        128u   /* of one body of the API: each is a request of its own in the journal */
 #define END_TOKENS_MAX     16u    /* tokens that end an answer: the model's own */
 #define STOP_TOKENS_MAX    16u    /* stop_token_ids of one request */
 #define API_KEYS_BYTES_MAX 16384u /* of the file of API keys */

@@ -117,6 +117,21 @@ tokens = json.loads(subprocess.run(
     check=True, capture_output=True).stdout)["tokens"]
 check("a prompt of ids", ids(complete(tokens)) == ids(plain))
 
+lists = [PROMPT, "Water boils at", tokens]
+several = complete(lists, n=2)
+alone = [complete(prompt) for prompt in lists]
+check("a list of prompts", [c.index for c in several.choices] == list(range(6)) and
+      [c.token_ids for c in several.choices] == [ids(one) for one in alone for _ in range(2)])
+check("usage of a list of prompts", several.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone) and
+      several.usage.completion_tokens == 2 * sum(one.usage.completion_tokens for one in alone), several.usage)
+texts = [""] * 3
+for event in complete(lists, stream=True):
+    texts[event.choices[0].index] += event.choices[0].text
+check("a list of prompts in a stream", texts == [one.choices[0].text for one in alone])
+scores = complete(lists, echo=True, logprobs=1, max_tokens=0)
+check("a list of prompts with echo", [c.text for c in scores.choices] == [PROMPT, lists[1], PROMPT])
+check("error: too many prompts", refused(lambda: complete(["a"] * 129), 400, "prompt"))
+
 # stop strings and streams
 whole = complete(max_tokens=40)
 text = whole.choices[0].text

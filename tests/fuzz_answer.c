@@ -24,6 +24,7 @@ static char *bytes_a, *bytes_b, *wanted;
 
 /* One case. */
 static struct answer_format format;
+static struct answer_choice choices[2 * CHOICES_MAX];
 static uint32_t min_tokens, token_count;
 static uint32_t tokens[TOKENS_MAX];
 
@@ -134,7 +135,7 @@ static size_t render(char *bytes, struct fuzz_input *portions)
 {
     static struct answer answer;
     begin_request();
-    answer_begin(&answer, &arena, &tok, &format, 0);
+    answer_begin(&answer, &arena, &tok, &format, 0, choices);
     size_t size = 0;
     uint32_t committed = 0;
     for (bool is_done = false;;) {

@@ -95,7 +95,16 @@ static void parse(enum api_endpoint endpoint, const char *body, size_t size)
         return;
     }
     expect_request(&first);
+    while (first.prompt_index + 1 < first.prompt_count) {
+        if (api_next_prompt(&api, &first, &error) != 0) {
+            expect_error(&error);
+            return;
+        }
+        expect_request(&first);
+    }
     check(api_parse(&api, endpoint, body, size, &second, &error) == 0);
+    while (second.prompt_index + 1 < second.prompt_count)
+        check(api_next_prompt(&api, &second, &error) == 0);
     check(first.prompt_tokens == second.prompt_tokens && first.max_tokens == second.max_tokens &&
           first.seed == second.seed && first.flags == second.flags);
     if (endpoint == API_CHAT_COMPLETIONS)

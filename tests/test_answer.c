@@ -18,6 +18,7 @@ static struct plan plan;
 static struct arena arena;
 static struct tok tok;
 static struct answer_format format;
+static struct answer_choice choices[16 * CHOICES_MAX];
 static struct request_shm *request;
 
 static void set_up(void)
@@ -92,7 +93,7 @@ static char *render_all(size_t room)
     static struct answer answer;
     char *bytes = malloc(BYTES_MAX);
     size_t size = 0;
-    answer_begin(&answer, &arena, &tok, &format, 0);
+    answer_begin(&answer, &arena, &tok, &format, 0, choices);
     cr_assert_eq(render(&answer, bytes, &size, room), ANSWER_COMPLETE);
     cr_assert_eq(answer.written, size);
     return bytes;
@@ -252,7 +253,7 @@ Test(answer, waits_for_the_last_token_when_it_is_no_stream, .init = set_up)
     static struct answer answer;
     char *bytes = malloc(BYTES_MAX);
     size_t size = 0;
-    answer_begin(&answer, &arena, &tok, &format, 0);
+    answer_begin(&answer, &arena, &tok, &format, 0, choices);
     cr_expect_eq(render(&answer, bytes, &size, 65536), ANSWER_WAITS);
     fake_sched_take(&arena, 0);
     commit(0, TINY_HE);
@@ -265,7 +266,6 @@ Test(answer, waits_for_the_last_token_when_it_is_no_stream, .init = set_up)
 static void make_mixed_log(void)
 {
     /* three choices of different lengths: ASCII, a split character, bytes that are no character, something like a stop */
-    request->choices = 3;
     fake_sched_take(&arena, 0);
 }
 
@@ -288,7 +288,8 @@ Test(answer, gives_the_same_bytes_however_the_tokens_arrive, .init = set_up)
             size_t size = 0, done[3] = {0};
             bool has_ended[3] = {false};
             request->generation++; /* what was taken in belongs to nobody now */
-            answer_begin(&answer, &arena, &tok, &format, 0);
+            request->choices = 3;
+            answer_begin(&answer, &arena, &tok, &format, 0, choices);
             if (round % 3 == 1)
                 render(&answer, bytes, &size, ANSWER_PIECE_MAX);
             make_mixed_log();
@@ -377,20 +378,20 @@ Test(answer, says_which_choices_stop_strings_have_ended, .init = set_up)
         format.is_stream = (uint8_t)is_stream;
         request->generation++;
         fake_sched_take(&arena, 0);
-        answer_begin(&answer, &arena, &tok, &format, 0);
+        answer_begin(&answer, &arena, &tok, &format, 0, choices);
         commit_text(2, "aa");
         cr_expect_eq(answer_render(&answer, bytes, sizeof(bytes), &size), ANSWER_WAITS);
-        cr_expect_eq(answer_stopped(&answer), 0);
+        cr_expect_eq(answer_stopped(&answer, 0), 0);
         commit_text(2, "bcd"); /* long before its turn in a stream: nothing of choice 0 is there */
         cr_expect_eq(answer_render(&answer, bytes, sizeof(bytes), &size), ANSWER_WAITS);
-        cr_expect_eq(answer_stopped(&answer), 4);
+        cr_expect_eq(answer_stopped(&answer, 0), 4);
         commit_text(0, "b");
         /* a stream's reader that leaves no room does not matter either */
         answer_render(&answer, bytes, is_stream ? 0 : sizeof(bytes), &size);
-        cr_expect_eq(answer_stopped(&answer), 5);
+        cr_expect_eq(answer_stopped(&answer, 0), 5);
         commit_text(1, "bb");
         cr_expect_eq(answer_render(&answer, bytes, sizeof(bytes), &size), ANSWER_COMPLETE);
-        cr_expect_eq(answer_stopped(&answer), 7);
+        cr_expect_eq(answer_stopped(&answer, 0), 7);
     }
 }
 

@@ -136,6 +136,36 @@ Test(api, one_prompt_may_stand_in_a_list, .init = set_up)
     cr_expect_eq(request.prompt_tokens, 2);
 }
 
+Test(api, a_list_of_prompts_is_one_request_with_each_of_them, .init = set_up)
+{
+    completion("{\"prompt\":[\"abc\",[9,8],\"hello\"],\"max_tokens\":7,\"n\":2}");
+    cr_expect(request.prompt_count == 3 && request.prompt_index == 0 && request.prompt_tokens == 3);
+    cr_expect_eq(request.prompt[0], TINY_BYTE_FIRST + 'a');
+    cr_assert_eq(api_next_prompt(&api, &request, &error), 0, "%s", error.message);
+    cr_expect(request.prompt_index == 1 && request.prompt_tokens == 2 && request.prompt[1] == 8);
+    cr_assert_eq(api_next_prompt(&api, &request, &error), 0, "%s", error.message);
+    cr_expect(request.prompt_index == 2 && request.prompt_tokens == 1 && request.prompt[0] == TINY_HELLO);
+    cr_expect(request.max_tokens == 7 && request.choices == 2 && request.prompt_pages == 3);
+    completion("{\"prompt\":[[1,2],[]]}");
+    cr_assert_eq(api_next_prompt(&api, &request, &error), -1);
+    cr_expect(strstr(error.message, "prompt 2 of 2: prompt is empty") != NULL, "%s", error.message);
+}
+
+Test(api, says_how_many_prompts_a_list_may_have, .init = set_up)
+{
+    char body[4096] = "{\"prompt\":[\"a\"";
+    for (uint32_t i = 0; i < plan.requests_max; i++)
+        strcat(body, ",\"a\"");
+    strcat(body, "]}");
+    cr_assert_eq(api_parse(&api, API_COMPLETIONS, body, strlen(body), &request, &error), -1);
+    cr_expect(strstr(error.message, "prompt holds 17 prompts; at most 16 are allowed") != NULL, "%s", error.message);
+    plan.prompt_pages = 1; /* too small a pool for two */
+    completion("{\"prompt\":[\"a\",\"b\"]}");
+    cr_assert_eq(api_next_prompt(&api, &request, &error), -1);
+    cr_expect_eq(error.status, 413);
+    cr_expect(strstr(error.message, "prompt 2 of 2: the prompts take 2 pages") != NULL, "%s", error.message);
+}
+
 static uint32_t expect_turns(const char *const *parts, size_t count)
 {
     uint32_t at = 0;
@@ -247,7 +277,7 @@ Test(api, names_the_field_and_what_is_allowed, .init = set_up)
         {API_COMPLETIONS, "{\"prompt\":[1,264]}", "prompt", "0 to 263", 400},
         {API_COMPLETIONS, "{\"prompt\":[-1]}", "prompt", "0 to 263", 400},
         {API_COMPLETIONS, "{\"prompt\":[1.5]}", "prompt", "0 to 263", 400},
-        {API_COMPLETIONS, "{\"prompt\":[\"a\",\"b\"]}", "prompt", "2 prompts", 400},
+        {API_COMPLETIONS, "{\"prompt\":[\"\",\"b\"]}", "prompt", "prompt 1 of 2: prompt is empty", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"model\":\"other\"}", "model", "test-model", 404},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"model\":3}", "model", "string", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"max_tokens\":\"x\"}", "max_tokens", "1 to 511", 400},

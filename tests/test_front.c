@@ -543,6 +543,74 @@ FRONT_TEST(a_stop_string_ends_its_choice_while_another_keeps_the_stream_waiting,
     expect_nothing_left();
 }
 
+/* Three prompts of two choices each: choice c of prompt p says "pc". */
+static const char *answer_of_prompts(int fd, const char *more)
+{
+    char body[256];
+    snprintf(body, sizeof(body), "{\"prompt\":[\"ab\",[9],\"hello\"],\"n\":2,\"max_tokens\":2%s}", more);
+    ask(fd, post("/v1/completions", body));
+    for (uint32_t left = 6; left-- > 0;) { /* the last one is done first */
+        uint32_t prompt = left / 2, choice = left % 2, slot = UINT32_MAX;
+        for (uint32_t i = 0; i < plan.requests_max; i++)
+            if (journal_request_state(arena_request(&arena, i)) == REQUEST_ACCEPTED &&
+                arena_request(&arena, i)->prompt == prompt)
+                slot = i;
+        cr_assert_neq(slot, UINT32_MAX);
+        fake_sched_commit(&arena, slot, choice, &(struct token_shm){.token = TINY_BYTE_FIRST + '0' + prompt});
+        fake_sched_commit(&arena, slot, choice, &(struct token_shm){.token = TINY_BYTE_FIRST + 'a' + choice});
+        fake_sched_end(&arena, slot, choice, FINISH_LENGTH);
+        hint(MSG_REQUEST_TOKENS, slot);
+        settle();
+    }
+    return receive(fd, NULL);
+}
+
+FRONT_TEST(choices_of_several_prompts_are_numbered_through, set_up)
+{
+    static const char *const texts[] = {"0a", "0b", "1a", "1b", "2a", "2b"};
+    int fd = connect_client();
+    const char *answer = answer_of_prompts(fd, "");
+    json_t *root = json_loads(strstr(answer, "\r\n\r\n") + 4, 0, NULL), *one;
+    json_t *choices = json_object_get(root, "choices"), *usage = json_object_get(root, "usage");
+    size_t i;
+    cr_assert_eq(json_array_size(choices), 6, "%s", answer);
+    json_array_foreach(choices, i, one) {
+        cr_expect_eq(json_integer_value(json_object_get(one, "index")), (json_int_t)i);
+        cr_expect_str_eq(json_string_value(json_object_get(one, "text")), texts[i]);
+    }
+    cr_expect_eq(json_integer_value(json_object_get(usage, "prompt_tokens")), 2 + 1 + 1);
+    cr_expect_eq(json_integer_value(json_object_get(usage, "completion_tokens")), 12);
+    json_decref(root);
+    answer = answer_of_prompts(fd, ",\"stream\":true");
+    for (i = 0; i < 6; i++) {
+        char event[64];
+        snprintf(event, sizeof(event), "{\"index\":%zu,\"text\":\"%c\"", i, texts[i][1]);
+        cr_expect(strstr(answer, event) != NULL, "%s", answer);
+    }
+    cr_expect_not_null(strstr(answer, "data: [DONE]"));
+    close(fd);
+    expect_nothing_left();
+}
+
+FRONT_TEST(a_list_with_one_wrong_prompt_or_too_many_leaves_nothing_behind, set_up)
+{
+    int fd = connect_client();
+    cr_expect_eq(status_of(ask(fd, post("/v1/completions", "{\"prompt\":[\"a\",\"b\",[1,100000]]}"))), 400);
+    /* slots for 15 are free: 16 are not refused for good, but now */
+    send_text(fd, post("/v1/completions", "{\"prompt\":\"a\"}"));
+    int other = connect_client();
+    const char *sixteen = "{\"prompt\":[\"a\",\"a\",\"a\",\"a\",\"a\",\"a\",\"a\",\"a\",\"a\",\"a\",\"a\",\"a\",\"a\","
+                          "\"a\",\"a\",\"a\"]}";
+    cr_expect_eq(status_of(ask(other, post("/v1/completions", sixteen))), 429);
+    cr_expect_eq(counter(COUNTER_FRONT_REQUEST_SLOTS_FREE), plan.requests_max - 1);
+    close(fd);
+    settle();
+    send_text(other, post("/v1/completions", sixteen));
+    cr_expect_eq(counter(COUNTER_FRONT_REQUEST_SLOTS_FREE), 0);
+    close(other); /* a client that leaves: all of its prompts are cancelled */
+    expect_nothing_left();
+}
+
 FRONT_TEST(a_slow_reader_is_not_waited_for_and_loses_nothing, set_up)
 {
     /* with logprobs and hashes an event has about 500 bytes: together more than `out` and the socket take at once */
