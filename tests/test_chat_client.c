@@ -82,14 +82,15 @@ static void type(struct terminal *terminal, const char *keys)
     cr_assert_eq(write(terminal->fd, keys, strlen(keys)), (ssize_t)strlen(keys));
 }
 
-/* Ctrl-D until it is taken: between the prompt and the moment in which keys are read one by one it means nothing. */
+/* Ctrl-D until it is taken: between the prompt and the moment in which keys are read one by one the terminal makes another
+ * character of it, which Ctrl-U takes off the line. */
 static int leave(struct terminal *terminal)
 {
     int status;
     char rest[256];
     struct pollfd fd = {.fd = terminal->fd, .events = POLLIN};
     do {
-        if (write(terminal->fd, "\x04", 1) != 1)
+        if (write(terminal->fd, "\x15\x04", 2) != 2)
             break; /* it has left */
         while (poll(&fd, 1, 500) > 0 && read(terminal->fd, rest, sizeof(rest)) > 0)
             continue;
