@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -107,20 +108,25 @@ static int uring_open(struct io **io, uint8_t *region, const struct layout *layo
     params.cq_off.resv2 = (uint64_t)(uintptr_t)queues;
     params.sq_off.resv2 = (uint64_t)(uintptr_t)submissions;
     int fd = (int)syscall(__NR_io_uring_setup, layout->io_submissions_max, &params);
-    if (fd < 0 && errno == EINVAL)
-        return err_set(err, -EINVAL,
-                       "io_uring: this kernel cannot keep its queues in given memory; Linux 6.5 or later can");
-    if (fd < 0)
-        return err_set(err, -errno,
+    if (fd < 0) {
+        int ret = -errno;
+        free(new);
+        if (ret == -EINVAL)
+            return err_set(err, ret,
+                           "io_uring: this kernel cannot keep its queues in given memory; Linux 6.5 or later can");
+        return err_set(err, ret,
                        "io_uring: this system does not allow it (%s); see kernel.io_uring_disabled and the seccomp "
                        "profile of your container",
-                       strerror(errno));
+                       strerror(-ret));
+    }
     attach(&new->ring, &params, queues, submissions);
     new->ring.ring_fd = new->ring.enter_ring_fd = fd;
     io_uring_register_ring_fd(&new->ring); /* saves a look-up per turn; a refusal costs no more than that */
     int ret = restrict_operations(&new->ring);
     if (ret < 0) {
+        io_uring_unregister_ring_fd(&new->ring);
         close(fd);
+        free(new);
         return err_set(err, ret, "io_uring: cannot restrict it to what is needed: %s", strerror(-ret));
     }
     struct uring_shm *shm = (struct uring_shm *)(void *)region;

@@ -12,6 +12,7 @@
 
 #include "ipc/clock.h"
 #include "tests/engine.h"
+#include "tests/forbid.h"
 
 static uint32_t open_descriptors(pid_t pid)
 {
@@ -202,6 +203,34 @@ Test(engine, a_stop_string_ends_the_work_for_its_choice_alone, .timeout = 120)
     json_decref(answer);
     json_decref(plain);
 #undef BODY
+    cr_assert_eq(own_engine_stop(&engine), 0);
+}
+
+/* Whether a process has such a descriptor open. */
+static bool has_descriptor(pid_t pid, const char *name)
+{
+    char path[64], target[256];
+    bool is_there = false;
+    for (int fd = 0; fd < 256 && !is_there; fd++) {
+        snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)pid, fd);
+        ssize_t size = readlink(path, target, sizeof(target) - 1);
+        target[size > 0 ? size : 0] = '\0';
+        is_there = strcmp(target, name) == 0;
+    }
+    return is_there;
+}
+
+Test(engine, serves_with_epoll_where_io_uring_is_forbidden, .timeout = 120)
+{
+    struct own_engine engine;
+    int status;
+    forbid_call(SYS_io_uring_setup, EPERM);
+    engine_start(&engine, "-p 2");
+    json_decref(engine_post(&engine, "/v1/chat/completions", chat_body, &status));
+    cr_expect_eq(status, 200);
+    pid_t front = engine_pid(&engine, "front", 0);
+    cr_expect(has_descriptor(front, "anon_inode:[eventpoll]"));
+    cr_expect_not(has_descriptor(front, "anon_inode:[io_uring]"));
     cr_assert_eq(own_engine_stop(&engine), 0);
 }
 

@@ -9,7 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -20,6 +22,7 @@
 #include "ipc/log.h"
 #include "ipc/shm.h"
 #include "tests/fake_sched.h"
+#include "tests/forbid.h"
 #include "tests/hostile.h"
 #include "tests/plans.h"
 #include "tests/tiny_vocab.h"
@@ -35,6 +38,7 @@ static char directory[] = "/tmp/evenflow-test-XXXXXX";
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static uint32_t cancelled_count, stopped_count;
 static enum io_choice io_choice;
+static enum log_level log_level = LOG_ERROR;
 static uint32_t is_ready = 1; /* every process, before the test begins */
 
 /* A test for each back end. */
@@ -83,7 +87,7 @@ static void start(void)
     struct err err = {0};
     size_t vocab_bytes;
     void *blob = tiny_vocab_build(&vocab_bytes);
-    log_open("test", LOG_ERROR);
+    log_open("test", log_level);
     tiny_vocab_plan(&plan, vocab_bytes);
     fake_sched_plan(&plan);
     arena_in_memory(&arena, &plan);
@@ -1012,6 +1016,55 @@ FRONT_TEST(noise_does_no_harm, set_up)
     int fd = connect_client();
     cr_expect_eq(status_of(ask(fd, "GET /health HTTP/1.1\r\n\r\n")), 200);
     close(fd);
+}
+
+/* ---- where there is no io_uring ---- */
+
+static void expect_epoll_instead(int call, int error, const char *says)
+{
+    static char log[4096];
+    int errors = dup(STDERR_FILENO), file = memfd_create("log", MFD_CLOEXEC);
+    cr_assert(errors >= 0 && dup2(file, STDERR_FILENO) >= 0);
+    log_level = LOG_INFO;
+    io_choice = IO_ANY;
+    forbid_call(call, error);
+    set_up();
+    int fd = connect_client();
+    ask(fd, post("/v1/completions", "{\"prompt\":\"ab\"}"));
+    commit_text(0, "q");
+    end_sequence(0);
+    settle();
+    int status = status_of(receive(fd, NULL));
+    close(fd);
+    settle();
+    dup2(errors, STDERR_FILENO);
+    cr_expect_eq(status, 200);
+    log[pread(file, log, sizeof(log) - 1, 0)] = '\0';
+    const char *said = strstr(log, says), *chosen = strstr(log, "; using epoll\n");
+    cr_expect(said != NULL && chosen > said && strstr(chosen + 3, "using epoll") == NULL, "not said, or not once: %s",
+              log);
+    expect_nothing_left();
+    tear_down();
+}
+
+Test(front_any, where_io_uring_is_forbidden_epoll_serves)
+{
+    expect_epoll_instead(SYS_io_uring_setup, EPERM, "io_uring: this system does not allow it");
+}
+
+Test(front_any, where_there_is_no_io_uring_epoll_serves)
+{
+    expect_epoll_instead(SYS_io_uring_setup, ENOSYS, "io_uring: this system does not allow it");
+}
+
+Test(front_any, where_io_uring_is_too_old_epoll_serves)
+{
+    expect_epoll_instead(SYS_io_uring_setup, EINVAL, "io_uring: this kernel cannot keep its queues in given memory");
+}
+
+Test(front_any, where_io_uring_cannot_be_restricted_epoll_serves)
+{
+    expect_epoll_instead(SYS_io_uring_register, EINVAL, "io_uring: cannot restrict it");
 }
 
 /* ---- the table of malformed requests ---- */
