@@ -234,6 +234,46 @@ Test(engine, serves_with_epoll_where_io_uring_is_forbidden, .timeout = 120)
     cr_assert_eq(own_engine_stop(&engine), 0);
 }
 
+static uint32_t ended[8], ended_count;
+
+static void note_end(struct client_call *call, void *context)
+{
+    (void)call;
+    ended[ended_count++] = *(uint32_t *)context;
+}
+
+/* Of several that wait behind one that runs. */
+Test(engine, by_priority_the_smaller_number_comes_first, .timeout = 120)
+{
+    static const int priorities[] = {-7, 5, 3, 4, 1, 2};
+    static const uint32_t expected[] = {0, 4, 5, 2, 3, 1};
+    struct client_call calls[ARRAY_COUNT(priorities)];
+    char bodies[ARRAY_COUNT(priorities)][160];
+    uint32_t numbers[ARRAY_COUNT(priorities)];
+    struct own_engine engine;
+    engine_start(&engine, "-p 1 --max-num-seqs 1 --scheduling-policy priority");
+    for (uint32_t i = 0; i < ARRAY_COUNT(priorities); i++) {
+        numbers[i] = i;
+        snprintf(bodies[i], sizeof(bodies[i]),
+                 "{\"prompt\":\"Number\",\"max_tokens\":%u,\"ignore_eos\":true,\"priority\":%d}", i == 0 ? 60 : 2,
+                 priorities[i]);
+        calls[i] = (struct client_call){.method = "POST",
+                                        .path = "/v1/completions",
+                                        .body = bodies[i],
+                                        .body_size = strlen(bodies[i]),
+                                        .on_done = note_end,
+                                        .context = &numbers[i]};
+    }
+    client_run(engine.socket, calls, ARRAY_COUNT(priorities), ARRAY_COUNT(priorities));
+    cr_assert_eq(ended_count, ARRAY_COUNT(priorities));
+    for (uint32_t i = 0; i < ARRAY_COUNT(priorities); i++) {
+        cr_expect_eq(calls[i].status, 200);
+        cr_expect_eq(ended[i], expected[i], "place %u: request %u, not %u", i, ended[i], expected[i]);
+        client_call_free(&calls[i]);
+    }
+    cr_assert_eq(own_engine_stop(&engine), 0);
+}
+
 static void count_event(struct client_call *call, void *context, const char *data, size_t size)
 {
     (void)call;
