@@ -84,12 +84,42 @@ uint64_t engine_metric(const struct own_engine *engine, const char *name)
     return sum;
 }
 
+const char *engine_parameters(uint32_t index)
+{
+    static const char *const mixtures[] = {
+        "",
+        ",\"presence_penalty\":0.7,\"frequency_penalty\":0.4",
+        ",\"repetition_penalty\":1.3,\"logprobs\":3",
+        "",
+        ",\"top_k\":20,\"min_p\":0.05",
+        ",\"n\":2,\"logit_bias\":{\"28\":5,\"253\":-100,\"30\":2.5}",
+        "",
+        ",\"frequency_penalty\":-0.3,\"presence_penalty\":-1,\"min_p\":0.02,\"logprobs\":5",
+        ",\"logit_bias\":{\"198\":-100},\"repetition_penalty\":1.1,\"top_k\":7",
+        "",
+        ",\"n\":3,\"logprobs\":1,\"presence_penalty\":1.5,\"repetition_penalty\":0.9,\"top_k\":40",
+    };
+    return mixtures[index % ARRAY_COUNT(mixtures)];
+}
+
+/* FNV-1a, of the value's text. */
+static uint64_t hash_json(const json_t *value)
+{
+    char *text = json_dumps(value, JSON_COMPACT | JSON_SORT_KEYS);
+    uint64_t hash = 0xcbf29ce484222325;
+    for (const char *c = text; *c != '\0'; c++)
+        hash = (hash ^ (uint8_t)*c) * 0x100000001b3;
+    free(text);
+    return hash;
+}
+
 static void take_completion(struct completion *completion, const struct client_call *call, size_t index)
 {
     cr_assert_eq(call->status, 200, "request %zu: %s %s", index, call->err.text, call->answer ? call->answer : "");
     json_t *answer = json_loadb(call->answer, call->answer_size, 0, NULL);
     json_t *choice = json_array_get(json_object_get(answer, "choices"), 0);
     json_t *tokens = json_object_get(choice, "token_ids");
+    completion->choices = hash_json(json_object_get(answer, "choices"));
     json_t *hashes = json_object_get(choice, "logits_hash");
     cr_assert(json_is_array(tokens), "%s", call->answer);
     completion->count = (uint32_t)json_array_size(tokens);

@@ -22,8 +22,13 @@ json_t *engine_post(const struct own_engine *engine, const char *path, const cha
 /* A value of /metrics, summed over labels; fails the test when there is none. */
 uint64_t engine_metric(const struct own_engine *engine, const char *name);
 
-/* One greedy completion: what exactness is about. */
+/* Members of a body, each behind a comma, that change what is drawn, how many choices there are or what is shown of them:
+ * another mixture for every index, none for some. */
+const char *engine_parameters(uint32_t index);
+
+/* One completion: what exactness is about. Tokens, hashes and text are those of the first choice. */
 struct completion {
+    uint64_t choices; /* a hash of all choices as the API gave them: texts, tokens, log-probabilities */
     uint32_t count;
     uint32_t tokens[512];
     uint64_t hashes[512];

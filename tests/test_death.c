@@ -20,12 +20,12 @@ static char **make_bodies(uint32_t count, uint32_t tokens)
                                            "In the year 1815 the river", "A recipe for bread: take"};
     char **bodies = calloc(count, sizeof(*bodies));
     for (uint32_t i = 0; i < count; i++) {
-        bodies[i] = malloc(512);
-        snprintf(bodies[i], 512,
+        bodies[i] = malloc(1024);
+        snprintf(bodies[i], 1024,
                  "{\"prompt\":\"%s, story number %u of many, and it goes like this:\",\"max_tokens\":%u,"
                  "\"temperature\":%s,\"seed\":%u,\"ignore_eos\":true,\"return_token_ids\":true,"
-                 "\"return_logits_hash\":true}",
-                 openings[i % 4], i, tokens + i % 7, i % 3 ? "0" : "0.8", i);
+                 "\"return_logits_hash\":true%s}",
+                 openings[i % 4], i, tokens + i % 7, i % 3 ? "0" : "0.8", i, engine_parameters(i));
     }
     return bodies;
 }
@@ -78,6 +78,7 @@ static void expect_the_same(const char *options, uint32_t count, uint32_t kills)
                      truth[i].count);
         for (uint32_t j = 0; j < truth[i].count && j < seen[i].count; j++)
             differ += seen[i].tokens[j] != truth[i].tokens[j] || seen[i].hashes[j] != truth[i].hashes[j];
+        cr_expect_eq(seen[i].choices, truth[i].choices, "%s: the choices of answer %u differ", options, i);
         cr_expect_str_eq(seen[i].text, truth[i].text);
         cr_expect_str_eq(seen[i].finish_reason, truth[i].finish_reason);
     }
