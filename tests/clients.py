@@ -37,6 +37,15 @@ def ids(answer, choice=0):
     return answer.choices[choice].token_ids
 
 
+def ask(path, body):
+    return json.loads(subprocess.run(["curl", "-s", "--unix-socket", SOCKET, "http://localhost" + path, "-d", json.dumps(body)],
+                                     check=True, capture_output=True).stdout)
+
+
+def tokens_of(text, **more):
+    return ask("/tokenize", {"prompt": text, **more})["tokens"]
+
+
 def chat(**more):
     return client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Name three colours."}],
                                           **{"temperature": 0, "max_tokens": 12, **more})
@@ -50,6 +59,7 @@ def refused(call, status, param):
     return False
 
 
+check("--served-model-name", MODEL == "mine", MODEL)
 plain = complete()
 first = ids(plain)[0]
 
@@ -57,6 +67,10 @@ first = ids(plain)[0]
 check("max_tokens", plain.usage.completion_tokens == 12 and plain.choices[0].finish_reason == "length")
 check("max_completion_tokens", chat(max_tokens=None, max_completion_tokens=5).usage.completion_tokens == 5)
 check("ignore_eos", complete(max_tokens=60, extra={"ignore_eos": True}).usage.completion_tokens == 60)
+END = tokens_of("<|im_end|>", parse_special=True)[0]
+at_once = complete(logit_bias={str(END): 100})
+check("an end token ends", ids(at_once) == [END] and at_once.choices[0].finish_reason == "stop", ids(at_once))
+check("ignore_eos, of a sure end", ids(complete(logit_bias={str(END): 100}, extra={"ignore_eos": True})) == [END] * 12)
 ended = complete(extra={"stop_token_ids": [ids(plain)[4]]})
 at = ids(plain).index(ids(plain)[4])
 check("stop_token_ids", ids(ended) == ids(plain)[:at + 1] and ended.choices[0].finish_reason == "stop", ids(ended))
@@ -70,6 +84,9 @@ check("temperature", ids(complete(temperature=1.5, seed=3, max_tokens=30)) != id
 check("top_p", ids(complete(temperature=1.5, seed=3, top_p=1e-6)) == ids(plain))
 check("top_k", ids(complete(temperature=1.5, seed=3, extra={"top_k": 1})) == ids(plain))
 check("min_p", ids(complete(temperature=1.5, seed=3, extra={"min_p": 1})) == ids(plain))
+
+drawn = [ids(complete(temperature=2, max_tokens=30)) for _ in range(2)]
+check("no seed: another one each time", drawn[0] != drawn[1])
 
 # choices
 several = complete(n=3, temperature=1, seed=5)
@@ -99,6 +116,9 @@ repeated = "The sea, the sea, the sea, the"
 same = ids(complete(repeated, max_tokens=24))
 for name, value in ("frequency_penalty", 2), ("presence_penalty", 2), ("repetition_penalty", 1.2):
     check(name, len(set(ids(complete(repeated, max_tokens=24, extra={name: value})))) > len(set(same)))
+penal = {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.5}
+check("penalties: the same again out of the prefix cache", ids(complete(repeated * 8, extra=penal)) ==
+      ids(complete(repeated * 8, extra=penal)))
 check("logit_bias", ids(complete(max_tokens=4, logit_bias={"1234": 100})) == [1234] * 4)
 check("logit_bias bans", first not in ids(complete(logit_bias={str(first): -100})))
 hashes = complete(extra={"return_logits_hash": True}).choices[0].logits_hash
@@ -112,10 +132,7 @@ only = complete(echo=True, logprobs=1, max_tokens=0)
 check("echo alone", only.choices[0].text == PROMPT and only.usage.completion_tokens == 0)
 
 # prompts
-tokens = json.loads(subprocess.run(
-    ["curl", "-s", "--unix-socket", SOCKET, "http://localhost/tokenize", "-d", json.dumps({"prompt": PROMPT})],
-    check=True, capture_output=True).stdout)["tokens"]
-check("a prompt of ids", ids(complete(tokens)) == ids(plain))
+check("a prompt of ids", ids(complete(tokens_of(PROMPT))) == ids(plain))
 
 lists = [PROMPT, "Water boils at", tokens]
 several = complete(lists, n=2)
@@ -150,6 +167,9 @@ raw = client.completions.with_raw_response.create(model=MODEL, prompt="a", max_t
 check("X-Request-Id", raw.headers.get("x-request-id") == "mine-7", raw.headers)
 check("user and priority are taken", raw.parse().usage.completion_tokens == 1)
 hashes = complete(extra={"return_logits_hash": True}).choices[0].logits_hash
+bare = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=2).choices[0]
+check("without asking neither ids nor hashes", not hasattr(bare, "token_ids") and not hasattr(bare, "logits_hash"), bare)
+check("return_token_ids", ask("/detokenize", {"tokens": ids(plain)})["prompt"] == plain.choices[0].text)
 check("return_logits_hash", len(hashes) == 12 and len(set(hashes)) == 12)
 special = complete("<|im_start|>", max_tokens=1).usage.prompt_tokens
 check("parse_special", complete("<|im_start|>", max_tokens=1, extra={"parse_special": True}).usage.prompt_tokens < special)
@@ -157,6 +177,8 @@ check("models.retrieve", client.models.retrieve(MODEL).id == MODEL)
 
 # errors, as the package sees them
 check("error: field", refused(lambda: complete(temperature=-1), 400, "temperature"))
+check("error: user", refused(lambda: complete(extra={"user": 7}), 400, "user"))
+check("error: logprobs", refused(lambda: complete(logprobs=21), 400, "logprobs"))
 check("error: logit_bias", refused(lambda: complete(logit_bias={"x": 1}), 400, "logit_bias"))
 check("error: top_logprobs", refused(lambda: chat(top_logprobs=1), 400, "top_logprobs"))
 check("error: model", refused(lambda: client.completions.create(model="other", prompt="a"), 404, "model"))

@@ -12,7 +12,7 @@ Test(openai, the_official_package_curl_and_a_browser_get_what_they_ask_for, .tim
 {
     cr_assert_eq(access(PYTHON, X_OK), 0, "there is no %s: run `make venv`, which gets the openai package", PYTHON);
     struct own_engine engine;
-    engine_start(&engine, "-p 2 --max-body 1000000");
+    engine_start(&engine, "-p 2 --max-body 1000000 --served-model-name mine");
     char command[4096];
     snprintf(command, sizeof(command), PYTHON " tests/clients.py '%s'", engine.socket);
     cr_expect_eq(system(command), 0, "see the lines that begin with \"failed:\"");
