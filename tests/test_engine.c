@@ -362,7 +362,11 @@ Test(engine, a_thousand_requests_and_fifty_aborts_leave_nothing_behind, .timeout
     cr_expect_eq(answered, REQUESTS, "%u of %u were answered", answered, REQUESTS);
     cr_expect_eq(aborted, ABORTS, "%u of %u were aborted", aborted, ABORTS);
     wait_until_quiet(&engine);
-    measure_levels(&engine, pids, &after);
+    /* on a busy machine every round of a measurement may come before a close: what is late comes, what is leaked does not */
+    uint64_t deadline_ns = clock_ns() + 10000000000ull;
+    do
+        measure_levels(&engine, pids, &after);
+    while (memcmp(before.descriptors, after.descriptors, sizeof(before.descriptors)) != 0 && clock_ns() < deadline_ns);
     check_no_leak(&before, &after);
     cr_assert_eq(own_engine_stop(&engine), 0);
 }
