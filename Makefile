@@ -98,14 +98,29 @@ $(BUILD)/%.o: %.c
 	@echo "  CC    $<"
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
-# Once more with named points at which a test lets a process die (ipc/fault.h): nothing of it in any program.
-FAULTS := $(patsubst $(BUILD)/%,$(BUILD)/faults/%,$(ENGINE) $(IPC) $(BUILD)/tests/test_front_death.o)
+# Once more with named points at which a process can be let die (ipc/fault.h): nothing of it in any program that is installed.
+fault_objects = $(patsubst $(BUILD)/%,$(BUILD)/faults/%,$(1))
+FAULTS        := $(call fault_objects,$(ENGINE) $(IPC) $(BUILD)/tests/test_front_death.o)
 $(BUILD)/faults/%.o: %.c
 	@mkdir -p $(@D)
 	@echo "  CC    $< (with fault points)"
 	$(Q)$(CC) $(CPPFLAGS) -DEVENFLOW_FAULTS $(CFLAGS) -MMD -MP -c -o $@ $<
 
 -include $(wildcard $(BUILD)/*/*.d $(BUILD)/faults/*/*.d)
+
+# An engine of such programs, which evenflow stress gives orders (EVENFLOW_FAULT_PAGE).
+POINTS := $(addprefix $(BUILD)/points/,evenflow evenflow-supervisor evenflow-front evenflow-sched evenflow-stage)
+.PHONY: points
+points: $(POINTS) ## The programs once more, with named points at which stress lets them die
+$(BUILD)/points/evenflow:            $(BUILD)/tools/main_evenflow.o $(TOOLS) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
+$(BUILD)/points/evenflow-supervisor: $(call fault_objects,$(BUILD)/engine/main_supervisor.o $(ENGINE) $(IPC))
+$(BUILD)/points/evenflow-front:      $(call fault_objects,$(BUILD)/engine/main_front.o $(ENGINE) $(IPC))
+$(BUILD)/points/evenflow-sched:      $(call fault_objects,$(BUILD)/engine/main_sched.o $(ENGINE) $(IPC))
+$(BUILD)/points/evenflow-stage:      $(call fault_objects,$(BUILD)/stages/main_stage.o $(STAGES) $(IPC)) $(KERNELS)
+$(POINTS):
+	@mkdir -p $(@D)
+	@echo "  LD    $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBS)
 
 # ---- the two commands ----
 .PHONY: run test setup model
@@ -135,6 +150,15 @@ model-gemma: ## Get a second real model (Gemma 3 270M, Q4_K_M), pinned, and its 
 	$(Q)tools/get-model.sh $(GEMMA) $(GEMMA_PIN)
 
 # ---- tests ----
+.PHONY: stress stress-long
+STRESS := $(BUILD)/points/evenflow stress --backend timed --cost tests/data/timed_fast.pipeline.json --num-blocks 400 -p 3
+stress: all points model ## Some hundred deaths at named points and at any instant, on both back ends (SEED=1)
+	$(Q)for io in uring epoll; do $(STRESS) --io $$io --kills 500 --seed $(or $(SEED),1) --artefacts $(BUILD)/stress-$$io $(MODEL) || exit 1; done
+
+stress-long: all points model ## 5,000 deaths on each back end, then an hour of them (hours)
+	$(Q)for io in uring epoll; do $(STRESS) --io $$io --kills 5000 --seed $(or $(SEED),1) --artefacts $(BUILD)/stress-$$io $(MODEL) || exit 1; done
+	$(Q)$(STRESS) --kills 1000000 --seconds 3600 --seed $(or $(SEED),2) --artefacts $(BUILD)/stress-hour $(MODEL)
+
 .PHONY: venv
 venv: .venv/ready ## Get the openai package, pinned, into .venv/, for the test of clients
 .venv/ready: tests/requirements.txt
@@ -146,7 +170,7 @@ TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 TEST_HELPERS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(wildcard tests/test_*.c tests/main_*.c tests/fuzz_*.c),$(wildcard tests/*.c)))
 
 .PHONY: tests
-tests: $(TESTS) $(patsubst tests/%.c,$(BUILD)/tests/%.o,$(filter-out tests/fuzz_main.c,$(wildcard tests/fuzz_*.c))) $(BUILD)/poison/evenflow-stage
+tests: $(TESTS) $(patsubst tests/%.c,$(BUILD)/tests/%.o,$(filter-out tests/fuzz_main.c,$(wildcard tests/fuzz_*.c))) $(BUILD)/poison/evenflow-stage points
 FAULT_TESTS := $(BUILD)/tests/test_front_death
 $(FAULT_TESTS): $(BUILD)/tests/%: $(FAULTS) $(TEST_HELPERS) $(TOOLS) $(STAGES) $(KERNELS)
 $(filter-out $(FAULT_TESTS),$(TESTS)): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(TEST_HELPERS) $(TOOLS) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
@@ -207,7 +231,7 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
-.PHONY: bench-kernels bench-sched bench-front bench-ipc bench-serve bench-structured bench-load bench-timed bench-loaded bench-policies
+.PHONY: bench-kernels bench-sched bench-front bench-ipc bench-recovery bench-serve bench-structured bench-load bench-timed bench-loaded bench-policies
 .PHONY: benches
 benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-sched bench-front bench-ipc) # built by make test, so that they stay whole
 
@@ -219,6 +243,9 @@ bench-sched: $(BUILD)/bin/bench-sched ## What one plan costs with 512 sequences 
 
 bench-front: $(BUILD)/bin/bench-front model ## The front's own processor time per streamed token and per small request
 	$(Q)$< $(MODEL)
+
+bench-recovery: all model ## From the death of each role to the next byte of an answer of the small model, part by part
+	$(Q)$(BUILD)/bin/evenflow stress --single --kills 150 -p 2 --artefacts $(BUILD)/recovery $(MODEL)
 
 bench-ipc: $(BUILD)/bin/bench-ipc ## Round trips through a ring beside a bare cache line and a bare futex
 	$(Q)$<

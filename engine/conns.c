@@ -12,12 +12,12 @@ void conn_open(struct conn_shm *conn, bool is_tcp)
     conn->generation = (conn->generation + 1) & CONN_TAG_MASK;
     conn->is_tcp = is_tcp;
     memset(&conn->receive, 0, sizeof(*conn) - offsetof(struct conn_shm, receive));
-    commit_u32(&conn->is_open, 1, "conn/open");
+    commit_u32(&conn->is_open, 1, FAULT_CONN_OPEN);
 }
 
 void conn_close(struct conn_shm *conn)
 {
-    commit_u32(&conn->is_open, 0, "conn/close");
+    commit_u32(&conn->is_open, 0, FAULT_CONN_CLOSE);
 }
 
 /* ---- operations ---- */
@@ -29,7 +29,7 @@ static uint32_t begin_op(struct conn_shm *conn, struct conn_op_shm *op, uint64_t
     serial += serial == 0;
     conn->last_serial = serial;
     op->base = count;
-    commit_u32(&op->serial, serial, "conn/op-begin");
+    commit_u32(&op->serial, serial, FAULT_CONN_OP_BEGIN);
     return serial;
 }
 
@@ -38,8 +38,8 @@ static bool end_op(struct conn_op_shm *op, uint64_t *count, uint32_t serial, int
     if (op->serial != serial || serial == 0)
         return false;
     if (result > 0)
-        commit_u64(count, op->base + (uint32_t)result, "conn/op-count");
-    commit_u32(&op->serial, 0, "conn/op-end");
+        commit_u64(count, op->base + (uint32_t)result, FAULT_CONN_OP_COUNT);
+    commit_u32(&op->serial, 0, FAULT_CONN_OP_END);
     return true;
 }
 
@@ -70,8 +70,8 @@ void conn_move_message(struct conn_shm *conn)
     check(conn->receive.serial == 0);
     if (conn->in_origin == conn->message_first)
         return;
-    commit_u64(&conn->in_moved, 0, "conn/move-begin");
-    commit_u64(&conn->in_move_to, conn->message_first, "conn/move-to");
+    commit_u64(&conn->in_moved, 0, FAULT_CONN_MOVE_BEGIN);
+    commit_u64(&conn->in_move_to, conn->message_first, FAULT_CONN_MOVE_TO);
     conn_end_move(conn);
 }
 
@@ -85,9 +85,9 @@ void conn_end_move(struct conn_shm *conn)
     while (conn->in_moved < size) {
         uint64_t piece = min_u64(way, size - conn->in_moved);
         memcpy(in + conn->in_moved, in + way + conn->in_moved, piece);
-        commit_u64(&conn->in_moved, conn->in_moved + piece, "conn/moved");
+        commit_u64(&conn->in_moved, conn->in_moved + piece, FAULT_CONN_MOVED);
     }
-    commit_u64(&conn->in_origin, conn->in_move_to, "conn/move-end");
+    commit_u64(&conn->in_origin, conn->in_move_to, FAULT_CONN_MOVE_END);
 }
 
 /* ---- output ---- */
@@ -95,7 +95,7 @@ void conn_end_move(struct conn_shm *conn)
 void conn_put_interim(struct conn_shm *conn, uint32_t size)
 {
     check(conn->reply == CONN_NO_REPLY);
-    commit_u64(&conn->interim_end, conn->interim_end + size, "conn/interim");
+    commit_u64(&conn->interim_end, conn->interim_end + size, FAULT_CONN_INTERIM);
 }
 
 void conn_reply_fixed(struct conn_shm *conn, uint64_t message_end, bool closes, uint32_t size)
@@ -104,7 +104,7 @@ void conn_reply_fixed(struct conn_shm *conn, uint64_t message_end, bool closes, 
     conn->message_end = message_end;
     conn->closes = closes;
     conn->reply_end = conn->interim_end + size;
-    commit_u32(&conn->reply, CONN_FIXED, "conn/reply-fixed");
+    commit_u32(&conn->reply, CONN_FIXED, FAULT_CONN_REPLY_FIXED);
 }
 
 void conn_reply_answer(struct conn_shm *conn, uint64_t message_end, bool closes, uint32_t request, uint32_t generation)
@@ -114,27 +114,27 @@ void conn_reply_answer(struct conn_shm *conn, uint64_t message_end, bool closes,
     conn->closes = closes;
     conn->request = request;
     conn->request_generation = generation;
-    commit_u32(&conn->reply, CONN_ANSWER, "conn/reply-answer");
+    commit_u32(&conn->reply, CONN_ANSWER, FAULT_CONN_REPLY_ANSWER);
 }
 
 void conn_reply_withdraw(struct conn_shm *conn)
 {
     check(conn->reply == CONN_ANSWER);
-    commit_u32(&conn->reply, CONN_NO_REPLY, "conn/reply-withdraw");
+    commit_u32(&conn->reply, CONN_NO_REPLY, FAULT_CONN_REPLY_WITHDRAW);
 }
 
 void conn_reply_sent(struct conn_shm *conn)
 {
     check(conn->reply == CONN_FIXED || conn->reply == CONN_ANSWER);
-    commit_u32(&conn->reply, CONN_SENT, "conn/reply-sent");
+    commit_u32(&conn->reply, CONN_SENT, FAULT_CONN_REPLY_SENT);
 }
 
 void conn_next_message(struct conn_shm *conn)
 {
     check(conn->reply == CONN_SENT && conn->send.serial == 0);
     /* all of it may be done again: nothing moves these places before `reply` says that a message begins */
-    commit_u64(&conn->message_first, conn->message_end, "conn/next-in");
-    commit_u64(&conn->out_begin, conn->sent, "conn/next-out");
-    commit_u64(&conn->interim_end, conn->sent, "conn/next-interim");
-    commit_u32(&conn->reply, CONN_NO_REPLY, "conn/next");
+    commit_u64(&conn->message_first, conn->message_end, FAULT_CONN_NEXT_IN);
+    commit_u64(&conn->out_begin, conn->sent, FAULT_CONN_NEXT_OUT);
+    commit_u64(&conn->interim_end, conn->sent, FAULT_CONN_NEXT_INTERIM);
+    commit_u32(&conn->reply, CONN_NO_REPLY, FAULT_CONN_NEXT);
 }

@@ -131,7 +131,7 @@ void front_connection_begin(struct front *f, uint32_t slot)
 void front_connection_free(struct front *f, uint32_t slot)
 {
     struct connection *c = &f->connections[slot];
-    fault_point("connection/before-close");
+    fault_point(FAULT_CONNECTION_BEFORE_CLOSE);
     close(c->fd);
     c->fd = -1;
     front_connection_set_phase(f, slot, CONN_FREE);
@@ -162,9 +162,9 @@ void front_connection_close(struct front *f, uint32_t slot)
         return;
     /* shutdown() first: whoever else holds this socket must not keep it open for the client, and what is rendered from now
      * on reaches nobody */
-    fault_point("connection/before-shutdown");
+    fault_point(FAULT_CONNECTION_BEFORE_SHUTDOWN);
     shutdown(c->fd, SHUT_RDWR);
-    fault_point("connection/after-shutdown");
+    fault_point(FAULT_CONNECTION_AFTER_SHUTDOWN);
     if (shm->reply == CONN_ANSWER)
         counter_add(f->process, COUNTER_FRONT_REQUESTS_ABORTED, 1); /* a complete one was ended before */
     if (shm->reply == CONN_ANSWER || shm->reply == CONN_FIXED)

@@ -43,7 +43,7 @@ static void note_results(struct front *f)
         conn_end_move(shm);
     }
     struct io_head_shm *head = (struct io_head_shm *)(void *)f->arena->regions[REGION_IO];
-    commit_u32(&head->is_begun, 1, "io/begun");
+    commit_u32(&head->is_begun, 1, FAULT_IO_BEGUN);
 }
 
 /* ---- connections ---- */

@@ -199,15 +199,15 @@ static bool call(struct epoll *e, uint32_t slot, enum io_kind kind, const struct
     size_t index = (size_t)slot * IO_CALLS_PER_CONNECTION + (kind == IO_SEND);
     struct io_call_shm *shm = (struct io_call_shm *)(void *)(e->calls + index * IO_CALL_BYTES);
     int fd = e->slots[slot].fd, ret;
-    commit_u64(&shm->name, 0, "io/call-none");
+    commit_u64(&shm->name, 0, FAULT_IO_CALL_NONE);
     shm->data = (struct iovec){.iov_base = wanted->data, .iov_len = wanted->size};
     shm->header = (struct mmsghdr){.msg_hdr = {.msg_iov = &shm->data, .msg_iovlen = 1}, .msg_len = NOT_TOUCHED};
-    commit_u64(&shm->name, io_pack(kind, slot, wanted->tag), "io/call");
+    commit_u64(&shm->name, io_pack(kind, slot, wanted->tag), FAULT_IO_CALL);
     do {
         ret = kind == IO_SEND ? sendmmsg(fd, &shm->header, 1, MSG_DONTWAIT | MSG_NOSIGNAL)
                               : recvmmsg(fd, &shm->header, 1, MSG_DONTWAIT, NULL);
     } while (ret < 0 && errno == EINTR);
-    fault_point("io/after-call");
+    fault_point(FAULT_IO_AFTER_CALL);
     *result = ret == 1 ? (int32_t)shm->header.msg_len : -errno;
     return ret == 1 || errno != EAGAIN;
 }
@@ -268,7 +268,7 @@ static uint32_t accept_some(struct epoll *e, uint32_t listener, struct io_event 
     uint32_t count = 0;
     while (l->is_accepting && count < max) {
         int fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC);
-        fault_point("io/after-accept");
+        fault_point(FAULT_IO_AFTER_ACCEPT);
         if (fd < 0 && (errno == EINTR || errno == ECONNABORTED))
             continue;
         if (fd < 0 && errno == EAGAIN)
@@ -331,9 +331,9 @@ static uint32_t epoll_turn(struct io *io, uint64_t deadline_ns, struct io_event 
     count += try_listed(e, events + count, max - count);
     struct epoll_event ready[READY_PER_TURN];
     bool is_busy = count > 0 || e->listed_count > 0;
-    fault_point("io/before-wait");
+    fault_point(FAULT_IO_BEFORE_WAIT);
     int ready_count = epoll_wait(e->epoll, ready, READY_PER_TURN, is_busy ? 0 : milliseconds_until(deadline_ns));
-    fault_point("io/after-wait");
+    fault_point(FAULT_IO_AFTER_WAIT);
     check(ready_count >= 0 || errno == EINTR);
     for (int i = 0; i < ready_count; i++) {
         uint32_t number = (uint32_t)ready[i].data.u64;

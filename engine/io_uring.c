@@ -134,7 +134,7 @@ static int uring_open(struct io **io, uint8_t *region, const struct layout *layo
     shm->tail = params.cq_off.tail;
     shm->completions = params.cq_off.cqes;
     shm->completion_count = params.cq_entries;
-    commit_u32(&shm->is_there, 1, "io/opened");
+    commit_u32(&shm->is_there, 1, FAULT_IO_OPENED);
     *io = &new->io;
     return 0;
 }
@@ -154,9 +154,9 @@ static struct io_uring_sqe *next_submission(struct uring *u)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
     while (sqe == NULL) {
-        fault_point("io/before-submit");
+        fault_point(FAULT_IO_BEFORE_SUBMIT);
         int ret = io_uring_submit(&u->ring);
-        fault_point("io/after-submit");
+        fault_point(FAULT_IO_AFTER_SUBMIT);
         check(ret >= 0 || is_passing(ret));
         sqe = io_uring_get_sqe(&u->ring);
     }
@@ -252,12 +252,12 @@ static int submit_and_wait(struct uring *u, uint64_t deadline_ns)
 static uint32_t uring_turn(struct io *io, uint64_t deadline_ns, struct io_event *events, uint32_t max)
 {
     struct uring *u = uring_of(io);
-    fault_point("io/before-release");
+    fault_point(FAULT_IO_BEFORE_RELEASE);
     io_uring_cq_advance(&u->ring, u->taken); /* only now: until here a successor had to find them */
     u->taken = 0;
-    fault_point("io/before-turn");
+    fault_point(FAULT_IO_BEFORE_TURN);
     int ret = submit_and_wait(u, deadline_ns);
-    fault_point("io/after-turn");
+    fault_point(FAULT_IO_AFTER_TURN);
     check(ret >= 0 || is_passing(ret));
     uint32_t kept = 0;
     unsigned head;

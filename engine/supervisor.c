@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "ipc/clock.h"
+#include "ipc/fault.h"
 #include "ipc/log.h"
 #include "ipc/shm.h"
 
@@ -232,6 +233,7 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
             supervisor_remove_socket(s);
         return ret;
     }
+    fault_begin(process_number(ROLE_SUPERVISOR, 0));
     keeper_open(&s->keeper, s->plan->connections_max);
     s->shm->process_count = s->process_count;
     for (uint32_t i = 0; i < s->process_count; i++) {
@@ -279,6 +281,7 @@ int supervisor_run(struct supervisor *s)
         if (polls[standby].revents)
             supervisor_on_standby_death(s);
         keeper_turn(&s->keeper);
+        fault_point(FAULT_SUPERVISOR_KEEP);
         supervisor_look_who_hangs(s);
         supervisor_begin_successors(s);
         uint64_t due_ns = supervisor_standby_due_ns(s);

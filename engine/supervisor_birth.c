@@ -12,6 +12,7 @@
 
 #include "ipc/birth.h"
 #include "ipc/clock.h"
+#include "ipc/fault.h"
 #include "ipc/shm.h"
 
 #define BIRTH_FD 3 /* where a child finds its birth socket */
@@ -175,9 +176,11 @@ int supervisor_start_child(struct supervisor *s, struct child *child, struct err
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) != 0)
         return err_set(err, -errno, "%s: cannot create its birth socket: %s", role_name(child->role), strerror(errno));
     child->birth_socket = sockets[0];
+    fault_point(FAULT_SUPERVISOR_FORK);
     child->pid = fork();
     if (child->pid == 0)
         exec_child(s, child, sockets[1]);
+    fault_point(FAULT_SUPERVISOR_FORK);
     close(sockets[1]);
     if (child->pid < 0)
         return err_set(err, -errno, "%s: cannot fork: %s", role_name(child->role), strerror(errno));
@@ -215,9 +218,11 @@ int supervisor_deliver_births(struct supervisor *s, struct err *err)
         if (child->birth_socket < 0)
             continue;
         fill_birth(s, child, &birth, fds);
+        fault_point(FAULT_SUPERVISOR_BIRTH);
         struct err later;
         if (birth_send(child->birth_socket, &birth, fds, ret == 0 ? err : &later) != 0)
             ret = -EPIPE;
+        fault_point(FAULT_SUPERVISOR_BIRTH);
         supervisor_close_birth(s, child);
     }
     return ret;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "ipc/clock.h"
+#include "ipc/fault.h"
 #include "ipc/log.h"
 
 #define TOGETHER_NS 100000000ull /* a process that dies so soon after a supervisor died together with it */
@@ -151,6 +152,7 @@ static void raise_suspicion(struct supervisor *s, const struct child *child, enu
 void supervisor_on_death(struct supervisor *s, struct child *child)
 {
     siginfo_t info = {0};
+    fault_point(FAULT_SUPERVISOR_DEATH);
     if (waitid(P_PIDFD, (id_t)child->pidfd, &info, WEXITED) != 0)
         ask_pidfd(child->pidfd, &info);
     close(child->pidfd);

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "ipc/clock.h"
+#include "ipc/fault.h"
 #include "ipc/log.h"
 
 #define STANDBY_WAIT_NS 50000000ull /* before another standby, when one did not live longer than this */
@@ -67,6 +68,7 @@ static void take_over(struct supervisor *s)
         supervisor_stop(s, 1);
         supervisor_kill_all(s);
     }
+    fault_point(FAULT_SUPERVISOR_TAKEOVER);
     s->shm->head.epoch++; /* front hands over every connection again */
     bell_ring_always(&(struct bell_pull){.fd = s->bells[process_number(ROLE_FRONT, 0)]});
 }
@@ -108,7 +110,9 @@ void supervisor_renew_standby(struct supervisor *s)
     if (pidfd < 0)
         log_error("cannot start a standby: %s; the engine would not survive its supervisor", strerror(errno));
     /* release: pairs with the acquire in stand_by() */
+    fault_point(FAULT_SUPERVISOR_STANDBY);
     atomic_store_explicit(&s->shm->standby, standby > 0 ? (uint32_t)standby : 0, memory_order_release);
+    fault_point(FAULT_SUPERVISOR_STANDBY);
     supervisor_end_standby(s);
     if (own >= 0)
         close(own);

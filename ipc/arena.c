@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "ipc/birth.h"
+#include "ipc/fault.h"
 #include "ipc/shm.h"
 #include "ipc/words.h"
 
@@ -78,9 +79,11 @@ int arena_inherit(struct arena *arena, int birth_socket, struct err *err)
     arena->role = (enum role)birth.role;
     arena->index = birth.index;
     arena->epoch = birth.epoch;
+    fault_begin(process_number(arena->role, arena->index));
     ret = map_plan(arena, &birth, fds, err);
     for (uint32_t i = 0; i < birth.item_count && ret == 0; i++) {
         const struct birth_item *item = &birth.items[i];
+        fault_point(FAULT_ARENA_MAP);
         switch (item->kind) {
         case BIRTH_REGION_READ:
         case BIRTH_REGION_WRITE:
@@ -242,8 +245,10 @@ struct death_shm arena_death(const struct arena *arena, uint64_t k)
 void arena_set_state(const struct arena *arena, enum process_state state)
 {
     /* release: pairs with the acquire in arena_state() */
+    fault_point(FAULT_ARENA_STATE);
     atomic_store_explicit(&arena_process(arena, arena->role, arena->index)->state, (uint32_t)state,
                           memory_order_release);
+    fault_point(FAULT_ARENA_STATE);
     struct bell_pull supervisor = arena_pull(arena, ROLE_SUPERVISOR, 0);
     bell_ring(&supervisor);
 }

@@ -6,6 +6,7 @@
 
 #include "ipc/base.h"
 #include "ipc/clock.h"
+#include "ipc/fault.h"
 
 void bell_announce(struct bell *bell)
 {
@@ -25,10 +26,12 @@ void bell_wait(struct bell *bell)
 {
     uint64_t rings;
     ssize_t got;
+    fault_point(FAULT_BELL_WAIT);
     do {
         got = read(bell->fd, &rings, sizeof(rings));
     } while (got < 0 && errno == EINTR);
     check(got == sizeof(rings));
+    fault_point(FAULT_BELL_WAIT);
     bell_retract(bell);
 }
 
@@ -64,10 +67,12 @@ void bell_ring_always(const struct bell_pull *pull)
         return; /* memory of this process alone: nobody sleeps */
     const uint64_t one = 1;
     ssize_t put;
+    fault_point(FAULT_BELL_RING);
     do {
         put = write(pull->fd, &one, sizeof(one));
     } while (put < 0 && errno == EINTR);
     check(put == sizeof(one));
+    fault_point(FAULT_BELL_RING);
 }
 
 void bell_ring(const struct bell_pull *pull)

@@ -16,7 +16,7 @@
 
 /* signal fences: what stands before is stored before, what stands behind is stored after; no instruction is needed */
 #define COMMIT_FUNCTION(name, type)                                                                                    \
-    static inline void name(type *word, type value, const char *point)                                                 \
+    static inline void name(type *word, type value, enum fault_id point)                                               \
     {                                                                                                                  \
         atomic_signal_fence(memory_order_seq_cst);                                                                     \
         fault_point(point);                                                                                            \

@@ -2,10 +2,14 @@
 
 #include <string.h>
 
+#include "ipc/fault.h"
+
 void journal_request_set_state(struct request_shm *request, enum request_state state)
 {
     /* release: pairs with the acquire in journal_request_state(): the slot's content before its state */
+    fault_point(FAULT_JOURNAL_REQUEST);
     atomic_store_explicit(&request->state, (uint32_t)state, memory_order_release);
+    fault_point(FAULT_JOURNAL_REQUEST);
 }
 
 enum request_state journal_request_state(const struct request_shm *request)
@@ -28,7 +32,9 @@ void journal_request_renew(struct request_shm *request)
 void journal_request_cancel(struct request_shm *request)
 {
     /* relaxed: a flag that only ever goes to 1 and carries no data */
+    fault_point(FAULT_JOURNAL_CANCEL);
     atomic_store_explicit(&request->cancelled, 1, memory_order_relaxed);
+    fault_point(FAULT_JOURNAL_CANCEL);
 }
 
 bool journal_request_is_cancelled(const struct request_shm *request)
@@ -100,7 +106,9 @@ void journal_prompt_write(const struct arena *arena, uint32_t slot, uint32_t fir
 void journal_sequence_set_state(struct sequence_shm *sequence, enum sequence_state state)
 {
     /* release: pairs with the acquire in journal_sequence_state(): finish reason and log before DONE */
+    fault_point(FAULT_JOURNAL_SEQUENCE);
     atomic_store_explicit(&sequence->state, (uint32_t)state, memory_order_release);
+    fault_point(FAULT_JOURNAL_SEQUENCE);
 }
 
 enum sequence_state journal_sequence_state(const struct sequence_shm *sequence)
@@ -157,7 +165,9 @@ void journal_log_append(const struct arena *arena, uint32_t sequence, const stru
         memcpy(log_tops(arena, sequence, index), tops,
                arena_request(arena, shm->request)->top_logprobs * sizeof(*tops));
     /* release: pairs with the acquire in journal_log_committed(): the entry (and its page number) before its count */
+    fault_point(FAULT_JOURNAL_LOG);
     atomic_store_explicit(&shm->committed, index + 1, memory_order_release);
+    fault_point(FAULT_JOURNAL_LOG);
 }
 
 void journal_log_clear(struct sequence_shm *sequence)
@@ -185,7 +195,9 @@ const struct top_shm *journal_log_tops(const struct arena *arena, uint32_t seque
 void journal_answer_set(struct answer_shm *answer, uint32_t request_generation)
 {
     /* release: pairs with the acquire in journal_answer_generation(): the list of sequences before its owner */
+    fault_point(FAULT_JOURNAL_ANSWER);
     atomic_store_explicit(&answer->generation, request_generation, memory_order_release);
+    fault_point(FAULT_JOURNAL_ANSWER);
 }
 
 uint32_t journal_answer_generation(const struct answer_shm *answer)

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "ipc/arena.h"
+#include "ipc/fault.h"
 
 /* front: the state word, release. Everything written to the slot before is visible to who reads the state. */
 void journal_request_set_state(struct request_shm *request, enum request_state state);
@@ -51,6 +52,8 @@ void journal_prompt_write(const struct arena *arena, uint32_t request_slot, uint
 static inline void journal_order(void)
 {
     /* acq_rel: a signal fence orders the compiler alone, and a process's own death cuts its stores in program order */
+    atomic_signal_fence(memory_order_acq_rel);
+    fault_point(FAULT_JOURNAL_ORDER);
     atomic_signal_fence(memory_order_acq_rel);
 }
 

@@ -52,11 +52,11 @@ int keep_send(int socket, const struct keep_message *message, const int *fds)
         memcpy(CMSG_DATA(rights), fds, message->fd_count * sizeof(int));
     }
     ssize_t sent;
-    fault_point("keep/before-send");
+    fault_point(FAULT_KEEP_BEFORE_SEND);
     do {
         sent = sendmsg(socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL);
     } while (sent < 0 && errno == EINTR);
-    fault_point("keep/after-send");
+    fault_point(FAULT_KEEP_AFTER_SEND);
     return sent >= 0 ? 0 : -errno;
 }
 

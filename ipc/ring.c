@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "ipc/base.h"
+#include "ipc/fault.h"
 
 static void check_slot_count(uint32_t slot_count)
 {
@@ -49,7 +50,9 @@ enum ring_result ring_push(struct ring_producer *ring, const void *payload)
     struct ring_slot_shm *slot = &ring->slots[ring->next & (ring->slot_count - 1)];
     memcpy(slot->payload, payload, RING_PAYLOAD_BYTES);
     /* release: pairs with the acquire in ring_peek(): payload before commit */
+    fault_point(FAULT_RING_PUSH);
     atomic_store_explicit(&slot->commit, ring->next + 1, memory_order_release);
+    fault_point(FAULT_RING_PUSH);
     ring->next++;
     return RING_OK;
 }
@@ -69,7 +72,9 @@ void ring_release(struct ring_consumer *ring)
     ring->next++;
     /* release: pairs with the acquire in ring_push(): our reads of the slot, and everything that was published because of
      * them, before the licence to overwrite it */
+    fault_point(FAULT_RING_RELEASE);
     atomic_store_explicit(ring->consumed, ring->next, memory_order_release);
+    fault_point(FAULT_RING_RELEASE);
 }
 
 bool ring_is_empty(const struct ring_consumer *ring)

@@ -1,5 +1,6 @@
 #include "ipc/stats.h"
 
+#include "ipc/fault.h"
 #include "ipc/layout.h"
 
 const struct counter_info counter_table[COUNTER_ID_COUNT] = {
@@ -50,6 +51,7 @@ uint64_t account_read(const _Atomic uint64_t *word)
 void process_note(_Atomic uint64_t *word, uint64_t value)
 {
     account_set(word, value);
+    fault_point(FAULT_PROCESS_NOTE);
 }
 
 void progress_add(struct process_shm *process, uint64_t delta)

@@ -1,11 +1,14 @@
 #include "ipc/steps.h"
 
+#include "ipc/fault.h"
+
 struct step_shm *step_begin(const struct arena *arena, uint64_t step)
 {
     struct step_shm *record = arena_step(arena, step);
     /* relaxed: no stage looks at this slot before the new commit; the word is cleared for a successor's scan */
     atomic_store_explicit(&record->commit, 0, memory_order_relaxed);
     atomic_store_explicit(&record->cancelled, 0, memory_order_relaxed);
+    fault_point(FAULT_STEP_BEGIN);
     record->step = step;
     for (uint32_t i = 0; i < STAGES_MAX; i++)
         record->attempts[i] = 0;
@@ -15,7 +18,9 @@ struct step_shm *step_begin(const struct arena *arena, uint64_t step)
 void step_publish(struct step_shm *record)
 {
     /* release: pairs with the acquire in step_is_published(): rows, tokens and blocks before the commit word */
+    fault_point(FAULT_STEP_PUBLISH);
     atomic_store_explicit(&record->commit, record->step + 1, memory_order_release);
+    fault_point(FAULT_STEP_PUBLISH);
 }
 
 bool step_is_published(const struct arena *arena, uint64_t step)
@@ -28,7 +33,9 @@ void step_cancel(struct step_shm *record)
 {
     /* relaxed: results of a cancelled step are ignored whether a stage saw it or not; one that did tells the next with its
      * message, so that the next sees it too */
+    fault_point(FAULT_STEP_CANCEL);
     atomic_store_explicit(&record->cancelled, 1, memory_order_relaxed);
+    fault_point(FAULT_STEP_CANCEL);
 }
 
 bool step_is_cancelled(const struct step_shm *record)

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "ipc/clock.h"
+#include "ipc/fault.h"
 #include "ipc/journal.h"
 #include "ipc/log.h"
 #include "ipc/shm.h"
@@ -64,7 +65,9 @@ static int load_weights(struct stage *stage, struct arena *arena, const struct g
         return ret;
     munmap(arena->regions[region], bytes);
     arena->regions[region] = NULL;
+    fault_point(FAULT_STAGE_WEIGHTS);
     ret = shm_seal(arena->weights, err);
+    fault_point(FAULT_STAGE_WEIGHTS);
     if (ret < 0)
         return ret;
     arena->regions[region] = shm_map(arena->weights, bytes, SHM_READ | SHM_POPULATE, "weights", err);
@@ -408,6 +411,7 @@ int stage_do_work(struct stage *stage)
         return ret;
 
     trace_note(&stage->process->trace, TRACE_BEGIN, number);
+    fault_point(FAULT_STAGE_BEGIN);
     process_note(&stage->process->predicted_us, predicted_us(stage));
     message = (struct msg_step){
         .step = number, .count = stage->is_last ? stage->result_count : stage->step.token_count, .epoch = arena->epoch};
@@ -425,7 +429,9 @@ int stage_do_work(struct stage *stage)
         time.end_ns = message.sent_ns = clock_ns();
         time.cpu_ns = clock_cpu_ns() - begin_cpu_ns;
     }
+    fault_point(FAULT_STAGE_COMPUTED);
     *arena_step_time(arena, stage->index, number) = time;
+    fault_point(FAULT_STAGE_MEASURED);
     process_note(&stage->process->step, number); /* before the next stage can be at it */
     if (ring_push(&stage->out, &message) != RING_OK) {
         log_error("step %" PRIu64 ": the ring is full: more steps in flight than the window", number);
