@@ -35,7 +35,7 @@ GEMMA_TERMS   := 152fbbb72940545ffbb8f6691a6a99a2dea5c357165248969fd72a9dae37fa9
 
 # ---- Debian packages ----
 PACKAGES_BUILD := gcc libc6-dev liburing-dev libseccomp-dev libjansson-dev libhttp-parser-dev libedit-dev python3 python3-pip ca-certificates
-PACKAGES_TEST  := libcriterion-dev curl python3-venv
+PACKAGES_TEST  := libcriterion-dev curl python3-venv spin
 PACKAGES_FUZZ  := clang libclang-rt-14-dev
 PACKAGES_TIDY  := clang-format cppcheck git python3
 
@@ -136,6 +136,7 @@ test: ## Install, build, run every test
 	$(Q)$(MAKE) -j2 all tests benches
 	$(Q)$(MAKE) model venv
 	$(Q)tests/run.sh $(BUILD)
+	$(Q)tests/spin.sh
 	$(Q)$(MAKE) fuzz-briefly
 
 setup: ## Install the Debian packages that the build needs
