@@ -212,7 +212,7 @@ fuzz: ## Every fuzz target under libFuzzer, FUZZ_SECONDS (600) in all
 $(BUILD)/poison/evenflow-stage: $(BUILD)/stages/main_stage.o $(BUILD)/tests/main_poison.o $(STAGES) $(KERNELS) $(IPC) | $(PROGRAMS)
 	@mkdir -p $(@D)
 	@echo "  LD    $@"
-	$(Q)$(CC) $(LDFLAGS) -Wl,--wrap=timed_step -o $@ $(filter %.o,$^) $(LIBS)
+	$(Q)$(CC) $(LDFLAGS) -Wl,--wrap=timed_step -Wl,--wrap=step_is_published -o $@ $(filter %.o,$^) $(LIBS)
 	$(Q)ln -sf ../bin/evenflow-supervisor ../bin/evenflow-front ../bin/evenflow-sched $(@D)
 
 .SECONDARY:

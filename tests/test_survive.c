@@ -232,13 +232,13 @@ Test(survive, nothing_is_left_when_the_supervisor_dies_together_with_another, .t
 
 /* ---- poison ---- */
 
-static void use_poison(const char *way)
+static void use_poison(const char *way, unsigned stage)
 {
     char directory[512], program_dir[600], poison[64];
     const char *build = getenv("EVENFLOW_BUILD");
     cr_assert_not_null(getcwd(directory, sizeof(directory)));
     snprintf(program_dir, sizeof(program_dir), "%s/%s/poison", directory, build != NULL ? build : "build");
-    snprintf(poison, sizeof(poison), "1:%s:%u", way, POISON);
+    snprintf(poison, sizeof(poison), "%u:%s:%u", stage, way, POISON);
     setenv("EVENFLOW_TEST_PROGRAMS", program_dir, 1);
     setenv("EVENFLOW_POISON", poison, 1);
 }
@@ -258,9 +258,10 @@ static void *send_poison(void *pointer)
     return NULL;
 }
 
-static void check_poison(const char *way, const char *why)
+/* words: what the stage must have left; NULL: anything. */
+static void check_poison(const char *way, unsigned stage, const char *why, const char *words)
 {
-    use_poison(way);
+    use_poison(way, stage);
     start(OPTIONS);
     pthread_t thread;
     cr_assert_eq(pthread_create(&thread, NULL, send_poison, NULL), 0);
@@ -276,6 +277,8 @@ static void check_poison(const char *way, const char *why)
     cr_expect_eq(json_array_size(deaths), 4, "%s: %zu deaths", way, json_array_size(deaths));
     cr_expect_str_eq(json_string_value(json_object_get(death, "why")), why);
     cr_expect_str_eq(json_string_value(json_object_get(death, "role")), "stage");
+    if (words != NULL)
+        cr_expect_str_eq(json_string_value(json_object_get(death, "words")), words);
     cr_expect_gt(json_integer_value(json_object_get(death, "step")), 0);
     json_decref(status);
     engine_complete_with(client, bodies, REQUESTS, 12, seen);
@@ -285,20 +288,26 @@ static void check_poison(const char *way, const char *why)
 
 Test(survive, a_request_that_makes_a_stage_fault_fails_alone, .timeout = 120)
 {
-    check_poison("segv", "fault");
+    check_poison("segv", 1, "fault", NULL);
 }
 
 Test(survive, a_request_that_breaks_a_check_fails_alone, .timeout = 120)
 {
-    check_poison("check", "fault");
+    check_poison("check", 1, "fault", NULL);
 }
 
 Test(survive, a_request_that_makes_a_stage_run_for_ever_fails_alone, .timeout = 120)
 {
-    check_poison("spin", "hung");
+    check_poison("spin", 1, "hung", NULL);
 }
 
 Test(survive, a_request_that_makes_a_stage_sleep_for_ever_fails_alone, .timeout = 120)
 {
-    check_poison("sleep", "hung");
+    check_poison("sleep", 1, "hung", NULL);
+}
+
+/* 8 places of others' memory, 64 descriptors, and what else there is; each tried from within the last stage. */
+Test(survive, a_stage_that_was_taken_over_can_reach_nothing, .timeout = 120)
+{
+    check_poison("escape", 2, "fault", "escape:0: 366 attempts refused, 0 not");
 }
