@@ -41,7 +41,7 @@ PACKAGES_TIDY  := clang-format cppcheck git python3
 
 # ---- flags ----
 # What can change a bit of an answer: part of the fingerprint.
-NUMERICS := $(shell cat kernels/*.[ch] stages/*.[ch] Makefile 2>/dev/null | sha256sum | cut -c1-12)
+NUMERICS := $(shell cat kernels/*.[ch] kernels/*.cu stages/*.[ch] Makefile 2>/dev/null | sha256sum | cut -c1-12)
 
 CFLAGS   += -std=gnu17 -O2 -g -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla \
             -ffp-contract=off -fno-math-errno -fno-common $(EXTRA_CFLAGS)
@@ -66,7 +66,30 @@ $(BUILD)/kernels/cpu_avx2.o:    CFLAGS += -mavx2 -mfma -mf16c $(FAST_CFLAGS)
 $(BUILD)/kernels/cpu_avx512.o:  CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c \
                                           -mprefer-vector-width=512 $(FAST_CFLAGS)
 $(BUILD)/ipc/version.o:         CPPFLAGS += -DEVENFLOW_NUMERICS='"$(NUMERICS)"'
-$(BUILD)/ipc/version.o:         $(wildcard kernels/*.[ch] stages/*.[ch]) Makefile
+$(BUILD)/ipc/version.o:         $(wildcard kernels/*.[ch] kernels/*.cu stages/*.[ch]) Makefile
+
+# ---- CUDA: kernels for devices, where nvcc is found; the driver is found at run time ----
+CUDA ?= auto
+NVCC ?= $(firstword $(wildcard $(shell command -v nvcc) $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc))
+ifeq ($(filter $(CUDA),auto on off),)
+$(error CUDA=$(CUDA): must be auto, on or off)
+endif
+ifeq ($(CUDA)$(NVCC),on)
+$(error CUDA=on: there is no nvcc; install the CUDA toolkit, or say where it is with CUDA_HOME=)
+endif
+ifneq ($(CUDA),off)
+ifneq ($(NVCC),)
+FATBIN    := $(BUILD)/kernels/cuda_kernels.fatbin
+CUDA_ARCH := $(foreach sm,80 90 100,-gencode arch=compute_$(sm),code=sm_$(sm)) -gencode arch=compute_80,code=compute_80
+$(BUILD)/kernels/cuda.o: CPPFLAGS += -DEVENFLOW_FATBIN='"$(FATBIN)"'
+$(BUILD)/kernels/cuda.o: $(FATBIN)
+endif
+endif
+$(BUILD)/kernels/cuda_kernels.fatbin: kernels/cuda_kernels.cu $(wildcard kernels/*.h) kernels/cuda_budget.sh
+	@mkdir -p $(@D)
+	@echo "  NVCC  $<"
+	$(Q)$(NVCC) -O3 -std=c++17 -I. $(CUDA_ARCH) -Xptxas -v -fatbin -o $@ $< 2>$@.log || { cat $@.log; exit 1; }
+	$(Q)kernels/cuda_budget.sh $@.log || { rm -f $@; exit 1; }
 
 # ---- programs ----
 PROGRAMS := $(addprefix $(BUILD)/bin/,evenflow evenflow-supervisor evenflow-front evenflow-sched evenflow-stage)
@@ -181,6 +204,15 @@ $(TESTS):
 	$(Q)$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBS) -lcriterion -lpthread
 
 $(BUILD)/faults/ipc/version.o: CPPFLAGS += -DEVENFLOW_NUMERICS='"$(NUMERICS)"'
+
+# What stands in for CUDA's driver: the same kernels, as C, for this processor alone.
+FAKE_CUDA := $(BUILD)/tests/driver/libcuda.so.1
+tests: $(FAKE_CUDA)
+$(FAKE_CUDA): tests/driver/libcuda.c kernels/cuda_kernels.cu $(wildcard kernels/*.h)
+	@mkdir -p $(@D)
+	@echo "  LD    $@"
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -O3 -march=native -Wno-missing-prototypes -Wno-unknown-pragmas -fPIC -shared -o $@ \
+	          -x c tests/driver/libcuda.c kernels/cuda_kernels.cu -x none -lm -lpthread
 
 # ---- fuzzing: the same targets, driven by tests/fuzz_main.c (gcc) or by libFuzzer (clang) ----
 FUZZERS      := $(patsubst tests/%.c,$(BUILD)/bin/%,$(filter-out tests/fuzz_main.c,$(wildcard tests/fuzz_*.c)))

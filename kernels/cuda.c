@@ -1,0 +1,231 @@
+#include "kernels/cuda.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/internal.h"
+
+#define DRIVER_VERSION_MIN 12000 /* CUDA 12.0, drivers from 525 on */
+
+/* The kernels as nvcc made them: machine code for each capability, and PTX for those to come. */
+#ifdef EVENFLOW_FATBIN
+__asm__(".pushsection .rodata\n.balign 64\n.global cuda_image\ncuda_image:\n.incbin \"" EVENFLOW_FATBIN
+        "\"\n.popsection");
+extern const uint8_t cuda_image[];
+#else
+static const uint8_t cuda_image[64]; /* no driver takes it */
+#endif
+
+bool cuda_is_built(void)
+{
+#ifdef EVENFLOW_FATBIN
+    return true;
+#else
+    return false;
+#endif
+}
+
+/* ---- failures ---- */
+
+__attribute__((format(printf, 3, 4))) static int fail(struct cuda *cuda, int code, const char *format, ...)
+{
+    if (cuda->failed != 0)
+        return cuda->failed;
+    va_list values;
+    va_start(values, format);
+    vsnprintf(cuda->error, sizeof(cuda->error), format, values);
+    va_end(values);
+    return cuda->failed = code;
+}
+
+#define NOT_CALLED (-1)
+
+/* True when the call did what it should. */
+static bool succeeded(struct cuda *cuda, int result, const char *what)
+{
+    const char *name = NULL;
+    if (result == CUDA_OK || result == NOT_CALLED)
+        return result == CUDA_OK;
+    if (cuda->driver.error_name(result, &name) != CUDA_OK || name == NULL)
+        name = "an unknown error";
+    fail(cuda, result == CUDA_OUT_OF_MEMORY ? -ENOMEM : -EIO, "cuda:%d: %s: %s (%d)", cuda->device, what, name, result);
+    return false;
+}
+
+/* Calls a function of the driver unless something has failed before. */
+#define CALL(cuda, function, ...)                                                                                      \
+    succeeded(cuda, (cuda)->failed != 0 ? NOT_CALLED : (cuda)->driver.function(__VA_ARGS__), #function)
+
+/* ---- start ---- */
+
+static int load_driver(struct cuda *cuda)
+{
+    const char *given = getenv("EVENFLOW_LIBCUDA");
+    cuda->library = dlopen(given != NULL ? given : "libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (cuda->library == NULL)
+        return fail(cuda, -ENOENT, "no CUDA driver: %s", dlerror());
+#define FIND(field, symbol, parameters)                                                                                \
+    *(void **)&cuda->driver.field = dlsym(cuda->library, #symbol);                                                     \
+    if (cuda->driver.field == NULL)                                                                                    \
+        return fail(cuda, -ENOTSUP, "the CUDA driver is too old: it has no %s", #symbol);
+    CUDA_FUNCTIONS(FIND)
+#undef FIND
+    return 0;
+}
+
+static int attribute(struct cuda *cuda, enum cuda_attribute which)
+{
+    int value = 0;
+    return CALL(cuda, device_attribute, &value, which, cuda->device) ? value : 0;
+}
+
+static struct cuda_allocation allocation_of(const struct cuda *cuda)
+{
+    return (struct cuda_allocation){.type = CUDA_MEMORY_PINNED,
+                                    .handle_types = CUDA_HANDLE_DESCRIPTOR,
+                                    .location = {CUDA_LOCATION_DEVICE, cuda->device}};
+}
+
+static int find_device(struct cuda *cuda, uint32_t ordinal)
+{
+    int version = 0, count = 0, result = cuda->driver.init(0);
+    if (result == CUDA_STUB_LIBRARY || result == CUDA_NO_DEVICE)
+        return fail(cuda, -ENODEV, "the CUDA driver finds no device");
+    if (!succeeded(cuda, result, "init") || !CALL(cuda, driver_version, &version) || !CALL(cuda, device_count, &count))
+        return cuda->failed;
+    if (version < DRIVER_VERSION_MIN)
+        return fail(cuda, -ENOTSUP, "the CUDA driver is of CUDA %d.%d: 12.0 or later is needed", version / 1000,
+                    version % 1000 / 10);
+    if (ordinal >= (uint32_t)count)
+        return fail(cuda, -ENODEV, "there is no device cuda:%u: the CUDA driver finds %d", ordinal, count);
+    CALL(cuda, device_get, &cuda->device, (int)ordinal);
+    CALL(cuda, device_name, cuda->name, sizeof(cuda->name), cuda->device);
+    cuda->capability =
+        10 * attribute(cuda, CUDA_ATTRIBUTE_CAPABILITY_MAJOR) + attribute(cuda, CUDA_ATTRIBUTE_CAPABILITY_MINOR);
+    if (cuda->failed == 0 && cuda->capability < 80)
+        return fail(cuda, -ENOTSUP, "cuda:%u (%s) has compute capability %d.%d: 8.0 or later is needed", ordinal,
+                    cuda->name, cuda->capability / 10, cuda->capability % 10);
+    bool can_export =
+        attribute(cuda, CUDA_ATTRIBUTE_HAS_VIRTUAL_MEMORY) && attribute(cuda, CUDA_ATTRIBUTE_EXPORTS_DESCRIPTORS);
+    if (cuda->failed == 0 && !can_export)
+        return fail(cuda, -ENOTSUP, "cuda:%u (%s) cannot export memory as descriptors, which stages on it need",
+                    ordinal, cuda->name);
+    return cuda->failed;
+}
+
+static void load_kernels(struct cuda *cuda)
+{
+    struct cuda_module *module;
+    if (!CALL(cuda, module_load, &module, cuda_image)) {
+        if (!cuda_is_built())
+            snprintf(cuda->error, sizeof(cuda->error),
+                     "this build has no CUDA kernels: build it where there is nvcc (make CUDA=on)");
+        return;
+    }
+#define LOAD(name) CALL(cuda, module_function, &cuda->kernels[CUDA_KERNEL_##name], module, "cuda_" #name);
+    CUDA_KERNELS(LOAD)
+#undef LOAD
+}
+
+int cuda_open(struct cuda *cuda, uint32_t ordinal)
+{
+    *cuda = (struct cuda){.device = (int)ordinal};
+    if (load_driver(cuda) != 0 || find_device(cuda, ordinal) != 0)
+        return cuda->failed;
+    const struct cuda_allocation allocation = allocation_of(cuda);
+    size_t total;
+    CALL(cuda, context_retain, &cuda->context, cuda->device);
+    CALL(cuda, context_set, cuda->context);
+    CALL(cuda, stream_create, &cuda->stream, CUDA_STREAM_ALONE);
+    CALL(cuda, memory_granularity, &cuda->granularity, &allocation, 0);
+    CALL(cuda, memory_info, &cuda->free_bytes, &total);
+    if (cuda->failed == 0)
+        load_kernels(cuda);
+    return cuda->failed;
+}
+
+void cuda_close(struct cuda *cuda)
+{
+    if (cuda->stream != NULL)
+        cuda->driver.stream_destroy(cuda->stream);
+    if (cuda->context != NULL)
+        cuda->driver.context_release(cuda->device);
+    if (cuda->library != NULL)
+        dlclose(cuda->library);
+    *cuda = (struct cuda){0};
+}
+
+/* ---- memory ---- */
+
+int cuda_create(struct cuda *cuda, size_t bytes)
+{
+    const struct cuda_allocation allocation = allocation_of(cuda);
+    uint64_t handle;
+    int descriptor = -1;
+    if (!CALL(cuda, memory_create, &handle, bytes, &allocation, 0))
+        return cuda->failed;
+    CALL(cuda, memory_export, &descriptor, handle, CUDA_HANDLE_DESCRIPTOR, 0);
+    CALL(cuda, memory_release, handle);
+    return cuda->failed != 0 ? cuda->failed : descriptor;
+}
+
+cuda_address cuda_map(struct cuda *cuda, int descriptor, size_t bytes)
+{
+    const struct cuda_access access = {.location = {CUDA_LOCATION_DEVICE, cuda->device}, .flags = CUDA_READ_WRITE};
+    uint64_t handle;
+    cuda_address address = 0;
+    if (!CALL(cuda, memory_import, &handle, (void *)(intptr_t)descriptor, CUDA_HANDLE_DESCRIPTOR))
+        return 0;
+    CALL(cuda, address_reserve, &address, bytes, 0, 0, 0);
+    CALL(cuda, memory_map, address, bytes, 0, handle, 0);
+    CALL(cuda, memory_set_access, address, bytes, &access, 1);
+    CALL(cuda, memory_release, handle);
+    return cuda->failed != 0 ? 0 : address;
+}
+
+cuda_address cuda_alloc(struct cuda *cuda, size_t bytes)
+{
+    cuda_address address = 0;
+    return CALL(cuda, memory_alloc, &address, bytes) ? address : 0;
+}
+
+/* ---- the stream ---- */
+
+void cuda_upload(struct cuda *cuda, cuda_address to, const void *from, size_t bytes)
+{
+    CALL(cuda, copy_to_device, to, from, bytes, cuda->stream);
+}
+
+void cuda_download(struct cuda *cuda, void *to, cuda_address from, size_t bytes)
+{
+    CALL(cuda, copy_to_host, to, from, bytes, cuda->stream);
+}
+
+void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, uint32_t grid_x, uint32_t grid_y, uint32_t grid_z,
+                 const void *args)
+{
+    void *parameters[] = {(void *)(uintptr_t)args};
+    CALL(cuda, launch, cuda->kernels[kernel], grid_x, grid_y, grid_z, CUDA_THREADS, 1, 1, 0, cuda->stream, parameters,
+         NULL);
+}
+
+int cuda_wait(struct cuda *cuda)
+{
+    CALL(cuda, stream_wait, cuda->stream);
+    return cuda->failed;
+}
+
+struct cuda_matrix cuda_matrix_of(const struct matrix *matrix)
+{
+    return (struct cuda_matrix){.panels = matrix->panels,
+                                .form = matrix->form,
+                                .n = matrix->n,
+                                .k = matrix->k,
+                                .record_bytes = (uint32_t)record_bytes_of(matrix->form),
+                                .scales = (uint32_t)scales_offset(matrix->form),
+                                .float_bytes = matrix->form == MATRIX_F32 ? 4 : 2};
+}

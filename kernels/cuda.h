@@ -1,0 +1,72 @@
+/* cuda.h - a CUDA device: memory that outlives its processes, one stream, our kernels.
+ *
+ * Used by: stages on devices; the launcher's child that takes their memory.   Owns: what cuda_open() and the calls behind it
+ * take, until cuda_close() or the end of the process; descriptors are the caller's.
+ * Blocks: cuda_open() (a second or so on a real device), cuda_wait(). All else only puts work into the stream.
+ *
+ * The driver is found at run time (libcuda.so.1, or what EVENFLOW_LIBCUDA names); nothing is linked.
+ * The first call that fails is remembered, with its text in `error`, and those behind it do nothing: cuda_wait() tells.
+ */
+#ifndef EVENFLOW_KERNELS_CUDA_H
+#define EVENFLOW_KERNELS_CUDA_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/cuda_driver.h"
+#include "kernels/cuda_kernels.h"
+
+#define CUDA_KERNELS(X) X(embed) X(norm) X(add) X(gemm) X(rope) X(attend) X(combine) X(swiglu)
+
+enum cuda_kernel {
+#define CUDA_NUMBER(name) CUDA_KERNEL_##name,
+    CUDA_KERNELS(CUDA_NUMBER)
+#undef CUDA_NUMBER
+        CUDA_KERNEL_COUNT,
+};
+
+struct cuda {
+    struct cuda_driver driver;
+    void *library;
+    int device;
+    struct cuda_context *context;
+    struct cuda_stream *stream;
+    struct cuda_function *kernels[CUDA_KERNEL_COUNT];
+    char name[64];      /* of the device */
+    int capability;     /* 90: compute capability 9.0 */
+    size_t granularity; /* sizes of memory that can be exported are multiples of it */
+    size_t free_bytes;  /* when it was opened */
+    int failed;         /* -errno of what failed first; 0: nothing has */
+    char error[256];    /* its text */
+};
+
+/* 0, or -errno with cuda->error: -ENOENT no driver, -ENODEV no such device, -ENOTSUP not one that we can use. */
+int cuda_open(struct cuda *cuda, uint32_t ordinal);
+void cuda_close(struct cuda *cuda);
+
+/* Memory that lives as long as its descriptor is open in any process, whatever becomes of the others: a descriptor, or -errno.
+ * bytes: a multiple of the granularity. */
+int cuda_create(struct cuda *cuda, size_t bytes);
+/* The whole of it in this process; 0 when that failed. The descriptor may be closed. */
+cuda_address cuda_map(struct cuda *cuda, int descriptor, size_t bytes);
+
+/* This process's own. */
+cuda_address cuda_alloc(struct cuda *cuda, size_t bytes);
+
+/* In the order of the stream. Host memory stays untouched until cuda_wait(). */
+void cuda_upload(struct cuda *cuda, cuda_address to, const void *from, size_t bytes);
+void cuda_download(struct cuda *cuda, void *to, cuda_address from, size_t bytes);
+void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, uint32_t grid_x, uint32_t grid_y, uint32_t grid_z,
+                 const void *args);
+
+/* All of it is done: 0, or -errno of the first failure since cuda_open(). */
+int cuda_wait(struct cuda *cuda);
+
+/* A matrix whose panels lie on the device. */
+struct cuda_matrix cuda_matrix_of(const struct matrix *matrix);
+
+/* Whether this build has kernels for devices: nvcc was there. */
+bool cuda_is_built(void);
+
+#endif

@@ -1,0 +1,354 @@
+/* libcuda.c - stands in for CUDA's driver where there is no GPU: the functions that kernels/cuda.c calls, with threads as
+ * streams, memfds as exported memory, and the same kernels compiled as C. Built as libcuda.so.1; EVENFLOW_LIBCUDA names it.
+ *
+ * EVENFLOW_FAKE_CUDA, words separated by commas, makes a device that is not as it should be:
+ *   devices=N (2)   how many        driver=11080   of which CUDA the driver is      memory=BYTES   what can be taken
+ *   export=0        no memory as descriptors       vanish=N   gone behind N kernels of a process
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "kernels/cuda.h"
+#include "kernels/cuda_simt.h"
+
+#define GRANULARITY (2u << 20)
+#define QUEUE_MAX   1024u
+#define ARGS_MAX    256u
+#define HANDLE_BASE 1000u /* a handle is a descriptor above it */
+
+_Thread_local struct simt_index blockIdx, blockDim;
+
+/* ---- what the environment wants ---- */
+
+static unsigned long long wish(const char *name, unsigned long long otherwise)
+{
+    const char *all = getenv("EVENFLOW_FAKE_CUDA");
+    size_t length = strlen(name);
+    for (const char *word = all; word != NULL && *word != '\0'; word = strchr(word, ',')) {
+        word += *word == ',';
+        if (strncmp(word, name, length) == 0 && word[length] == '=')
+            return strtoull(word + length + 1, NULL, 10);
+    }
+    return otherwise;
+}
+
+static _Atomic unsigned long long launches;
+static size_t taken_bytes;
+
+/* What any call answers. */
+static int state(void)
+{
+    return launches >= wish("vanish", UINT64_MAX) ? CUDA_DEVICE_UNAVAILABLE : CUDA_OK;
+}
+
+/* ---- streams ---- */
+
+struct operation {
+    const struct simt_kernel *kernel; /* NULL: a copy */
+    uint32_t grid[3], threads;
+    uint8_t args[ARGS_MAX];
+    void *to;
+    const void *from;
+    size_t bytes;
+};
+
+struct cuda_stream {
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct operation queue[QUEUE_MAX];
+    uint64_t put, done; /* operations so far */
+    bool is_ended;
+};
+
+static void run(const struct operation *o)
+{
+    if (o->kernel == NULL) {
+        memcpy(o->to, o->from, o->bytes);
+        return;
+    }
+    blockDim = (struct simt_index){o->threads, 1, 1};
+    for (uint32_t z = 0; z < o->grid[2]; z++)
+        for (uint32_t y = 0; y < o->grid[1]; y++)
+            for (uint32_t x = 0; x < o->grid[0]; x++) {
+                blockIdx = (struct simt_index){x, y, z};
+                o->kernel->run(o->args);
+            }
+}
+
+static void *run_stream(void *pointer)
+{
+    struct cuda_stream *stream = pointer;
+    pthread_mutex_lock(&stream->lock);
+    for (;;) {
+        while (stream->done == stream->put && !stream->is_ended)
+            pthread_cond_wait(&stream->changed, &stream->lock);
+        if (stream->done == stream->put)
+            break;
+        const struct operation *operation = &stream->queue[stream->done % QUEUE_MAX];
+        pthread_mutex_unlock(&stream->lock);
+        run(operation);
+        pthread_mutex_lock(&stream->lock);
+        stream->done++;
+        pthread_cond_broadcast(&stream->changed);
+    }
+    pthread_mutex_unlock(&stream->lock);
+    return NULL;
+}
+
+static int put(struct cuda_stream *stream, const struct operation *operation)
+{
+    if (state() != CUDA_OK)
+        return state();
+    pthread_mutex_lock(&stream->lock);
+    while (stream->put - stream->done == QUEUE_MAX)
+        pthread_cond_wait(&stream->changed, &stream->lock);
+    stream->queue[stream->put++ % QUEUE_MAX] = *operation;
+    pthread_cond_broadcast(&stream->changed);
+    pthread_mutex_unlock(&stream->lock);
+    return CUDA_OK;
+}
+
+int cuStreamCreate(struct cuda_stream **stream, unsigned flags)
+{
+    (void)flags;
+    *stream = calloc(1, sizeof(**stream));
+    pthread_mutex_init(&(*stream)->lock, NULL);
+    pthread_cond_init(&(*stream)->changed, NULL);
+    return pthread_create(&(*stream)->thread, NULL, run_stream, *stream) == 0 ? CUDA_OK : CUDA_OUT_OF_MEMORY;
+}
+
+int cuStreamSynchronize(struct cuda_stream *stream)
+{
+    pthread_mutex_lock(&stream->lock);
+    while (stream->done != stream->put)
+        pthread_cond_wait(&stream->changed, &stream->lock);
+    pthread_mutex_unlock(&stream->lock);
+    return state();
+}
+
+int cuStreamDestroy_v2(struct cuda_stream *stream)
+{
+    pthread_mutex_lock(&stream->lock);
+    stream->is_ended = true;
+    pthread_cond_broadcast(&stream->changed);
+    pthread_mutex_unlock(&stream->lock);
+    pthread_join(stream->thread, NULL);
+    free(stream);
+    return CUDA_OK;
+}
+
+int cuMemcpyHtoDAsync_v2(cuda_address to, const void *from, size_t bytes, struct cuda_stream *stream)
+{
+    return put(stream, &(struct operation){.to = (void *)to, .from = from, .bytes = bytes});
+}
+
+int cuMemcpyDtoHAsync_v2(void *to, cuda_address from, size_t bytes, struct cuda_stream *stream)
+{
+    return put(stream, &(struct operation){.to = to, .from = (const void *)from, .bytes = bytes});
+}
+
+/* ---- kernels ---- */
+
+struct cuda_function {
+    const char *name;
+    const struct simt_kernel *kernel;
+};
+
+#define DECLARE(name) extern const struct simt_kernel simt_cuda_##name;
+CUDA_KERNELS(DECLARE)
+#define ENTRY(name) {"cuda_" #name, &simt_cuda_##name},
+static struct cuda_function functions[] = {CUDA_KERNELS(ENTRY)};
+
+int cuModuleLoadData(struct cuda_module **module, const void *image)
+{
+    *module = (struct cuda_module *)(uintptr_t)image; /* which is not looked at */
+    return state();
+}
+
+int cuModuleGetFunction(struct cuda_function **function, struct cuda_module *module, const char *name)
+{
+    (void)module;
+    for (size_t i = 0; i < sizeof(functions) / sizeof(functions[0]); i++)
+        if (strcmp(functions[i].name, name) == 0) {
+            *function = &functions[i];
+            return CUDA_OK;
+        }
+    return CUDA_NOT_FOUND;
+}
+
+int cuLaunchKernel(struct cuda_function *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                   unsigned block_y, unsigned block_z, unsigned shared_bytes, struct cuda_stream *stream,
+                   void **parameters, void **extra)
+{
+    struct operation operation = {.kernel = function->kernel, .grid = {grid_x, grid_y, grid_z}, .threads = block_x};
+    if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535 || block_x > 1024 ||
+        block_y * block_z != 1 || shared_bytes != 0 || extra != NULL || function->kernel->args_bytes > ARGS_MAX)
+        return CUDA_INVALID_VALUE;
+    memcpy(operation.args, parameters[0], function->kernel->args_bytes);
+    launches++;
+    return put(stream, &operation);
+}
+
+/* ---- memory ---- */
+
+static int take(size_t bytes)
+{
+    taken_bytes += bytes;
+    return taken_bytes <= wish("memory", 1ull << 40) ? state() : CUDA_OUT_OF_MEMORY;
+}
+
+int cuMemGetInfo_v2(size_t *free_bytes, size_t *total)
+{
+    *total = wish("memory", 1ull << 40);
+    *free_bytes = *total - taken_bytes;
+    return state();
+}
+
+int cuMemAlloc_v2(cuda_address *address, size_t bytes)
+{
+    int result = take(bytes);
+    void *memory = result == CUDA_OK ? aligned_alloc(256, (bytes + 255) / 256 * 256) : NULL;
+    *address = (cuda_address)(uintptr_t)memory;
+    if (memory != NULL)
+        memset(memory, 0xff, bytes); /* what nobody has written is no number */
+    return result != CUDA_OK ? result : memory != NULL ? CUDA_OK : CUDA_OUT_OF_MEMORY;
+}
+
+int cuMemGetAllocationGranularity(size_t *bytes, const struct cuda_allocation *allocation, int option)
+{
+    (void)allocation;
+    (void)option;
+    *bytes = GRANULARITY;
+    return state();
+}
+
+int cuMemCreate(uint64_t *handle, size_t bytes, const struct cuda_allocation *allocation, unsigned long long flags)
+{
+    if (bytes == 0 || bytes % GRANULARITY != 0 || flags != 0 || allocation->type != CUDA_MEMORY_PINNED ||
+        allocation->location.type != CUDA_LOCATION_DEVICE)
+        return CUDA_INVALID_VALUE;
+    int result = take(bytes);
+    if (result != CUDA_OK)
+        return result;
+    int descriptor = memfd_create("device memory", MFD_CLOEXEC);
+    if (descriptor < 0 || ftruncate(descriptor, (off_t)bytes) != 0)
+        return CUDA_OUT_OF_MEMORY;
+    *handle = HANDLE_BASE + (uint64_t)descriptor;
+    return CUDA_OK;
+}
+
+int cuMemRelease(uint64_t handle)
+{
+    return close((int)(handle - HANDLE_BASE)) == 0 ? CUDA_OK : CUDA_INVALID_VALUE;
+}
+
+int cuMemExportToShareableHandle(void *descriptor, uint64_t handle, int type, unsigned long long flags)
+{
+    if (type != CUDA_HANDLE_DESCRIPTOR || flags != 0)
+        return CUDA_INVALID_VALUE;
+    *(int *)descriptor = fcntl((int)(handle - HANDLE_BASE), F_DUPFD_CLOEXEC, 0);
+    return *(int *)descriptor >= 0 ? state() : CUDA_INVALID_VALUE;
+}
+
+int cuMemImportFromShareableHandle(uint64_t *handle, void *descriptor, int type)
+{
+    int copy = type == CUDA_HANDLE_DESCRIPTOR ? fcntl((int)(intptr_t)descriptor, F_DUPFD_CLOEXEC, 0) : -1;
+    *handle = HANDLE_BASE + (uint64_t)copy;
+    return copy >= 0 ? state() : CUDA_INVALID_VALUE;
+}
+
+int cuMemAddressReserve(cuda_address *address, size_t bytes, size_t alignment, cuda_address wanted,
+                        unsigned long long flags)
+{
+    void *memory = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    *address = (cuda_address)(uintptr_t)memory;
+    return memory != MAP_FAILED && alignment == 0 && wanted == 0 && flags == 0 ? state() : CUDA_INVALID_VALUE;
+}
+
+int cuMemMap(cuda_address address, size_t bytes, size_t offset, uint64_t handle, unsigned long long flags)
+{
+    void *memory = mmap((void *)address, bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, (int)(handle - HANDLE_BASE), 0);
+    return memory != MAP_FAILED && offset == 0 && flags == 0 ? state() : CUDA_INVALID_VALUE;
+}
+
+int cuMemSetAccess(cuda_address address, size_t bytes, const struct cuda_access *access, size_t count)
+{
+    if (count != 1 || access->flags != CUDA_READ_WRITE)
+        return CUDA_INVALID_VALUE;
+    return mprotect((void *)address, bytes, PROT_READ | PROT_WRITE) == 0 ? state() : CUDA_INVALID_VALUE;
+}
+
+/* ---- the device ---- */
+
+int cuInit(unsigned flags)
+{
+    return flags != 0 ? CUDA_INVALID_VALUE : wish("devices", 2) == 0 ? CUDA_NO_DEVICE : CUDA_OK;
+}
+
+int cuDriverGetVersion(int *version)
+{
+    *version = (int)wish("driver", 13000);
+    return CUDA_OK;
+}
+
+int cuGetErrorName(int result, const char **name)
+{
+    *name = result == CUDA_OUT_OF_MEMORY        ? "CUDA_ERROR_OUT_OF_MEMORY"
+            : result == CUDA_DEVICE_UNAVAILABLE ? "CUDA_ERROR_DEVICE_UNAVAILABLE"
+            : result == CUDA_INVALID_VALUE      ? "CUDA_ERROR_INVALID_VALUE"
+                                                : NULL;
+    return *name != NULL ? CUDA_OK : CUDA_INVALID_VALUE;
+}
+
+int cuDeviceGetCount(int *count)
+{
+    *count = (int)wish("devices", 2);
+    return CUDA_OK;
+}
+
+int cuDeviceGet(int *device, int ordinal)
+{
+    *device = ordinal;
+    return (unsigned)ordinal < wish("devices", 2) ? CUDA_OK : CUDA_INVALID_DEVICE;
+}
+
+int cuDeviceGetName(char *name, int size, int device)
+{
+    snprintf(name, (size_t)size, "stand-in %d", device);
+    return CUDA_OK;
+}
+
+int cuDeviceGetAttribute(int *value, int attribute, int device)
+{
+    (void)device;
+    *value = attribute == CUDA_ATTRIBUTE_CAPABILITY_MAJOR      ? 8
+             : attribute == CUDA_ATTRIBUTE_CAPABILITY_MINOR    ? 0
+             : attribute == CUDA_ATTRIBUTE_EXPORTS_DESCRIPTORS ? (int)wish("export", 1)
+                                                               : 1;
+    return CUDA_OK;
+}
+
+int cuDevicePrimaryCtxRetain(struct cuda_context **context, int device)
+{
+    *context = (struct cuda_context *)(uintptr_t)(device + 1);
+    return state();
+}
+
+int cuDevicePrimaryCtxRelease_v2(int device)
+{
+    (void)device;
+    return CUDA_OK;
+}
+
+int cuCtxSetCurrent(struct cuda_context *context)
+{
+    return context != NULL ? state() : CUDA_INVALID_VALUE;
+}
