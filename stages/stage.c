@@ -362,20 +362,29 @@ static bool let_pass(struct stage *stage, uint64_t number, struct timed_span spa
     return true;
 }
 
-/* Its results would mean nothing; the step is handed on all the same, since steps follow one another. */
-static int pass_over(struct stage *stage, uint64_t number)
+/* Tells the next one that the step at hand is done here, and only then lets go of what came for it. */
+static int hand_on(struct stage *stage, const struct msg_step *message)
 {
-    const struct msg_step message = {.step = number, .epoch = stage->arena->epoch, .sent_ns = clock_ns()};
-    process_note(&stage->process->step, number); /* before the next stage can be at it */
-    if (ring_push(&stage->out, &message) != RING_OK) {
-        log_error("step %" PRIu64 ": the ring is full: more steps in flight than the window", number);
+    process_note(&stage->process->step, message->step); /* before the next stage can be at it */
+    if (ring_push(&stage->out, message) != RING_OK) {
+        log_error("step %" PRIu64 ": the ring is full: more steps in flight than the window", message->step);
         return -EPROTO;
     }
     if (stage->index > 0)
         ring_release(&stage->in);
     bell_ring(&stage->next);
-    trace_note(&stage->process->trace, TRACE_PASS, number);
     stage->idle_since_ns = 0;
+    return 0;
+}
+
+/* Its results would mean nothing; the step is handed on all the same, since steps follow one another. */
+static int pass_over(struct stage *stage, uint64_t number)
+{
+    const struct msg_step message = {.step = number, .epoch = stage->arena->epoch, .sent_ns = clock_ns()};
+    int ret = hand_on(stage, &message);
+    if (ret < 0)
+        return ret;
+    trace_note(&stage->process->trace, TRACE_PASS, number);
     return 1;
 }
 
@@ -432,14 +441,9 @@ int stage_do_work(struct stage *stage)
     fault_point(FAULT_STAGE_COMPUTED);
     *arena_step_time(arena, stage->index, number) = time;
     fault_point(FAULT_STAGE_MEASURED);
-    process_note(&stage->process->step, number); /* before the next stage can be at it */
-    if (ring_push(&stage->out, &message) != RING_OK) {
-        log_error("step %" PRIu64 ": the ring is full: more steps in flight than the window", number);
-        return -EPROTO;
-    }
-    if (stage->index > 0)
-        ring_release(&stage->in);
-    bell_ring(&stage->next);
+    ret = hand_on(stage, &message);
+    if (ret < 0)
+        return ret;
     if (stage->is_last && !stage->is_timed)
         prepare_masks(stage, number);
     trace_note(&stage->process->trace, TRACE_END, number);
@@ -447,7 +451,6 @@ int stage_do_work(struct stage *stage)
     counter_add(stage->process, COUNTER_STAGE_TOKENS, stage->step.token_count);
     counter_add(stage->process, COUNTER_STAGE_BUSY_NS, time.end_ns - time.begin_ns);
     progress_add(stage->process, 1);
-    stage->idle_since_ns = 0;
     return 1;
 }
 
