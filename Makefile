@@ -225,6 +225,7 @@ FUZZ_FAST    := FAST_CFLAGS="-O1 -fno-sanitize=all"
 .PHONY: fuzzers fuzz fuzz-briefly
 fuzzers: $(FUZZERS)
 $(FUZZERS): $(BUILD)/bin/%: $(BUILD)/tests/%.o $(BUILD)/tests/tiny_vocab.o $(BUILD)/tests/fake_sched.o $(FUZZ_DRIVER) \
+                            $(addprefix $(BUILD)/,tools/vocab.o stages/gguf.o stages/model.o stages/arch.o kernels/pack.o) \
                             $(ENGINE) $(IPC)
 	@mkdir -p $(@D)
 	@echo "  LD    $@"
