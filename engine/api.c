@@ -720,8 +720,9 @@ int api_parse(struct api *api, enum api_endpoint endpoint, const char *body, siz
 int api_tokenize(struct api *api, const char *body, size_t size, struct json_writer *writer, struct api_error *error)
 {
     struct body b;
-    bool parse_special = false;
-    if (load_body(&b, api, body, size, error) != 0 || get_bool(&b, "parse_special", &parse_special) != 0)
+    bool parse_special = false, add_special = true;
+    if (load_body(&b, api, body, size, error) != 0 || get_bool(&b, "parse_special", &parse_special) != 0 ||
+        get_bool(&b, "add_special_tokens", &add_special) != 0)
         return -1;
     json_t *prompt = field(&b, "prompt");
     if (!json_is_string(prompt))
@@ -732,10 +733,12 @@ int api_tokenize(struct api *api, const char *body, size_t size, struct json_wri
     if (count > count_max)
         return api_fail(error, 413, "prompt", "body_too_large", "the text has at least %u tokens; %u fit an answer",
                         count, count_max);
+    uint32_t first = !add_special && tok_adds_begin(api->tok) ? 1 : 0;
+    count -= first;
     json_format(writer, "{\"count\":%u,\"max_model_len\":%u,\"tokens\":[", count, api->plan->max_model_len);
     for (uint32_t i = 0; i < count; i++) {
         json_raw(writer, ",", i > 0);
-        json_number(writer, api->tokens[i]);
+        json_number(writer, api->tokens[first + i]);
     }
     json_text(writer, "]}");
     return 0;

@@ -93,7 +93,8 @@ int api_parse(struct api *api, enum api_endpoint endpoint, const char *body, siz
 int api_next_prompt(struct api *api, struct api_request *request, struct api_error *error);
 
 /* POST /tokenize {"prompt": text, "add_special_tokens": bool, "parse_special": bool} and /detokenize {"tokens": [ids]}: the
- * answer's body into writer, whose room limits it. 0; or -1 with error. */
+ * answer's body into writer, whose room limits it. Without "add_special_tokens": false the ids are a completion's, with the
+ * begin token where the model wants one. 0; or -1 with error. */
 int api_tokenize(struct api *api, const char *body, size_t size, struct json_writer *writer, struct api_error *error);
 int api_detokenize(struct api *api, const char *body, size_t size, struct json_writer *writer, struct api_error *error);
 

@@ -302,6 +302,11 @@ uint32_t tok_begin_token(const struct tok *tok)
     return tok->blob->bos;
 }
 
+bool tok_adds_begin(const struct tok *tok)
+{
+    return tok->blob->adds_bos != 0;
+}
+
 uint32_t tok_end_token(const struct tok *tok)
 {
     return tok->blob->eos;

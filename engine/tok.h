@@ -107,6 +107,9 @@ uint32_t tok_end_tokens(const struct tok *tok, uint32_t ids[TOK_END_TOKENS_MAX])
 uint32_t tok_begin_token(const struct tok *tok);
 uint32_t tok_end_token(const struct tok *tok);
 
+/* tok_encode() puts the begin token in front of every text. */
+bool tok_adds_begin(const struct tok *tok);
+
 /* The chat template's text; size 0: the vocabulary has none. */
 struct tok_text tok_chat_template(const struct tok *tok);
 

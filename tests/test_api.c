@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "engine/api.h"
+#include "engine/tok_tables.h"
 #include "ipc/automaton.h"
 #include "ipc/layout.h"
 #include "tests/plans.h"
@@ -16,15 +17,28 @@ static struct api api;
 static struct api_request request;
 static struct api_error error;
 
-static void set_up(void)
+static void set_up_with(uint32_t begin)
 {
     size_t vocab_bytes;
     void *blob = tiny_vocab_build(&vocab_bytes);
     struct err err = {0};
+    ((struct tok_blob *)blob)->bos = begin;
+    ((struct tok_blob *)blob)->adds_bos = begin != TOK_NONE;
     plan = plan_for_tests();
     tiny_vocab_plan(&plan, vocab_bytes);
     cr_assert_eq(tok_attach(&tok, blob, vocab_bytes, api_text_bytes(&plan), &err), 0, "%s", err.text);
     cr_assert_eq(api_open(&api, &plan, &tok, &err), 0, "%s", err.text);
+}
+
+static void set_up(void)
+{
+    set_up_with(TOK_NONE);
+}
+
+/* Of a model that wants a token in front of every text. */
+static void set_up_with_begin(void)
+{
+    set_up_with(TINY_IM_START);
 }
 
 static void expect_good(enum api_endpoint endpoint, const char *body)
@@ -462,4 +476,35 @@ Test(api, tokenizes_and_back, .init = set_up)
     w.size = 0;
     cr_assert_eq(api_detokenize(&api, wrong, strlen(wrong), &w, &error), -1);
     cr_expect_str_eq(error.param, "tokens");
+}
+
+static void expect_tokens(const char *body, const char *tokens)
+{
+    static char text[65536];
+    struct json_writer w = {text, 0, sizeof(text)};
+    cr_assert_eq(api_tokenize(&api, body, strlen(body), &w, &error), 0, "%s: %s", body, error.message);
+    text[w.size] = '\0';
+    cr_expect_str_eq(text, tokens, "%s: %s", body, text);
+}
+
+Test(api, the_begin_token_is_in_front_unless_the_client_wants_none, .init = set_up_with_begin)
+{
+    completion("{\"prompt\":\"hello\"}");
+    cr_expect(request.prompt_tokens == 2 && request.prompt[0] == TINY_IM_START && request.prompt[1] == TINY_HELLO);
+    expect_tokens("{\"prompt\":\"hello\"}", "{\"count\":2,\"max_model_len\":512,\"tokens\":[1,262]}");
+    expect_tokens("{\"prompt\":\"hello\",\"add_special_tokens\":true}",
+                  "{\"count\":2,\"max_model_len\":512,\"tokens\":[1,262]}");
+    expect_tokens("{\"prompt\":\"hello\",\"add_special_tokens\":false}",
+                  "{\"count\":1,\"max_model_len\":512,\"tokens\":[262]}");
+    expect_tokens("{\"prompt\":\"\",\"add_special_tokens\":false}",
+                  "{\"count\":0,\"max_model_len\":512,\"tokens\":[]}");
+    /* what the text itself begins with stays */
+    expect_tokens("{\"prompt\":\"<|im_start|>\",\"parse_special\":true,\"add_special_tokens\":false}",
+                  "{\"count\":1,\"max_model_len\":512,\"tokens\":[1]}");
+}
+
+Test(api, a_model_without_a_begin_token_has_none_to_leave_out, .init = set_up)
+{
+    expect_tokens("{\"prompt\":\"hello\",\"add_special_tokens\":false}",
+                  "{\"count\":1,\"max_model_len\":512,\"tokens\":[262]}");
 }
