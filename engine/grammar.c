@@ -11,7 +11,7 @@
 
 void grammar_open(struct grammar *grammar, const struct tok *tok)
 {
-    *grammar = (struct grammar){.tok = tok, .memory = base_alloc_aligned(64, MEMORY_BYTES)};
+    *grammar = (struct grammar){.tok = tok, .memory = base_reserve(64, MEMORY_BYTES)};
 }
 
 static int build_schema(struct fragment_builder *builder, json_t *value, struct fragment *whole, struct err *err)

@@ -4,6 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+
+#define HUGE_PAGE_BYTES ((size_t)2 << 20)
 
 static bool base_sealed;
 static char *check_text;
@@ -60,7 +63,7 @@ void *base_alloc(size_t bytes)
     return base_alloc_aligned(64, bytes);
 }
 
-void *base_alloc_aligned(size_t align, size_t bytes)
+void *base_reserve(size_t align, size_t bytes)
 {
     check(!base_sealed);
     void *memory = NULL;
@@ -68,6 +71,15 @@ void *base_alloc_aligned(size_t align, size_t bytes)
         fprintf(stderr, "evenflow: out of memory: cannot take %zu bytes at start\n", bytes);
         exit(1);
     }
+    return memory;
+}
+
+void *base_alloc_aligned(size_t align, size_t bytes)
+{
+    bool is_large = bytes >= HUGE_PAGE_BYTES;
+    void *memory = base_reserve(is_large && align < HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : align, bytes);
+    if (is_large)
+        madvise(memory, bytes, MADV_HUGEPAGE); /* a wish: where there are none, small pages do, one fault each */
     memset(memory, 0, bytes ? bytes : 1);
     return memory;
 }

@@ -64,6 +64,9 @@ static inline uint64_t align_up_u64(uint64_t value, uint64_t unit)
  * call is a bug: nothing is allocated in a loop that serves tokens. */
 void *base_alloc(size_t bytes);
 void *base_alloc_aligned(size_t align, size_t bytes);
+
+/* The same, but not zeroed, and it takes pages only where it is written: for what few ever need as a whole. */
+void *base_reserve(size_t align, size_t bytes);
 void base_seal(void);
 
 #endif
