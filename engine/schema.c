@@ -9,9 +9,11 @@
 #include "engine/regex.h"
 #include "engine/unicode.h"
 
-#define COUNT_MAX    1024u /* of items or characters that a schema counts */
-#define NO_MAX       UINT32_MAX
-#define WHOLE_DIGITS 15u
+#define COUNT_MAX      1024u /* of items or characters that a schema counts */
+#define NO_MAX         UINT32_MAX
+#define WHOLE_DIGITS   15u
+#define PROPERTIES_MAX 4096u /* of an object */
+#define TYPES_MAX      7u    /* that JSON has */
 
 struct schema {
     struct fragment_builder *b;
@@ -388,16 +390,23 @@ static bool is_required(json_t *required, const char *key)
     return false;
 }
 
+/* Each name once: they are looked through at every property. So one of the first that are more than the properties is none
+ * of these, or comes twice. */
 static void check_required(struct schema *s, json_t *required, json_t *properties)
 {
-    size_t i;
-    json_t *name;
+    size_t count = json_array_size(required), property_count = json_object_size(properties);
     if (required != NULL && !json_is_array(required))
         fail(s, "required must be a list of names");
-    json_array_foreach(required, i, name)
+    if (property_count > PROPERTIES_MAX)
+        fail(s, "there are %zu properties; at most %u are supported", property_count, PROPERTIES_MAX);
+    for (size_t i = 0; i < count && i <= property_count && s->status == 0; i++) {
+        json_t *name = json_array_get(required, i);
         if (!json_is_string(name) || json_object_get(properties, json_string_value(name)) == NULL)
             fail(s, "required: '%.64s' is not among the properties",
                  json_is_string(name) ? json_string_value(name) : "");
+    }
+    if (count > property_count)
+        fail(s, "required: a name comes twice");
 }
 
 /* Members in the order of the schema. Before each of them either nothing has been written yet, or a comma is due; behind it
@@ -572,6 +581,10 @@ static struct fragment build_types(struct schema *s, json_t *schema, json_t *typ
 static struct fragment build_object_schema(struct schema *s, json_t *schema)
 {
     json_t *type = json_object_get(schema, "type"), *found;
+    if (json_array_size(type) > TYPES_MAX)
+        fail(s, "type must be a name or a list of names, each once");
+    if (!is_on(s))
+        return fragment_empty(s->b);
     if ((found = json_object_get(schema, "$ref")) != NULL) {
         check_keywords(s, schema, "$ref", "beside $ref");
         found = is_on(s) ? resolve(s, found) : NULL;

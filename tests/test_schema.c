@@ -247,6 +247,35 @@ Test(schema, what_is_too_large_ends_soon_and_says_so)
     }
 }
 
+static json_t *long_list(const char *item, uint32_t count)
+{
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < count; i++)
+        json_array_append_new(list, json_string(item));
+    return list;
+}
+
+static void expect_soon_refused(json_t *schema, const char *why)
+{
+    double begin_s = cpu_s();
+    cr_expect_null(compile_schema(schema), "%s", why);
+    cr_expect(strstr(err.text, why) != NULL, "%s: %s", why, err.text);
+    cr_expect_lt(cpu_s() - begin_s, 1, "%s: %.1f s", why, cpu_s() - begin_s);
+    json_decref(schema);
+}
+
+/* Each of them is looked at again and again: for every value, for every property. */
+Test(schema, lists_that_say_the_same_again_are_refused_before_they_cost_anything)
+{
+    json_t *values = long_list("a", 20000), *any = json_array();
+    expect_soon_refused(json_pack("{s:o,s:o}", "enum", values, "type", long_list("null", 100000)), "type");
+    for (uint32_t i = 0; i < 3000; i++)
+        json_array_append_new(any, json_pack("{s:s}", "$ref", "#/$defs/x"));
+    json_t *one = json_pack("{s:s,s:{s:{s:i}},s:o}", "type", "object", "properties", "a", "const", 1, "required",
+                            long_list("a", 100000));
+    expect_soon_refused(json_pack("{s:o,s:{s:o}}", "anyOf", any, "$defs", "x", one), "required");
+}
+
 /* ---- regular expressions ---- */
 
 Test(regex, means_what_it_means_elsewhere)
