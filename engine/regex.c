@@ -7,6 +7,7 @@
 
 #define DEPTH_MAX  50u
 #define REPEAT_MAX 4096u
+#define DIGITS_MAX 16u
 #define RANGES_MAX 128u
 #define LAST_CODE  0x10ffffu
 #define NO_MAX     UINT32_MAX
@@ -243,10 +244,11 @@ static struct fragment parse_atom(struct regex *r)
     return fragment_characters(r->b, code, code);
 }
 
+/* So many digits at most: what is repeated is read again each time. */
 static bool take_number(struct regex *r, uint32_t *number)
 {
-    size_t begin = r->at;
-    for (*number = 0; r->at < r->size && r->text[r->at] >= '0' && r->text[r->at] <= '9'; r->at++)
+    size_t begin = r->at, end = min_u64(r->size, begin + DIGITS_MAX);
+    for (*number = 0; r->at < end && r->text[r->at] >= '0' && r->text[r->at] <= '9'; r->at++)
         *number = (uint32_t)min_u64(*number * 10ull + (uint32_t)(r->text[r->at] - '0'), NO_MAX - 1);
     return r->at > begin;
 }

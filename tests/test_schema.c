@@ -310,6 +310,21 @@ Test(regex, means_what_it_means_elsewhere)
     }
 }
 
+/* What is repeated is read again each time. */
+Test(regex, a_count_of_many_digits_is_refused_before_it_costs_anything)
+{
+    static const char begin[] = "((a{", end[] = "1}){0,150}){0,150}";
+    static char pattern[1 << 20];
+    memset(pattern, '0', sizeof(pattern));
+    memcpy(pattern, begin, sizeof(begin) - 1);
+    memcpy(pattern + sizeof(pattern) - sizeof(end), end, sizeof(end));
+    double begin_s = cpu_s();
+    cr_expect_null(compile_regex(pattern, false));
+    cr_expect(strstr(err.text, "{m}") != NULL, "%s", err.text);
+    cr_expect_lt(cpu_s() - begin_s, 1, "%.1f s", cpu_s() - begin_s);
+    cr_expect_not_null(compile_regex("a{0000000012}", false), "%s", err.text);
+}
+
 Test(regex, damaged_patterns_are_refused_or_make_automata)
 {
     static const char whole[] = "^(?:a[b-d\\d]{1,3}|[^\\x41]+?\\.)*\xc3\xa9(x|y)?$";
