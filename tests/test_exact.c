@@ -16,7 +16,8 @@
 
 static struct completion truth[REQUESTS], seen[REQUESTS];
 
-/* Prompts of 3 to about 200 tokens, no two alike, half with a common beginning; greedy and sampled ones. */
+/* Prompts of 3 to about 200 tokens, no two alike, half with a common beginning; greedy and sampled ones; one in four answers
+ * keeps to a grammar, which lets none end here. */
 static char *make_body(uint32_t index)
 {
     static const char *const topics[] = {
@@ -37,6 +38,10 @@ static char *make_body(uint32_t index)
     json_t *body = json_pack("{s:s, s:i, s:f, s:f, s:i, s:b, s:b, s:b}", "prompt", prompt, "max_tokens", (int)TOKENS,
                              "temperature", temperature, "top_p", 0.95, "seed", (int)(1000 + index), "ignore_eos", 1,
                              "return_token_ids", 1, "return_logits_hash", 1);
+    if (index % 4 == 2) {
+        json_object_del(body, "ignore_eos");
+        json_object_set_new(body, "guided_regex", json_string("([^@]*@ ?){250}"));
+    }
     char *text = json_dumps(body, JSON_COMPACT);
     json_decref(body);
     return text;
