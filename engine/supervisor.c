@@ -64,6 +64,7 @@ void supervisor_stop(struct supervisor *s, int exit_status)
     s->phase = PHASE_STOPPING;
     s->look_ns = 0;
     s->deadline_ns = clock_ns() + STOP_GRACE_NS;
+    notify_send(&s->notify, "STOPPING=1");
     atomic_store_explicit(&s->shm->ready, 0, memory_order_relaxed); /* relaxed: shown to clients, decides nothing */
     command_set(s, COMMAND_STOP);
 }
@@ -73,6 +74,7 @@ void supervisor_drain(struct supervisor *s)
     log_info("draining: no new requests, the others finish; a second signal stops at once");
     s->phase = PHASE_DRAINING;
     s->deadline_ns = s->plan->drain_timeout_ms ? clock_ns() + s->plan->drain_timeout_ms * 1000000ull : 0;
+    notify_send(&s->notify, "STOPPING=1");
     atomic_store_explicit(&s->shm->ready, 0, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
     command_set(s, COMMAND_DRAIN);
 }
@@ -121,6 +123,7 @@ static void on_bell(struct supervisor *s)
         s->look_ns = clock_ns() + WATCH_TICK_NS;
         atomic_store_explicit(&s->shm->ready, 1, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
         log_info("ready: %u stages on %s", s->plan->stage_count, s->plan->socket_path);
+        notify_send(&s->notify, "READY=1");
         if (s->ready_fd >= 0) {
             if (write(s->ready_fd, "\n", 1) != 1)
                 log_warn("ready descriptor %d: cannot write to it: %s", s->ready_fd, strerror(errno));
@@ -166,6 +169,7 @@ static int milliseconds_left(const struct supervisor *s)
 {
     uint64_t next_ns = s->deadline_ns;
     earliest(&next_ns, s->look_ns);
+    earliest(&next_ns, s->notify.alive_ns);
     earliest(&next_ns, supervisor_standby_due_ns(s));
     for (uint32_t i = 1; i < s->process_count; i++)
         earliest(&next_ns, s->children[i].successor_ns);
@@ -224,6 +228,7 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     raise_descriptor_limit();
     int ret = load_plan(s, start, err);
     ret = ret ? ret : lifeline_open(&s->lifeline, err);
+    ret = ret ? ret : notify_open(&s->notify, err);
     ret = ret ? ret : supervisor_listen(s, err);
     ret = ret ? ret : supervisor_create_regions(s, err);
     ret = ret ? ret : supervisor_create_bells(s, err);
@@ -280,6 +285,7 @@ int supervisor_run(struct supervisor *s)
             on_bell(s);
         if (polls[standby].revents)
             supervisor_on_standby_death(s);
+        notify_alive(&s->notify);
         keeper_turn(&s->keeper);
         fault_point(FAULT_SUPERVISOR_KEEP);
         supervisor_look_who_hangs(s);

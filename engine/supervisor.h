@@ -3,7 +3,8 @@
  * Used by: main_supervisor.c alone.   Owns: every region's descriptors, the listening socket, the children.
  * Blocks: supervisor_run() sleeps in poll(2) until a signal, a death, a bell or a deadline.
  *
- * It parses no input, touches no ring, loads no model. What it is given are numbers (the plan) and three descriptors.
+ * It parses no input, touches no ring, loads no model. What it is given are numbers (the plan) and descriptors, and by a
+ * service manager what sd_notify(3) and sd_listen_fds(3) say.
  *
  *             all ready            SIGTERM            drained
  *   STARTING -----------> SERVING ---------> DRAINING ---------> STOPPING -> exit 0

@@ -17,6 +17,7 @@
 
 #include "engine/keeper.h"
 #include "engine/lifeline.h"
+#include "engine/notify.h"
 #include "engine/supervisor.h"
 #include "engine/watch.h"
 #include "ipc/arena.h"
@@ -62,6 +63,8 @@ struct supervisor {
     struct keeper keeper;
     int front_keep; /* the end of the keep sockets that the next life of front is born with */
     int listener;
+    bool is_listener_given; /* by a service manager, whose socket stays */
+    struct notify notify;
     int socket_lock;
     int ready_fd;
     int signals;
@@ -87,7 +90,8 @@ int supervisor_write_head(struct supervisor *s, uint32_t id, uint32_t epoch, str
 
 /* ---- supervisor_socket.c ---- */
 
-/* Listens on the socket of the plan, which no other engine may have. 0, or -errno with err. */
+/* Listens on the socket of the plan, which no other engine may have, or takes it over from the service manager that listens
+ * there already (LISTEN_FDS, sd_listen_fds(3)). 0, or -errno with err. */
 int supervisor_listen(struct supervisor *s, struct err *err);
 void supervisor_remove_socket(const struct supervisor *s);
 

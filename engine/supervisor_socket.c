@@ -1,7 +1,9 @@
 #include "engine/supervisor_inside.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/socket.h>
@@ -10,6 +12,7 @@
 #include <unistd.h>
 
 #define LISTEN_BACKLOG 1024
+#define GIVEN_FD       3 /* the first that sd_listen_fds(3) speaks of */
 
 static int make_parent_directory(const char *path, struct err *err)
 {
@@ -53,8 +56,47 @@ void supervisor_remove_socket(const struct supervisor *s)
 {
     char lock_path[PATH_MAX_BYTES + 8];
     snprintf(lock_path, sizeof(lock_path), "%s.lock", s->plan->socket_path);
-    unlink(s->plan->socket_path);
+    if (!s->is_listener_given)
+        unlink(s->plan->socket_path);
     unlink(lock_path);
+}
+
+/* How many sockets a service manager has given to this process. */
+static long given_count(void)
+{
+    const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
+    long given = pid != NULL && count != NULL && strtoll(pid, NULL, 10) == getpid() ? strtol(count, NULL, 10) : 0;
+    unsetenv("LISTEN_PID");
+    unsetenv("LISTEN_FDS");
+    unsetenv("LISTEN_FDNAMES");
+    return given;
+}
+
+/* It must be the socket of the plan, or the lock beside that would protect another one. */
+static int take_given_socket(struct supervisor *s, long count, struct err *err)
+{
+    const char *path = s->plan->socket_path;
+    struct sockaddr_un address = {0};
+    socklen_t address_size = sizeof(address), size = sizeof(int);
+    int type = 0, is_listening = 0;
+    if (count != 1)
+        return err_set(err, -EINVAL, "LISTEN_FDS=%ld: the socket unit must give one socket, the engine's", count);
+    bool is_fit = getsockname(GIVEN_FD, (struct sockaddr *)&address, &address_size) == 0 &&
+                  address.sun_family == AF_UNIX && getsockopt(GIVEN_FD, SOL_SOCKET, SO_TYPE, &type, &size) == 0 &&
+                  type == SOCK_STREAM && getsockopt(GIVEN_FD, SOL_SOCKET, SO_ACCEPTCONN, &is_listening, &size) == 0 &&
+                  is_listening;
+    if (!is_fit)
+        return err_set(err, -EINVAL, "LISTEN_FDS: descriptor %d is no listening Unix stream socket; %s", GIVEN_FD,
+                       "the socket unit needs ListenStream= with a path");
+    if (strncmp(address.sun_path, path, sizeof(address.sun_path)) != 0)
+        return err_set(err, -EINVAL, "LISTEN_FDS: the socket given is %.*s, --socket is %s; they must be the same",
+                       (int)sizeof(address.sun_path), address.sun_path, path);
+    if (fcntl(GIVEN_FD, F_SETFD, FD_CLOEXEC) != 0 ||
+        fcntl(GIVEN_FD, F_SETFL, fcntl(GIVEN_FD, F_GETFL) | O_NONBLOCK) != 0)
+        return err_set(err, -errno, "LISTEN_FDS: descriptor %d: %s", GIVEN_FD, strerror(errno));
+    s->listener = GIVEN_FD;
+    s->is_listener_given = true;
+    return 0;
 }
 
 int supervisor_listen(struct supervisor *s, struct err *err)
@@ -71,6 +113,9 @@ int supervisor_listen(struct supervisor *s, struct err *err)
     ret = take_socket_lock(s, err);
     if (ret != 0)
         return ret;
+    long given = given_count();
+    if (given != 0)
+        return take_given_socket(s, given, err);
     struct stat stat;
     if (lstat(path, &stat) == 0 && !S_ISSOCK(stat.st_mode))
         return err_set(err, -EEXIST, "socket %s: there is a file that is no socket; choose another with --socket",

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -57,6 +58,9 @@ static void take_over(struct supervisor *s)
     uint32_t takeovers = atomic_load_explicit(&s->shm->processes[0].restarts, memory_order_relaxed) + 1;
     atomic_store_explicit(&s->shm->processes[0].pid, (uint32_t)getpid(), memory_order_relaxed);
     atomic_store_explicit(&s->shm->processes[0].restarts, takeovers, memory_order_relaxed);
+    char lines[64];
+    snprintf(lines, sizeof(lines), "MAINPID=%d\nWATCHDOG=1", (int)getpid());
+    notify_send(&s->notify, lines);
     enum command command = (enum command)atomic_load_explicit(&s->shm->command, memory_order_relaxed);
     if (command == COMMAND_DRAIN)
         supervisor_drain(s);
