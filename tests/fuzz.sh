@@ -13,7 +13,7 @@ echo "$targets" | xargs -P 2 -I '{}' sh -c '
     if nm "$build/bin/$target" | grep -q " T LLVMFuzzerRunDriver"; then
         found=$build/corpus/$target
         mkdir -p "$found"
-        "$build/bin/$target" -max_total_time="$seconds" -timeout=10 -max_len=4096 -artifact_prefix="crash-$target-" \
+        "$build/bin/$target" -max_total_time="$seconds" -timeout=10 -max_len=8192 -artifact_prefix="crash-$target-" \
             "$found" "$corpus" >"$log" 2>&1
     else
         "$build/bin/$target" "$seconds" "$corpus" >"$log" 2>&1
