@@ -101,7 +101,7 @@ int sandbox_enter(enum role role, struct err *err)
     /* abort() and raise(): signals to itself alone */
     ret = ret ? ret
               : seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(tgkill), 1,
-                                 SCMP_CMP64(0, SCMP_CMP_EQ, (scmp_datum_t)getpid()));
+                                 SCMP_CMP64(0, SCMP_CMP_EQ, (scmp_datum_t)getpid(), 0));
     if (role == ROLE_FRONT)
         ret = ret ? ret : permit(filter, front, ARRAY_COUNT(front));
     ret = ret ? ret : seccomp_load(filter);
