@@ -134,7 +134,7 @@ check("echo alone", only.choices[0].text == PROMPT and only.usage.completion_tok
 # prompts
 check("a prompt of ids", ids(complete(tokens_of(PROMPT))) == ids(plain))
 
-lists = [PROMPT, "Water boils at", tokens]
+lists = [PROMPT, "Water boils at", tokens_of(PROMPT)]
 several = complete(lists, n=2)
 alone = [complete(prompt) for prompt in lists]
 check("a list of prompts", [c.index for c in several.choices] == list(range(6)) and
