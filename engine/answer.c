@@ -168,13 +168,22 @@ static size_t find_stop_beginning(const struct answer_format *format, const char
     return size;
 }
 
+/* Characters that a token completes, counted. */
+static size_t decoded(const struct answer *a, struct answer_scan *scan, uint32_t token, char *target)
+{
+    size_t size = tok_decoder_push(&scan->decoder, a->tok, token, target);
+    for (size_t i = 0; i < size; i++)
+        scan->characters += ((unsigned char)target[i] & 0xc0) != 0x80;
+    return size;
+}
+
 /* The text that a token gives. Some vocabularies have the markers of calls and reasoning as control tokens. */
 static size_t token_text(const struct answer *a, struct answer_scan *scan, uint32_t token, char *target)
 {
     const struct message_format *message = &a->format->message;
     uint8_t name[TOK_PIECE_MAX];
     if ((message->calls == MESSAGE_NO_CALLS && !message->has_reasoning) || !tok_is_control(a->tok, token))
-        return tok_decoder_push(&scan->decoder, a->tok, token, target);
+        return decoded(a, scan, token, target);
     size_t size = tok_piece(a->tok, token, name);
     if (!message_is_marker((const char *)name, size))
         return 0;
@@ -187,6 +196,7 @@ static size_t scan_token(const struct answer *a, struct answer_scan *scan, uint3
 {
     check(!scan->is_stopped);
     uint32_t index = scan->tokens++;
+    scan->offset = scan->characters;
     size_t held = scan->held_size, size = held;
     memcpy(target, scan->held, held);
     scan->held_size = 0;
@@ -388,6 +398,8 @@ static void write_event_logprobs(const struct answer *a, struct json_writer *w, 
     } else {
         json_text(w, "{\"tokens\":[");
         write_token_text(a, w, entry->token);
+        json_text(w, "],\"text_offset\":[");
+        json_number(w, choice_at(a, a->choice)->scan.offset);
         json_text(w, "],\"token_logprobs\":[");
         json_float(w, entry->logprob);
         if (request_of(a)->top_logprobs > 0) {
@@ -613,6 +625,7 @@ enum list {
     LIST_TOKEN_IDS,
     LIST_HASHES,
     LIST_TOKENS,
+    LIST_OFFSETS,
     LIST_LOGPROBS,
     LIST_TOPS,
     LIST_TOP,
@@ -627,6 +640,7 @@ static const char *const list_opening[LIST_COUNT] = {
     [LIST_TOKEN_IDS] = ",\"token_ids\":[",
     [LIST_HASHES] = ",\"logits_hash\":[",
     [LIST_TOKENS] = ",\"logprobs\":{\"tokens\":[",
+    [LIST_OFFSETS] = ",\"text_offset\":[",
     [LIST_LOGPROBS] = ",\"token_logprobs\":[",
     [LIST_TOPS] = ",\"top_logprobs\":[",
     [LIST_TOP] = ",\"top_token_ids\":[",
@@ -651,6 +665,7 @@ static bool has_list(const struct answer *a, enum list list)
     case LIST_HASHES:
         return format->returns_logits_hash;
     case LIST_TOKENS:
+    case LIST_OFFSETS:
     case LIST_LOGPROBS:
         return is_score || (format->returns_logprobs && !is_chat);
     case LIST_TOPS:
@@ -738,12 +753,20 @@ static void write_text_element(struct answer *a, struct json_writer *w, enum lis
 {
     if (a->format->kind == ANSWER_SCORE) {
         char text[TOKEN_TEXT_MAX];
-        json_escaped(w, text, tok_decoder_push(&a->text_scan.decoder, a->tok, token, text));
+        json_escaped(w, text, decoded(a, &a->text_scan, token, text));
         return;
     }
     struct parts parts;
     scan_parts(a, &a->text_scan, &a->text_message, token, &parts);
     write_pieces(a, w, list, &parts.output);
+}
+
+/* The list is read from its first token on, as the text is. */
+static void write_offset(struct answer *a, struct json_writer *w, uint32_t token)
+{
+    char text[TOKEN_TEXT_MAX];
+    json_number(w, a->text_scan.characters);
+    decoded(a, &a->text_scan, token, text);
 }
 
 static void write_element(struct answer *a, struct json_writer *w, enum list list, uint32_t i)
@@ -759,6 +782,8 @@ static void write_element(struct answer *a, struct json_writer *w, enum list lis
         json_number(w, token);
     else if (list == LIST_TOKENS)
         write_token_text(a, w, token);
+    else if (list == LIST_OFFSETS)
+        write_offset(a, w, token);
     else if (entry == NULL)
         json_text(w, "null");
     else if (list == LIST_HASHES)

@@ -58,6 +58,8 @@ struct answer_scan {
     uint32_t tokens;            /* entries taken in */
     bool is_stopped;            /* a stop string has ended it: the text is complete, later tokens do not count */
     struct tok_decoder decoder; /* bytes that are no character yet */
+    uint32_t characters;        /* that the decoder has given */
+    uint32_t offset;            /* of them, before the last token taken in */
     uint32_t held_size;         /* text that may become a stop string */
     char held[STOP_BYTES_MAX];
 };

@@ -33,6 +33,12 @@ def complete(prompt=PROMPT, **more):
                                      extra_body={"return_token_ids": True, **extra})
 
 
+def stands(choice):  # each token of whole characters, where its offset says
+    lists = choice.logprobs
+    return len(lists.text_offset) == len(lists.tokens) and lists.text_offset[0] == 0 and all(
+        choice.text[at:].startswith(token) for at, token in zip(lists.text_offset, lists.tokens) if "\ufffd" not in token)
+
+
 def ids(answer, choice=0):
     return answer.choices[choice].token_ids
 
@@ -109,6 +115,9 @@ check("top_logprobs in a stream", [e.choices[0].logprobs.content[0] for e in cha
 listed = complete(logprobs=3).choices[0].logprobs
 check("logprobs 3", len(listed.top_logprobs) == 12 and len(listed.top_logprobs[0]) == 3 and
       max(listed.top_logprobs[0].values()) == listed.token_logprobs[0])
+check("text_offset", stands(scored))
+check("text_offset in a stream", [at for event in complete(logprobs=0, stream=True) if event.choices[0].logprobs
+                                  for at in event.choices[0].logprobs.text_offset] == scored.logprobs.text_offset)
 check("logprobs 0 lists nothing", scored.logprobs.top_logprobs is None)
 
 # what changes logits
@@ -129,6 +138,7 @@ check("hashes are of logits before all that", complete(
 both = complete(echo=True, logprobs=2, max_tokens=0).choices[0].logprobs
 check("echo with lists", both.top_logprobs[0] is None and len(both.top_logprobs[1]) == 2)
 only = complete(echo=True, logprobs=1, max_tokens=0)
+check("text_offset of a prompt", stands(only.choices[0]))
 check("echo alone", only.choices[0].text == PROMPT and only.usage.completion_tokens == 0)
 
 # prompts

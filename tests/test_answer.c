@@ -459,11 +459,37 @@ Test(answer, a_scored_prompt_has_an_element_for_each_token, .init = set_up)
     fake_sched_commit(&arena, 0, 0, &second);
     fake_sched_end(&arena, 0, 0, FINISH_LENGTH);
     char *body = body_of(render_all(65536));
-    cr_expect_not_null(strstr(body, "{\"index\":0,\"text\":\"hello!\",\"logprobs\":{\"tokens\":[\"he\",\"llo\",\"!\"],"
-                                    "\"token_logprobs\":[null,-1.5,-0.1],\"top_token_ids\":[null,260,36]},"
-                                    "\"finish_reason\":\"length\"}"),
-                       "%s", body);
+    cr_expect_not_null(
+        strstr(body, "{\"index\":0,\"text\":\"hello!\",\"logprobs\":{\"tokens\":[\"he\",\"llo\",\"!\"],"
+                     "\"text_offset\":[0,2,5],\"token_logprobs\":[null,-1.5,-0.1],\"top_token_ids\":[null,260,36]},"
+                     "\"finish_reason\":\"length\"}"),
+        "%s", body);
     cr_expect_not_null(strstr(body, "\"completion_tokens\":0,\"total_tokens\":3"));
+}
+
+/* The second character is in three tokens: it begins where the first of them stands and counts once it is whole. */
+Test(answer, text_offsets_count_whole_characters, .init = set_up)
+{
+    format.returns_logprobs = 1;
+    fake_sched_take(&arena, 0);
+    const uint32_t tokens[] = {
+        TINY_EURO, TINY_BYTE_FIRST + 0xe2, TINY_BYTE_FIRST + 0x82, TINY_BYTE_FIRST + 0xac, TINY_HE, TINY_LLO};
+    for (uint32_t i = 0; i < 6; i++)
+        commit(0, tokens[i]);
+    fake_sched_end(&arena, 0, 0, FINISH_LENGTH);
+    char *body = body_of(render_all(65536));
+    cr_expect_not_null(strstr(body, "],\"text_offset\":[0,1,1,1,2,4],\"token_logprobs\":["), "%s", body);
+    format.is_stream = 1;
+    body = body_of(render_all(65536));
+    const uint32_t offsets[] = {0, 1, 1, 1, 2, 4};
+    for (uint32_t i = 0; i < 6; i++) {
+        char expected[64];
+        snprintf(expected, sizeof(expected), "],\"text_offset\":[%u],", offsets[i]);
+        body = strstr(body, "],\"text_offset\":");
+        cr_assert_not_null(body);
+        cr_expect_eq(strncmp(body, expected, strlen(expected)), 0, "event %u: %.40s", i, body);
+        body++;
+    }
 }
 
 Test(answer, a_long_one_needs_little_room, .init = set_up)
