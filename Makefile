@@ -265,7 +265,7 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
-.PHONY: bench-kernels bench-sched bench-front bench-ipc bench-recovery bench-serve bench-structured bench-load bench-timed bench-loaded bench-policies
+.PHONY: bench-peers bench-kernels bench-sched bench-front bench-ipc bench-recovery bench-serve bench-structured bench-load bench-timed bench-loaded bench-policies
 .PHONY: benches
 benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-sched bench-front bench-ipc) # built by make test, so that they stay whole
 
@@ -298,6 +298,12 @@ bench-timed: all model ## A 13B model's pipeline over Ethernet for real, on time
 
 bench-loaded: all model ## Where each stage's time goes while every step is full, and how good predictions are
 	$(Q)tools/bench-loaded.sh $(MODEL)
+
+PEERS ?= evenflow,evenflow-threads,llama,openvino
+bench-peers: all model ## Beside llama.cpp and OpenVINO on the same file and cores; builds them in .peers/ first (PEERS=..., ROUNDS=5)
+	$(Q)tools/setup.sh $(PACKAGES_BUILD) python3-venv g++
+	$(Q)tools/setup-peers.sh $(CURDIR)/.peers $(PEERS)
+	$(Q)python3 tools/bench-peers.py $(MODEL) $(BUILD) $(CURDIR)/.peers $(PEERS)
 
 bench-policies: all model ## One real engine per policy, with 2 and 3 stages: what clients see; the same bits from all (minutes)
 	$(Q)tools/bench-policies.sh $(MODEL)
