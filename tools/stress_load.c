@@ -79,13 +79,15 @@ static void put_prompt(char *text, uint64_t *random, uint32_t vocab_size)
 
 static void put_body(char *body, size_t size, uint64_t *random, uint32_t vocab_size)
 {
-    static const char *const more[] = {"",
-                                       ",\"stream\":true",
-                                       ",\"stream\":true,\"return_token_ids\":true,\"return_logits_hash\":true",
-                                       ",\"n\":3,\"stream\":true,\"temperature\":0.8,\"seed\":7",
-                                       ",\"logprobs\":2,\"return_logits_hash\":true",
-                                       ",\"temperature\":0.9,\"seed\":11,\"top_p\":0.9,\"presence_penalty\":0.5",
-                                       ",\"stream\":true,\"stop\":[\"e the\",\"zz\"]"};
+    /* each says how it is sampled, so that the answer follows from the request alone */
+    static const char *const more[] = {
+        ",\"temperature\":0",
+        ",\"seed\":3,\"stream\":true",
+        ",\"seed\":5,\"stream\":true,\"return_token_ids\":true,\"return_logits_hash\":true",
+        ",\"n\":3,\"stream\":true,\"temperature\":0.8,\"seed\":7",
+        ",\"temperature\":0,\"logprobs\":2,\"return_logits_hash\":true",
+        ",\"temperature\":0.9,\"seed\":11,\"top_p\":0.9,\"presence_penalty\":0.5",
+        ",\"seed\":13,\"stream\":true,\"stop\":[\"e the\",\"zz\"]"};
     char prompt[4096];
     uint32_t lengths[] = {1, 6, 30, 120}, length = lengths[random_next(random) % ARRAY_COUNT(lengths)];
     put_prompt(prompt, random, vocab_size);
