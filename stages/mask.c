@@ -93,15 +93,15 @@ void mask_init(struct masker *masker, const struct pieces_shm *pieces, const str
     masker->order = base_alloc(vocab_size * sizeof(*masker->order));
     masker->shared = base_alloc(vocab_size * sizeof(*masker->shared));
     masker->places = base_alloc(plan->sequences_max * sizeof(*masker->places));
-    masker->incoming = base_alloc(GRAMMAR_WORDS_MAX * sizeof(*masker->incoming));
+    masker->incoming = base_reserve(64, GRAMMAR_WORDS_MAX * sizeof(*masker->incoming));
     masker->grammars = base_alloc(GRAMMARS_KEPT * sizeof(*masker->grammars));
     for (uint32_t i = 0; i < GRAMMARS_KEPT; i++) {
-        masker->grammars[i].table = base_alloc(GRAMMAR_WORDS_MAX * sizeof(uint32_t));
+        masker->grammars[i].table = base_reserve(64, GRAMMAR_WORDS_MAX * sizeof(uint32_t));
         masker->grammars[i].mask_of = base_alloc(AUTOMATON_STATES_MAX * sizeof(uint32_t));
     }
     masker->kept_max = (uint32_t)max_u64(MASK_BYTES_KEPT / (masker->words * sizeof(uint64_t)), MASKS_KEPT_MIN);
     masker->kept = base_alloc(masker->kept_max * sizeof(*masker->kept));
-    masker->bits = base_alloc((size_t)masker->kept_max * masker->words * sizeof(*masker->bits));
+    masker->bits = base_reserve(64, (size_t)masker->kept_max * masker->words * sizeof(*masker->bits));
     sort_pieces(masker);
 }
 
