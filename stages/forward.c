@@ -385,9 +385,11 @@ const float *forward_logits(struct forward *forward, const float *residual, uint
 static uint32_t draw_allowed(struct forward *forward, const struct forward_step *step, const struct mask_place *place,
                              const float *logits, const struct sample_params *params)
 {
-    uint32_t best = sampler_greedy(&forward->sampler, logits);
-    if (!(params->temperature >= SAMPLE_TEMPERATURE_MIN) && mask_allows(step->masker, place, best))
-        return best;
+    if (!(params->temperature >= SAMPLE_TEMPERATURE_MIN)) {
+        uint32_t best = sampler_greedy(&forward->sampler, logits);
+        if (mask_allows(step->masker, place, best))
+            return best;
+    }
     logits = adjust_allowed(&forward->adjuster, logits, mask_bits(step->masker, place));
     return sampler_draw(&forward->sampler, logits, params);
 }
