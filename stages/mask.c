@@ -190,9 +190,9 @@ void mask_take(struct masker *masker, struct mask_place *place, uint32_t token)
 
 static void compute(struct masker *masker, const struct automaton *automaton, uint32_t state, uint64_t *bits)
 {
-    uint16_t
-        states[PIECE_SIZE_MAX + 1]; /* behind each byte of the last token that was led through, as far as it came */
-    uint32_t alive = 0;             /* bytes that it came */
+    /* behind each byte of the last token that was led through, as far as it came: `alive` bytes */
+    uint16_t states[PIECE_SIZE_MAX + 1];
+    uint32_t alive = 0;
     memset(bits, 0, masker->words * sizeof(*bits));
     states[0] = (uint16_t)state;
     for (uint32_t i = 0; i < masker->order_count; i++) {
