@@ -182,34 +182,7 @@ KINDS = {"evenflow": lambda: Evenflow(["-p", "2"]), "evenflow-threads": lambda: 
          "llama": Llama, "openvino": OpenVino}
 
 
-def main():
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench-peers: ended"))  # and what was started ends as well
-    unknown = [name for name in names.split(",") if name not in KINDS]
-    if unknown:
-        sys.exit(f"bench-peers: no peer {unknown[0]!r}; there are {', '.join(KINDS)}")
-    begin, peers, seen = time.time(), {}, {}
-    try:
-        for name in names.split(","):
-            peers[name] = KINDS[name]()
-            seen[name] = {what: [] for what in MEASURES}
-            print(f"{name} started", file=sys.stderr)
-            peers[name].measure("decode 8")  # warm
-            peers[name].pause()
-        for number in range(rounds):
-            print(f"round {number + 1} of {rounds}, {time.time() - begin:.0f} s", file=sys.stderr)
-            for what in MEASURES:
-                for name, peer in peers.items():
-                    last = seen[name][what][-1:]
-                    needed = last[0] if last and what == MEASURES[-1] else 0
-                    if time.time() - begin + needed > seconds_max:
-                        continue
-                    peer.resume()
-                    seen[name][what].append(peer.measure(what))
-                    peer.pause()
-    finally:
-        for peer in peers.values():
-            peer.end()
-        shutil.rmtree(work)
+def table(seen):
     print(f"{'medians of (rounds)':20s}" + "".join(f"{what:>20s}" for what in MEASURES))
     for name, row in seen.items():
         print(f"{name:20s}" + "".join(f"{statistics.median(v):14.1f} ({len(v):2d}) " if v else f"{'no time':>20s}" for v in row.values()))
@@ -227,6 +200,38 @@ def main():
             else:
                 cells.append(f"{statistics.median(row[what]) / max(theirs):19.2f}x")
         print(f"{name + ' / best':20s}" + "".join(cells))
+
+
+def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench-peers: ended before its time"))  # and what was started ends as well
+    unknown = [name for name in names.split(",") if name not in KINDS]
+    if unknown:
+        sys.exit(f"bench-peers: no peer {unknown[0]!r}; there are {', '.join(KINDS)}")
+    begin, peers, seen = time.time(), {}, {}
+    try:
+        for name in names.split(","):
+            peers[name] = KINDS[name]()
+            seen[name] = {what: [] for what in MEASURES}
+            print(f"{name} started", file=sys.stderr)
+            peers[name].measure("decode 8")  # warm
+            peers[name].pause()
+        for number in range(rounds):
+            for what in MEASURES:
+                for name, peer in peers.items():
+                    last = seen[name][what][-1:]
+                    needed = last[0] if last and what == MEASURES[-1] else 0
+                    if time.time() - begin + needed > seconds_max:
+                        continue
+                    peer.resume()
+                    seen[name][what].append(peer.measure(what))
+                    peer.pause()
+                    print(f"{time.time() - begin:4.0f} s, round {number + 1} of {rounds}, {name}, {what}: {seen[name][what][-1]:.1f}",
+                          file=sys.stderr)
+    finally:
+        for peer in peers.values():
+            peer.end()
+        shutil.rmtree(work)
+        table(seen)
 
 
 main()
