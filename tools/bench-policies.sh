@@ -2,7 +2,7 @@
 # bench-policies.sh MODEL: one engine per policy and number of stages, in turn and again, so that a while in which the machine is
 # slower does not fall on one of them; what clients see, and whether all of them give the same bits.
 #
-# POLICIES="even batch default decode-cap throttle chunked" STAGES="2 3" ROUNDS=2 CLIENTS=48 PROMPTS=96 INPUT_LEN=128 OUTPUT_LEN=64
+# POLICIES="even batch default decode-cap throttle chunked" STAGES="2 3" ROUNDS=2 CLIENTS=32 PROMPTS=64 INPUT_LEN=128 OUTPUT_LEN=64
 set -eu
 model=$1
 . "$(dirname "$0")/bench-engine.sh"
@@ -21,7 +21,7 @@ one()
 answers = [json.loads(line) for line in sys.stdin]
 bits = json.dumps([[a["token_ids"], a["logits_hash"]] for a in answers])
 print(hashlib.sha256(bits.encode()).hexdigest())' >"$work/bits"
-    "$bin/evenflow" bench --socket "$socket" --num-prompts "${PROMPTS:-96}" --max-concurrency "${CLIENTS:-48}" \
+    "$bin/evenflow" bench --socket "$socket" --num-prompts "${PROMPTS:-64}" --max-concurrency "${CLIENTS:-32}" \
         --input-len "${INPUT_LEN:-128}" --output-len "${OUTPUT_LEN:-64}" --json >"$work/bench.json"
     "$bin/evenflow" status --socket "$socket" --json >"$work/status.json"
     stop_engine
@@ -31,13 +31,14 @@ bench, status = (json.load(open(f"{work}/{name}.json")) for name in ("bench", "s
 print(json.dumps({"policy": policy, "stages": int(stages), "bits": open(f"{work}/bits").read().strip(),
                   "output": bench["output_throughput"], "ttft": bench["median_ttft_ms"], "tpot": bench["median_tpot_ms"],
                   "tpot99": bench["p99_tpot_ms"], "efficiency": status["pipeline"]["efficiency"]}))' \
-        "$1" "$2" "$work" >>"$work/results.jsonl"
+        "$1" "$2" "$work" >"$work/run.json"
+    cat "$work/run.json" >>"$work/results.jsonl"
+    cat "$work/run.json" >&2
 }
 
-for round in $(seq "${ROUNDS:-2}"); do
+for _ in $(seq "${ROUNDS:-2}"); do
     for stages in ${STAGES:-2 3}; do
         for policy in ${POLICIES:-even batch default decode-cap throttle chunked}; do
-            echo "round $round: $policy, $stages stages" >&2
             one "$policy" "$stages"
         done
     done
