@@ -91,6 +91,8 @@ static const struct option_spec specs[] = {
      "Schedules by the stage times known at start, whatever the stages measure"},
     {"record", NULL, 0, OPTION_TEXT, AT(record), NULL, 0, 0, "FILE",
      "Writes all that goes into the scheduler and all its steps to a file, for evenflow sim --replay"},
+    {"state", NULL, 0, OPTION_TEXT, AT(state), NULL, 0, 0, "DIR",
+     "Keeps a list of accepted, unfinished requests there; the next start says which of them were lost"},
     {"log-level", NULL, 0, OPTION_TEXT, AT(log_level), "info", 0, 0, "LEVEL", "error, warn, info or debug"},
     {"ready-fd", NULL, 0, OPTION_NUMBER, AT(ready_fd), "0", 0, 65535, "FD",
      "Writes a newline to this descriptor once every process is ready, then closes it; 0: none"},
@@ -107,7 +109,6 @@ static const char *const refused[] = {
     "gpu-memory",
     "spares",
     "adopt",
-    "state",
     NULL,
 };
 

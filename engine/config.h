@@ -48,6 +48,7 @@ struct config {
     char cost[OPTION_TEXT_MAX];
     bool freeze_model;
     char record[OPTION_TEXT_MAX];
+    char state[OPTION_TEXT_MAX];
     char log_level[OPTION_TEXT_MAX];
     uint64_t ready_fd;
 };

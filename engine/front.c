@@ -296,7 +296,10 @@ int front_init(struct front **front, const struct arena *arena, struct err *err)
     f->sched_epoch = ((const struct region_head *)(const void *)arena->regions[REGION_SCHED])->epoch;
     f->sup_epoch = arena_sup(arena)->head.epoch;
     arena_ring_sched_to_front_consumer(arena, &f->hints);
-    intake_open(&f->intake, arena);
+    ret = ledger_map(&f->ledger, arena->ledger, plan->requests_max, err);
+    if (ret != 0)
+        return ret;
+    intake_open(&f->intake, arena, &f->ledger);
     ret = api_open(&f->api, plan, &f->tok, err);
     if (ret != 0)
         return ret;

@@ -98,6 +98,7 @@ struct front {
     struct bell bell;
     struct ring_consumer hints;
     struct intake intake;
+    struct ledger ledger; /* what the next engine is told of, should this one end without warning */
     struct api api;
     struct tok tok;
     struct access access; /* over TCP */

@@ -100,7 +100,7 @@ static void begin_answer(struct front *f, uint32_t slot, uint32_t request, const
     strcpy(shm->format.allow_origin, origin_of(f, slot));
     /* in this order: a successor that finds the reply without its request takes the message again */
     conn_reply_answer(shm, message_end_of(f, slot), c->closes, request, arena_request(f->arena, request)->generation);
-    intake_commit(&f->intake, request);
+    intake_commit(&f->intake, request, format->kind == ANSWER_CHAT, shm->format.request_id);
     answer_begin(&c->answer, f->arena, &f->tok, &shm->format, request, f->choices);
     c->is_rendered = false;
     front_connection_set_phase(f, slot, CONN_ANSWERING);

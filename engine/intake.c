@@ -34,10 +34,10 @@ static void tell_sched(struct intake *intake, enum msg_request_kind kind, uint32
     bell_ring(&intake->sched);
 }
 
-void intake_open(struct intake *intake, const struct arena *arena)
+void intake_open(struct intake *intake, const struct arena *arena, struct ledger *ledger)
 {
     const struct plan *plan = arena->plan;
-    *intake = (struct intake){.arena = arena, .sched = arena_pull(arena, ROLE_SCHED, 0)};
+    *intake = (struct intake){.arena = arena, .ledger = ledger, .sched = arena_pull(arena, ROLE_SCHED, 0)};
     arena_ring_front_to_sched_producer(arena, &intake->ring);
     intake->free_slots = base_alloc(plan->requests_max * sizeof(uint32_t));
     intake->free_pages = base_alloc(plan->prompt_pages * sizeof(uint32_t));
@@ -50,6 +50,8 @@ void intake_open(struct intake *intake, const struct arena *arena)
         enum request_state state = journal_request_state(request);
         intake->connections[i] = INTAKE_NO_CONNECTION;
         intake->next_order = max_u64(intake->next_order, request->order);
+        if (state != REQUEST_ACCEPTED)
+            ledger_clear(ledger, i);
         if (state == REQUEST_FREE) {
             intake->free_slots[intake->free_slot_count++] = i;
             continue;
@@ -187,7 +189,7 @@ void intake_withdraw(struct intake *intake, uint32_t slot)
         give_back(intake, chain[--count]);
 }
 
-void intake_commit(struct intake *intake, uint32_t slot)
+void intake_commit(struct intake *intake, uint32_t slot, bool is_chat, const char *client_id)
 {
     uint32_t chain[PROMPTS_MAX], count = journal_request_chain(intake->arena, slot, chain);
     for (uint32_t i = 0; i < count; i++) {
@@ -197,6 +199,7 @@ void intake_commit(struct intake *intake, uint32_t slot)
         counter_add(process_of(intake), COUNTER_FRONT_REQUESTS, 1);
         update_gauges(intake);
 
+        ledger_put(intake->ledger, chain[i], request, is_chat, client_id);
         journal_request_set_state(request, REQUEST_ACCEPTED);
         tell_sched(intake, MSG_REQUEST_ACCEPTED, chain[i]);
     }
@@ -240,6 +243,7 @@ bool intake_is_done(const struct intake *intake, uint32_t slot)
 
 static void drain(struct intake *intake, uint32_t slot)
 {
+    ledger_clear(intake->ledger, slot);
     journal_request_set_state(arena_request(intake->arena, slot), REQUEST_DRAINED);
     intake->active--;
     update_gauges(intake);

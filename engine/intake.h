@@ -19,11 +19,13 @@
 
 #include "engine/api.h"
 #include "ipc/arena.h"
+#include "ipc/ledger.h"
 
 #define INTAKE_NO_CONNECTION UINT32_MAX
 
 struct intake {
     const struct arena *arena;
+    struct ledger *ledger;
     struct ring_producer ring;
     struct bell_pull sched;
     uint64_t next_order;
@@ -38,7 +40,7 @@ struct intake {
 };
 
 /* Takes memory, and stock: what is not free belongs to requests of a former life. */
-void intake_open(struct intake *intake, const struct arena *arena);
+void intake_open(struct intake *intake, const struct arena *arena, struct ledger *ledger);
 
 /* A request of a former life whose connection goes on; after all of them intake_resume(): the others have lost their
  * clients and are cancelled, and sched hears of every one again. */
@@ -50,8 +52,8 @@ void intake_resume(struct intake *intake);
 int intake_prepare(struct intake *intake, const struct api_request *request, uint32_t connection, uint32_t *slot);
 /* Gives back a chain that was prepared and not committed. */
 void intake_withdraw(struct intake *intake, uint32_t slot);
-/* They exist, and sched is told. */
-void intake_commit(struct intake *intake, uint32_t slot);
+/* They exist, and sched is told. is_chat, client_id: for the ledger. */
+void intake_commit(struct intake *intake, uint32_t slot, bool is_chat, const char *client_id);
 
 /* Once a turn: tells sched what it could not be told before. */
 void intake_catch_up(struct intake *intake);

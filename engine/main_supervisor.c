@@ -8,7 +8,7 @@
 #include "ipc/version.h"
 
 struct arguments {
-    uint64_t plan, vocab, model, record, listen, keys, ready_fd;
+    uint64_t plan, vocab, model, record, listen, keys, ledger, ready_fd;
 };
 
 static const struct option_spec specs[] = {
@@ -22,6 +22,8 @@ static const struct option_spec specs[] = {
      "A listening TCP socket; 0: none"},
     {"keys-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, keys), "0", 0, 65535, "FD",
      "The API keys for it; 0: none"},
+    {"ledger-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, ledger), "0", 0, 65535, "FD",
+     "The list of requests; 0: none is kept"},
     {"ready-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, ready_fd), "0", 0, 65535, "FD",
      "Gets a newline when everything is ready; 0: none"},
 };
@@ -54,6 +56,7 @@ int main(int argc, char **argv)
                                      .record = arguments.record ? (int)arguments.record : -1,
                                      .listen = arguments.listen ? (int)arguments.listen : -1,
                                      .keys = arguments.keys ? (int)arguments.keys : -1,
+                                     .ledger = arguments.ledger ? (int)arguments.ledger : -1,
                                      .ready_fd = arguments.ready_fd ? (int)arguments.ready_fd : -1};
     struct supervisor *supervisor;
     log_open("evenflow-supervisor", LOG_INFO);

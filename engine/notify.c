@@ -42,13 +42,15 @@ int notify_open(struct notify *notify, struct err *err)
     return 0;
 }
 
-void notify_send(const struct notify *notify, const char *lines)
+void notify_send(struct notify *notify, const char *lines)
 {
     if (notify->socket < 0)
         return;
-    if (sendto(notify->socket, lines, strlen(lines), MSG_NOSIGNAL, (const struct sockaddr *)&notify->address,
-               notify->address_size) < 0)
-        log_warn("the service manager does not hear %s: %s", lines, strerror(errno));
+    bool is_heard = sendto(notify->socket, lines, strlen(lines), MSG_NOSIGNAL,
+                           (const struct sockaddr *)&notify->address, notify->address_size) >= 0;
+    if (!is_heard && !notify->is_unheard)
+        log_warn("the service manager does not hear %s: %s; going on without it", lines, strerror(errno));
+    notify->is_unheard = !is_heard;
 }
 
 void notify_alive(struct notify *notify)

@@ -5,13 +5,15 @@
 #ifndef EVENFLOW_NOTIFY_H
 #define EVENFLOW_NOTIFY_H
 
+#include <stdbool.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
 #include "ipc/base.h"
 
 struct notify {
-    int socket; /* -1: nobody wants to hear */
+    int socket;      /* -1: nobody wants to hear */
+    bool is_unheard; /* the last words were not heard: said once */
     struct sockaddr_un address;
     socklen_t address_size;
     uint64_t alive_every_ns; /* half of WATCHDOG_USEC; 0: there is no watchdog */
@@ -22,8 +24,8 @@ struct notify {
  * err. */
 int notify_open(struct notify *notify, struct err *err);
 
-/* Lines as sd_notify(3) lists them: "READY=1". What cannot be sent is logged and goes missing. */
-void notify_send(const struct notify *notify, const char *lines);
+/* Lines as sd_notify(3) lists them: "READY=1". What cannot be sent goes missing; that nobody hears is logged when it begins. */
+void notify_send(struct notify *notify, const char *lines);
 
 /* To be called at alive_ns, or whenever. */
 void notify_alive(struct notify *notify);

@@ -200,6 +200,8 @@ static int load_plan(struct supervisor *s, const struct supervisor_start *start,
         fcntl(start->listen, F_SETFD, FD_CLOEXEC);
     if (start->keys >= 0)
         fcntl(start->keys, F_SETFD, FD_CLOEXEC);
+    if (start->ledger >= 0)
+        fcntl(start->ledger, F_SETFD, FD_CLOEXEC);
     if (start->ready_fd >= 0)
         fcntl(start->ready_fd, F_SETFD, FD_CLOEXEC);
     return 0;
@@ -223,6 +225,7 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     s->record = start->record;
     s->listener_tcp = start->listen;
     s->keys = start->keys;
+    s->ledger = start->ledger;
     s->ready_fd = start->ready_fd;
     s->standby_pidfd = -1;
     raise_descriptor_limit();

@@ -50,6 +50,8 @@ static void fill_birth(const struct supervisor *s, const struct child *child, st
         if (s->keys >= 0)
             birth_add(birth, fds, BIRTH_KEYS, 0, s->keys);
         birth_add(birth, fds, BIRTH_KEEP, 0, s->front_keep);
+        if (s->ledger >= 0)
+            birth_add(birth, fds, BIRTH_LEDGER, 0, s->ledger);
         if (s->regions[REGION_IO_PAST].fd > 0)
             add_region(s, birth, fds, BIRTH_REGION_READ, REGION_IO_PAST);
         break;

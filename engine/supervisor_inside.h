@@ -60,6 +60,7 @@ struct supervisor {
     int record;       /* -1: nothing is recorded */
     int listener_tcp; /* -1: none */
     int keys;         /* for it; -1: none */
+    int ledger;       /* -1: none is kept */
     struct keeper keeper;
     int front_keep; /* the end of the keep sockets that the next life of front is born with */
     int listener;

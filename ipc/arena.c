@@ -66,8 +66,14 @@ static int map_region(struct arena *arena, uint32_t id, int fd, bool is_writable
 
 int arena_inherit(struct arena *arena, int birth_socket, struct err *err)
 {
-    *arena = (struct arena){
-        .listener = -1, .listener_tcp = -1, .keys = -1, .model = -1, .record = -1, .keep = -1, .weights = -1};
+    *arena = (struct arena){.listener = -1,
+                            .listener_tcp = -1,
+                            .keys = -1,
+                            .model = -1,
+                            .record = -1,
+                            .keep = -1,
+                            .ledger = -1,
+                            .weights = -1};
     for (uint32_t i = 0; i < PROCESSES_MAX; i++)
         arena->bells[i] = -1;
     struct birth birth;
@@ -112,6 +118,9 @@ int arena_inherit(struct arena *arena, int birth_socket, struct err *err)
         case BIRTH_KEEP:
             arena->keep = fds[i];
             break;
+        case BIRTH_LEDGER:
+            arena->ledger = fds[i];
+            break;
         default:
             ret = err_set(err, -EPROTO, "birth message: item of kind %u; mixed builds?", item->kind);
         }
@@ -136,6 +145,7 @@ void arena_in_memory(struct arena *arena, const struct plan *plan)
                             .model = -1,
                             .record = -1,
                             .keep = -1,
+                            .ledger = -1,
                             .weights = -1};
     for (uint32_t i = 0; i < PROCESSES_MAX; i++)
         arena->bells[i] = -1;

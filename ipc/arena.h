@@ -33,6 +33,7 @@ struct arena {
     int model;                /* stages: the model file, read-only; else -1 */
     int record;               /* sched: where to record to; else -1 */
     int keep;                 /* front: its end of the keep sockets (keep.h); else -1 */
+    int ledger;               /* front: the list of requests (ledger.h), if one is kept; else -1 */
     int weights;              /* stages: descriptor of their weights region while it is to be loaded; else -1 */
 };
 

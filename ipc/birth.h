@@ -22,6 +22,7 @@ enum birth_kind {
     BIRTH_RECORD,
     BIRTH_KEYS, /* front: the API keys of the TCP listener */
     BIRTH_KEEP, /* front's end of its keep sockets, see keep.h */
+    BIRTH_LEDGER,
 };
 
 struct birth_item {

@@ -65,6 +65,8 @@
     X(JOURNAL_ORDER, "journal/order")                                                                                  \
     X(JOURNAL_LOG, "journal/log")                                                                                      \
     X(JOURNAL_ANSWER, "journal/answer")                                                                                \
+    X(LEDGER_PUT, "ledger/put")                                                                                        \
+    X(LEDGER_CLEAR, "ledger/clear")                                                                                    \
     X(STEP_BEGIN, "step/begin")                                                                                        \
     X(STEP_PUBLISH, "step/publish")                                                                                    \
     X(STEP_CANCEL, "step/cancel")                                                                                      \

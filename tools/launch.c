@@ -16,11 +16,13 @@
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "engine/policy.h"
 #include "ipc/clock.h"
 #include "ipc/layout.h"
+#include "ipc/ledger.h"
 #include "ipc/log.h"
 #include "ipc/shm.h"
 #include "ipc/team.h"
@@ -418,6 +420,45 @@ static int open_tcp(struct launch *launch, const struct config *config, struct e
     return launch->listen_fd < 0 ? launch->listen_fd : 0;
 }
 
+/* ---- what a former engine has left ---- */
+
+static void say_lost(const struct ledger_entry_shm *entry)
+{
+    char accepted[32];
+    time_t accepted_s = (time_t)entry->accepted_s;
+    struct tm calendar;
+    gmtime_r(&accepted_s, &calendar);
+    strftime(accepted, sizeof(accepted), "%Y-%m-%dT%H:%M:%SZ", &calendar);
+    fprintf(stderr, "lost         %s-%016llx accepted %s, prompt of %u tokens, up to %u tokens, %u choice%s%s%s\n",
+            entry->is_chat ? "chatcmpl" : "cmpl", (unsigned long long)entry->id, accepted, entry->prompt_tokens,
+            entry->max_tokens, entry->choices, entry->choices == 1 ? "" : "s",
+            entry->client_id[0] != '\0' ? ", X-Request-Id " : "", entry->client_id);
+}
+
+/* Said to people, whatever the log level: nobody else knows of these requests any more. */
+static int open_ledger(struct launch *launch, const char *directory, struct err *err)
+{
+    uint32_t lost = 0, damaged = 0;
+    launch->ledger_fd = ledger_open(directory, err);
+    if (launch->ledger_fd < 0)
+        return launch->ledger_fd;
+    struct ledger_entry_shm entry;
+    int ret;
+    for (uint32_t i = 0; (ret = ledger_left(launch->ledger_fd, i, &entry)) != -ENOENT; i++) {
+        lost += ret == 1;
+        damaged += ret == -EBADMSG;
+        if (ret == 1)
+            say_lost(&entry);
+    }
+    if (lost + damaged > 0)
+        fprintf(
+            stderr,
+            "lost         the engine that kept %s ended at once, with %u requests accepted and not finished%s: their "
+            "clients saw their connections end and have to ask again\n",
+            directory, lost + damaged, damaged > 0 ? ", some of which cannot be read" : "");
+    return ledger_begin(launch->ledger_fd, launch->plan.requests_max, err);
+}
+
 /* A file of packed weights for this model, made now where there is none. Without one, stages pack for themselves: whatever is
  * wrong here is said, and is no reason not to start. */
 static void plan_weights_cache(struct plan *plan, const struct model_desc *desc, const struct gguf *gguf)
@@ -449,7 +490,8 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
                               .model_fd = -1,
                               .record_fd = -1,
                               .listen_fd = -1,
-                              .keys_fd = -1};
+                              .keys_fd = -1,
+                              .ledger_fd = -1};
     if (config->record[0] != '\0') {
         launch->record_fd = open(config->record, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
         if (launch->record_fd < 0)
@@ -502,6 +544,8 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
         launch->plan_fd = sealed_copy("evenflow-plan", plan, sizeof(*plan), err);
         ret = launch->vocab_fd < 0 ? launch->vocab_fd : launch->plan_fd < 0 ? launch->plan_fd : 0;
     }
+    if (ret == 0 && config->state[0] != '\0') /* last: what is forgotten then has been said, and the start goes on */
+        ret = open_ledger(launch, config->state, err);
     free(vocab);
     free(desc);
     gguf_close(gguf);
@@ -513,13 +557,10 @@ int launch_exec(const struct launch *launch, int ready_fd, struct err *err)
     const struct {
         const char *option;
         int fd;
-    } given[] = {{"--plan-fd", launch->plan_fd},
-                 {"--vocab-fd", launch->vocab_fd},
-                 {"--model-fd", launch->model_fd},
-                 {"--record-fd", launch->record_fd},
-                 {"--listen-fd", launch->listen_fd},
-                 {"--keys-fd", launch->keys_fd},
-                 {"--ready-fd", ready_fd}};
+    } given[] = {{"--plan-fd", launch->plan_fd},     {"--vocab-fd", launch->vocab_fd},
+                 {"--model-fd", launch->model_fd},   {"--record-fd", launch->record_fd},
+                 {"--listen-fd", launch->listen_fd}, {"--keys-fd", launch->keys_fd},
+                 {"--ledger-fd", launch->ledger_fd}, {"--ready-fd", ready_fd}};
     char program[PATH_MAX_BYTES + 32], options[ARRAY_COUNT(given)][32];
     char *argv[ARRAY_COUNT(given) + 2] = {program};
     size_t count = 1;
@@ -598,8 +639,8 @@ int own_engine_start(struct own_engine *engine, const struct config *config, con
         if (ret != 0 && engine->pid > 0)
             waitpid(engine->pid, NULL, 0);
     }
-    const int ours[] = {launch.plan_fd,   launch.vocab_fd,  launch.model_fd,
-                        launch.record_fd, launch.listen_fd, launch.keys_fd};
+    const int ours[] = {launch.plan_fd,   launch.vocab_fd, launch.model_fd, launch.record_fd,
+                        launch.listen_fd, launch.keys_fd,  launch.ledger_fd};
     for (size_t i = 0; i < ARRAY_COUNT(ours); i++)
         if (ours[i] >= 0)
             close(ours[i]);

@@ -20,6 +20,7 @@ struct launch {
     int record_fd; /* -1: nothing is recorded */
     int listen_fd; /* -1: no TCP */
     int keys_fd;   /* sealed; -1: no API keys */
+    int ledger_fd; /* locked; -1: no list of requests is kept */
 };
 
 /* Everything but the start. 0, or -errno with err; 'budget' goes to standard error at log level info and above. */
