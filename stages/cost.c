@@ -159,7 +159,8 @@ static void run_head(void *context)
     struct head_work *work = context;
     const float *logits = forward_logits(work->forward, work->residual, work->rows);
     for (uint32_t i = 0; i < work->rows; i++)
-        work->token += sampler_greedy(&work->forward->sampler, logits + (size_t)i * work->forward->desc->vocab_size);
+        work->token +=
+            sampler_greedy(&work->forward->judge.sampler, logits + (size_t)i * work->forward->desc->vocab_size);
 }
 
 /* Some outputs of the head. */

@@ -58,8 +58,7 @@ void forward_init(struct forward *forward, const struct kernels *kernels, struct
         model_rope_table(&desc->ropes[rope], desc->head_dim, forward->rope[rope], limits->positions_max);
     }
     if (slice->is_last) {
-        sampler_init(&forward->sampler, kernels, desc->vocab_size);
-        adjust_init(&forward->adjuster, desc->vocab_size);
+        judge_init(&forward->judge, kernels, desc->vocab_size);
         forward->residual = floats(FORWARD_TILE, desc->width);
         forward->wanted_rows = floats(FORWARD_HEAD_ROWS, desc->width);
         forward->logits = floats(FORWARD_HEAD_ROWS, desc->vocab_size);
@@ -77,10 +76,8 @@ void forward_free(struct forward *forward)
         free(taken[i]);
     for (uint32_t part = 0; part < TEAM_MAX; part++)
         free(forward->attention_scratch[part]);
-    if (forward->slice->is_last) {
-        sampler_free(&forward->sampler);
-        adjust_free(&forward->adjuster);
-    }
+    if (forward->slice->is_last)
+        judge_free(&forward->judge);
     *forward = (struct forward){0};
 }
 
@@ -381,74 +378,6 @@ const float *forward_logits(struct forward *forward, const float *residual, uint
     return forward->logits;
 }
 
-/* A token that the grammar lets come next. The most probable one, where it is wanted, mostly is one: then no mask is needed. */
-static uint32_t draw_allowed(struct forward *forward, const struct forward_step *step, const struct mask_place *place,
-                             const float *logits, const struct sample_params *params)
-{
-    if (!(params->temperature >= SAMPLE_TEMPERATURE_MIN)) {
-        uint32_t best = sampler_greedy(&forward->sampler, logits);
-        if (mask_allows(step->masker, place, best))
-            return best;
-    }
-    logits = adjust_allowed(&forward->adjuster, logits, mask_bits(step->masker, place));
-    return sampler_draw(&forward->sampler, logits, params);
-}
-
-/* The row's next token, into result. */
-static void draw(struct forward *forward, const struct forward_step *step, const struct row_shm *row,
-                 const float *logits, struct token_shm *result)
-{
-    const struct sample_params params = {
-        .temperature = row->temperature,
-        .top_p = row->top_p,
-        .min_p = row->min_p,
-        .top_k = row->top_k,
-        .seed = row->seed,
-        .choice = row->choice,
-        .position = row->first_pos + row->token_count,
-    };
-    if (adjust_is_wanted(row)) {
-        struct adjust_history history;
-        step->history(step->context, row, &history);
-        logits = adjust_logits(&forward->adjuster, logits, row, &history);
-    }
-    const struct mask_place *place = row->grammar_words > 0 ? step->place(step->context, row) : NULL;
-    if (place == NULL) {
-        result->token = sampler_draw(&forward->sampler, logits, &params);
-        return;
-    }
-    result->token = draw_allowed(forward, step, place, logits, &params);
-    struct mask_place behind = *place;
-    mask_take(step->masker, &behind, result->token);
-    if (mask_is_final(step->masker, &behind))
-        result->flags |= TOKEN_LAST;
-}
-
-/* One entry of the results from one row of logits, and its list of most probable tokens where it is asked for. */
-static struct token_shm judge(struct forward *forward, const struct forward_step *step,
-                              const struct forward_wanted *wanted, const float *logits, struct top_shm *tops)
-{
-    const struct row_shm *row = &step->rows[wanted->row];
-    struct token_shm result = {0};
-    result.top_token = sampler_greedy(&forward->sampler, logits);
-    if (row->flags & ROW_SCORE) {
-        bool is_last = wanted->token + 1 == row->token_first + row->token_count;
-        result.token = is_last ? row->score_next : step->tokens[wanted->token + 1];
-    } else {
-        draw(forward, step, row, logits, &result);
-    }
-    if (row->flags & (ROW_SCORE | ROW_LOGPROB)) {
-        double log_sum = sampler_log_sum(&forward->sampler, logits);
-        result.logprob = sampler_logprob(logits, log_sum, result.token);
-        result.top_logprob = sampler_logprob(logits, log_sum, result.top_token);
-        if (row->top_logprobs > 0)
-            sampler_tops(&forward->sampler, logits, log_sum, row->top_logprobs, tops);
-    }
-    if (row->flags & ROW_LOGITS_HASH)
-        result.logits_hash = hash_floats(logits, forward->desc->vocab_size);
-    return result;
-}
-
 /* Logits and results of the tokens gathered so far. */
 static void flush_wanted(struct forward *forward, const struct forward_step *step, struct token_shm *results,
                          struct top_shm *tops)
@@ -458,8 +387,8 @@ static void flush_wanted(struct forward *forward, const struct forward_step *ste
     const float *logits = forward_logits(forward, forward->wanted_rows, forward->wanted_count);
     for (uint32_t i = 0; i < forward->wanted_count; i++)
         results[forward->wanted[i].result] =
-            judge(forward, step, &forward->wanted[i], logits + (size_t)i * forward->desc->vocab_size,
-                  tops + (size_t)forward->wanted[i].result * LOGPROBS_MAX);
+            judge_token(&forward->judge, step, &forward->wanted[i], logits + (size_t)i * forward->desc->vocab_size,
+                        tops + (size_t)forward->wanted[i].result * LOGPROBS_MAX);
     forward->wanted_count = 0;
 }
 
@@ -471,8 +400,7 @@ static void gather_wanted(struct forward *forward, const struct forward_step *st
     for (uint32_t i = 0; i < forward->segment_count; i++) {
         const struct forward_segment *segment = &forward->segments[i];
         const struct row_shm *row = &step->rows[segment->row];
-        /* A scored row has results for its first tokens, a sampled one for its last; others for none. */
-        uint32_t wanted_from = row->token_first + (row->flags & ROW_SCORE ? 0 : row->token_count - row->result_count);
+        uint32_t wanted_from = judge_first(row);
         for (uint32_t j = 0; j < segment->token_count; j++) {
             uint32_t token = segment->first_token + j;
             if (token < wanted_from || token - wanted_from >= row->result_count)

@@ -22,10 +22,8 @@
 #include "ipc/layout.h"
 #include "ipc/team.h"
 #include "kernels/kernels.h"
-#include "stages/adjust.h"
-#include "stages/mask.h"
+#include "stages/judge.h"
 #include "stages/model.h"
-#include "stages/sample.h"
 
 /* Tokens that go through all layers of the slice together. Small enough that what one product leaves for the next stays
  * in a core's second-level cache, large enough that reading the weights once per tile costs little. */
@@ -46,13 +44,6 @@ struct forward_segment {
     uint32_t token_count;
 };
 
-/* A token whose logits are wanted. */
-struct forward_wanted {
-    uint32_t row;
-    uint32_t token;  /* index in the step */
-    uint32_t result; /* index in the step's results */
-};
-
 struct forward {
     const struct kernels *kernels;
     struct team *team;
@@ -61,8 +52,7 @@ struct forward {
     struct forward_limits limits;
     uint8_t *kv;
     size_t layer_block_bytes; /* one block of one layer */
-    struct sampler sampler;   /* last stage */
-    struct adjuster adjuster; /* likewise */
+    struct judge judge;       /* last stage */
 
     float *rope[2];                     /* (positions_max, 2, head_dim / 2), as desc->ropes; NULL: no layer uses it */
     float *residual;                    /* (FORWARD_TILE, width): last stage; the others work in the outgoing buffer */
@@ -87,21 +77,6 @@ struct forward {
     float *logits;      /* (FORWARD_HEAD_ROWS, vocab_size) */
     struct forward_wanted wanted[FORWARD_HEAD_ROWS];
     uint32_t wanted_count;
-};
-
-/* A step as the pass takes it; everything has been validated (stage.c). */
-struct forward_step {
-    const struct row_shm *rows; /* their tokens follow one another without gaps */
-    uint32_t row_count;
-    const uint32_t *tokens; /* (token_count) */
-    uint32_t token_count;
-    const uint32_t *blocks; /* block tables of the rows */
-    /* Last stage: the tokens before a row's next one, where adjust_is_wanted(). May be NULL when it never is. */
-    void (*history)(void *context, const struct row_shm *row, struct adjust_history *history);
-    /* Likewise where its answer keeps to a grammar; NULL: what was read is none, so nobody has a use for the row's result. */
-    struct mask_place *(*place)(void *context, const struct row_shm *row);
-    struct masker *masker; /* whose places these are */
-    void *context;         /* of history() and place() */
 };
 
 /* Bytes from one block of the slice to the next. */

@@ -1,0 +1,81 @@
+#include "stages/judge.h"
+
+void judge_init(struct judge *judge, const struct kernels *kernels, uint32_t vocab_size)
+{
+    judge->vocab_size = vocab_size;
+    sampler_init(&judge->sampler, kernels, vocab_size);
+    adjust_init(&judge->adjuster, vocab_size);
+}
+
+void judge_free(struct judge *judge)
+{
+    sampler_free(&judge->sampler);
+    adjust_free(&judge->adjuster);
+}
+
+/* A token that the grammar lets come next. The most probable one, where it is wanted, mostly is one: then no mask is needed. */
+static uint32_t draw_allowed(struct judge *judge, const struct forward_step *step, const struct mask_place *place,
+                             const float *logits, const struct sample_params *params)
+{
+    if (!(params->temperature >= SAMPLE_TEMPERATURE_MIN)) {
+        uint32_t best = sampler_greedy(&judge->sampler, logits);
+        if (mask_allows(step->masker, place, best))
+            return best;
+    }
+    logits = adjust_allowed(&judge->adjuster, logits, mask_bits(step->masker, place));
+    return sampler_draw(&judge->sampler, logits, params);
+}
+
+/* The row's next token, into result. */
+static void draw(struct judge *judge, const struct forward_step *step, const struct row_shm *row, const float *logits,
+                 struct token_shm *result)
+{
+    const struct sample_params params = {
+        .temperature = row->temperature,
+        .top_p = row->top_p,
+        .min_p = row->min_p,
+        .top_k = row->top_k,
+        .seed = row->seed,
+        .choice = row->choice,
+        .position = row->first_pos + row->token_count,
+    };
+    if (adjust_is_wanted(row)) {
+        struct adjust_history history;
+        step->history(step->context, row, &history);
+        logits = adjust_logits(&judge->adjuster, logits, row, &history);
+    }
+    const struct mask_place *place = row->grammar_words > 0 ? step->place(step->context, row) : NULL;
+    if (place == NULL) {
+        result->token = sampler_draw(&judge->sampler, logits, &params);
+        return;
+    }
+    result->token = draw_allowed(judge, step, place, logits, &params);
+    struct mask_place behind = *place;
+    mask_take(step->masker, &behind, result->token);
+    if (mask_is_final(step->masker, &behind))
+        result->flags |= TOKEN_LAST;
+}
+
+struct token_shm judge_token(struct judge *judge, const struct forward_step *step, const struct forward_wanted *wanted,
+                             const float *logits, struct top_shm *tops)
+{
+    const struct row_shm *row = &step->rows[wanted->row];
+    struct token_shm result = {0};
+    result.top_token = sampler_greedy(&judge->sampler, logits);
+    if (row->flags & ROW_SCORE) {
+        bool is_last = wanted->token + 1 == row->token_first + row->token_count;
+        result.token = is_last ? row->score_next : step->tokens[wanted->token + 1];
+    } else {
+        draw(judge, step, row, logits, &result);
+    }
+    if (row->flags & (ROW_SCORE | ROW_LOGPROB)) {
+        double log_sum = sampler_log_sum(&judge->sampler, logits);
+        result.logprob = sampler_logprob(logits, log_sum, result.token);
+        result.top_logprob = sampler_logprob(logits, log_sum, result.top_token);
+        if (row->top_logprobs > 0)
+            sampler_tops(&judge->sampler, logits, log_sum, row->top_logprobs, tops);
+    }
+    if (row->flags & ROW_LOGITS_HASH)
+        result.logits_hash = hash_floats(logits, judge->vocab_size);
+    return result;
+}
