@@ -215,7 +215,8 @@ void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, uint32_t grid_x, ui
 
 int cuda_wait(struct cuda *cuda)
 {
-    CALL(cuda, stream_wait, cuda->stream);
+    if (cuda->stream != NULL) /* behind a failure too: what is in the stream already reads and writes host memory */
+        succeeded(cuda, cuda->driver.stream_wait(cuda->stream), "stream_wait");
     return cuda->failed;
 }
 

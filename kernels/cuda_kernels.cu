@@ -69,8 +69,9 @@ DEVICE const uint8_t *panel_of(const struct cuda_matrix *m, uint32_t panel)
 DEVICE void unpack_group(half *w, const struct cuda_matrix *m, const uint8_t *panel, uint32_t group, uint32_t lane)
 {
     if (m->record_bytes == 0) {
+        uint32_t k = group * KERNEL_GROUP + lane;
         for (uint32_t i = 0; i < KERNEL_PANEL; i++)
-            w[lane * KERNEL_PANEL + i] = float_half(float_of(m, panel, i, group * KERNEL_GROUP + lane));
+            w[lane * KERNEL_PANEL + i] = float_half(k < m->k ? float_of(m, panel, i, k) : 0);
         return;
     }
     const uint8_t *record = panel + (size_t)group * m->record_bytes;
@@ -102,7 +103,7 @@ KERNEL(cuda_embed)
     EACH_THREAD(t)
     {
         for (uint32_t i = t; i < a.embedding.k; i += CUDA_THREADS)
-            a.x[(size_t)row * a.embedding.k + i] = weight_of(&a.embedding, a.tokens[row], i);
+            a.x[(size_t)row * a.embedding.k + i] = weight_of(&a.embedding, a.tokens[row], i) * a.scale;
     }
 }
 
@@ -112,7 +113,7 @@ KERNEL(cuda_gemm)
     SHARED float part[CUDA_GEMM_WARPS][TILE * TILE];
     tile sums PER_WARP(CUDA_GEMM_WARPS)[CUDA_ROWS / TILE];
     const uint8_t *panel = panel_of(&a.w, blockIdx.x);
-    uint32_t first = blockIdx.y * CUDA_ROWS, groups = a.w.k / KERNEL_GROUP;
+    uint32_t first = blockIdx.y * CUDA_ROWS, groups = (a.w.k + KERNEL_GROUP - 1) / KERNEL_GROUP;
     uint32_t rows = a.rows - first < CUDA_ROWS ? a.rows - first : CUDA_ROWS, tiles = (rows + TILE - 1) / TILE;
     EACH_WARP(w)
     {
@@ -123,7 +124,7 @@ KERNEL(cuda_gemm)
             {
                 unpack_group(weights[w], &a.w, panel, group, l);
             }
-            for (uint32_t k = 0; k < KERNEL_GROUP; k += TILE) {
+            for (uint32_t k = 0; k < KERNEL_GROUP && group * KERNEL_GROUP + k < a.w.k; k += TILE) {
                 const half *x = (const half *)a.x + (size_t)first * a.w.k + group * KERNEL_GROUP + k;
 #pragma unroll
                 for (uint32_t i = 0; i < CUDA_ROWS / TILE; i++)
@@ -147,6 +148,8 @@ KERNEL(cuda_gemm)
             float sum = part[0][t];
             for (uint32_t w = 1; w < CUDA_GEMM_WARPS; w++)
                 sum += part[w][t];
+            if (row < rows && output < a.w.n && a.bias != 0)
+                sum += a.bias[output];
             if (row < rows && output < a.w.n)
                 a.out[(size_t)(first + row) * a.out_stride + output] = sum;
         }
@@ -186,6 +189,32 @@ KERNEL(cuda_norm)
     }
 }
 
+KERNEL(cuda_renorm)
+{
+    SHARED float sums[CUDA_THREADS];
+    float *x = a.x + (size_t)blockIdx.x * a.stride + (size_t)blockIdx.y * a.width;
+    EACH_THREAD(t)
+    {
+        float sum = 0;
+        for (uint32_t i = t; i < a.width; i += CUDA_THREADS)
+            sum = fmaf(x[i], x[i], sum);
+        sums[t] = sum;
+    }
+    for (uint32_t step = CUDA_THREADS / 2; step > 0; step /= 2) {
+        EACH_THREAD(t)
+        {
+            if (t < step)
+                sums[t] += sums[t + step];
+        }
+    }
+    EACH_THREAD(t)
+    {
+        float factor = 1 / sqrtf(sums[0] / (float)a.width + a.eps);
+        for (uint32_t i = t; i < a.width; i += CUDA_THREADS)
+            x[i] = x[i] * factor * a.gain[i];
+    }
+}
+
 KERNEL(cuda_add)
 {
     size_t first = (size_t)blockIdx.x * a.width;
@@ -196,14 +225,21 @@ KERNEL(cuda_add)
     }
 }
 
-KERNEL(cuda_swiglu)
+/* How much of x a gate lets through. */
+DEVICE float share_of(float x, uint32_t is_gelu)
+{
+    float y = is_gelu ? 1.5957691216f * (x + 0.044715f * x * x * x) : x; /* 2 * sqrt(2 / pi) */
+    return 1 / (1 + expf(-y));
+}
+
+KERNEL(cuda_gate)
 {
     const float *in = a.in + (size_t)blockIdx.x * 2 * a.width;
     half *out = (half *)a.out + (size_t)blockIdx.x * a.width;
     EACH_THREAD(t)
     {
         for (uint32_t i = t; i < a.width; i += CUDA_THREADS)
-            out[i] = float_half(in[i] / (1 + expf(-in[i])) * in[a.width + i]);
+            out[i] = float_half(in[i] * share_of(in[i], a.is_gelu) * in[a.width + i]);
     }
 }
 

@@ -42,19 +42,30 @@ struct cuda_norm_args {
     float eps;
 };
 
-/* x(rows, width) = rows of the embedding. Grid: rows. */
+/* x(rows, heads, width) = x / sqrt(mean(x^2) + eps) * gain, in place; rows are stride floats apart. Sums as in norm. Grid:
+ * rows, heads. */
+struct cuda_renorm_args {
+    float *x;
+    const float *gain;
+    uint32_t width, stride;
+    float eps;
+};
+
+/* x(rows, width) = rows of the embedding, times scale. Grid: rows. */
 struct cuda_embed_args {
     struct cuda_matrix embedding;
     float *x;
     const uint32_t *tokens;
+    float scale;
 };
 
-/* out(row, i) = sum over k of x(row, k) * w(i, k): groups of 32 along k go to warp g % 8, each a chain in the order of its
- * groups; then the eight sums in order. Grid: panels of w, 64 rows. */
+/* out(row, i) = sum over k, a multiple of 16, of x(row, k) * w(i, k): groups of 32 along k go to warp g % 8, each a chain in
+ * the order of its groups; then the eight sums in order; then the bias, where there is one. Grid: panels of w, 64 rows. */
 struct cuda_gemm_args {
     struct cuda_matrix w;
-    float *out;    // row r at out + r * out_stride
-    const void *x; // half (rows, k), readable up to a multiple of 16 rows
+    float *out;        // row r at out + r * out_stride
+    const void *x;     // half (rows, k), readable up to a multiple of 16 rows
+    const float *bias; // (n)
     uint32_t rows, out_stride;
 };
 
@@ -102,11 +113,12 @@ struct cuda_combine_args {
     uint32_t heads, head_dim, window, parts_max;
 };
 
-/* out(rows, width) = silu(gate) * up as f16; gate at in + row * 2 * width, up width floats behind. Grid: rows. */
-struct cuda_swiglu_args {
+/* out(rows, width) = f(gate) * up as f16, f silu or kernels.h's gelu; gate at in + row * 2 * width, up width floats behind.
+ * Grid: rows. */
+struct cuda_gate_args {
     void *out;
     const float *in;
-    uint32_t width;
+    uint32_t width, is_gelu;
 };
 
 /* x += branch, as the norm does where nothing is normed behind it. Grid: rows. */

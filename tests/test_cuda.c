@@ -147,7 +147,7 @@ Test(cuda, an_embedding_is_its_row_to_the_bit)
         struct matrix w = make_matrix(types[t], 72, k, &source), on = matrix_on_device(&w);
         float *x = floats(4 * k), *expected = floats(k), *x_on = on_device(NULL, 4 * k * sizeof(float));
         const struct cuda_embed_args args = {
-            .embedding = cuda_matrix_of(&on), .x = x_on, .tokens = on_device(tokens, sizeof(tokens))};
+            .embedding = cuda_matrix_of(&on), .x = x_on, .tokens = on_device(tokens, sizeof(tokens)), .scale = 1};
         cuda_launch(&cuda, CUDA_KERNEL_embed, 4, 1, 1, &args);
         fetch(x, x_on, 4 * k * sizeof(float));
         for (uint32_t r = 0; r < 4; r++) {
@@ -202,12 +202,29 @@ Test(cuda, norms_and_gates_agree_with_the_plain_path)
     expect_halves(out, expected + 4 * width, width, "norm of row 4");
     expect_halves(out + width, expected + 2 * width, width, "norm of row 2");
 
-    const struct cuda_swiglu_args swiglu = {
+    struct cuda_gate_args gate = {
         .out = out_on, .in = on_device(gate_up, 2 * rows * width * sizeof(float)), .width = width};
-    cuda_launch(&cuda, CUDA_KERNEL_swiglu, rows, 1, 1, &swiglu);
+    cuda_launch(&cuda, CUDA_KERNEL_gate, rows, 1, 1, &gate);
     fetch_halves(out, out_on, rows * width);
     plain->swiglu(expected, gate_up, rows, width);
-    expect_halves(out, expected, rows * width, "gate");
+    expect_halves(out, expected, rows * width, "silu");
+    gate.is_gelu = 1;
+    cuda_launch(&cuda, CUDA_KERNEL_gate, rows, 1, 1, &gate);
+    fetch_halves(out, out_on, rows * width);
+    plain->geglu(expected, gate_up, rows, width);
+    expect_halves(out, expected, rows * width, "gelu");
+
+    /* two heads of 64 in the middle of each row */
+    const struct cuda_renorm_args renorm = {
+        .x = x_on + 128, .gain = norm.gain, .width = 64, .stride = width, .eps = 1e-5f};
+    cuda_launch(&cuda, CUDA_KERNEL_renorm, rows, 2, 1, &renorm);
+    fetch(sum, x_on, rows * width * sizeof(float));
+    for (uint32_t r = 0; r < rows; r++)
+        for (uint32_t head = 0; head < 2; head++)
+            plain->rms_norm(x + r * width + 128 + 64 * head, x + r * width + 128 + 64 * head, gain, 1, 64, 1e-5f);
+    for (uint32_t i = 0; i < rows * width; i++)
+        cr_assert(fabsf(sum[i] - x[i]) <= 1e-5f * fabsf(x[i]) + 1e-6f, "%u: %g, not %g", i, (double)sum[i],
+                  (double)x[i]);
 }
 
 /* ---- attention ---- */
