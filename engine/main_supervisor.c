@@ -8,7 +8,7 @@
 #include "ipc/version.h"
 
 struct arguments {
-    uint64_t plan, vocab, model, record, listen, keys, ledger, ready_fd;
+    uint64_t plan, vocab, model, record, listen, keys, ledger, devices, ready_fd;
 };
 
 static const struct option_spec specs[] = {
@@ -24,6 +24,8 @@ static const struct option_spec specs[] = {
      "The API keys for it; 0: none"},
     {"ledger-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, ledger), "0", 0, 65535, "FD",
      "The list of requests; 0: none is kept"},
+    {"devices-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, devices), "0", 0, 65535, "FD",
+     "A socket that holds descriptors of memory on devices; 0: none"},
     {"ready-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, ready_fd), "0", 0, 65535, "FD",
      "Gets a newline when everything is ready; 0: none"},
 };
@@ -57,6 +59,7 @@ int main(int argc, char **argv)
                                      .listen = arguments.listen ? (int)arguments.listen : -1,
                                      .keys = arguments.keys ? (int)arguments.keys : -1,
                                      .ledger = arguments.ledger ? (int)arguments.ledger : -1,
+                                     .devices = arguments.devices ? (int)arguments.devices : -1,
                                      .ready_fd = arguments.ready_fd ? (int)arguments.ready_fd : -1};
     struct supervisor *supervisor;
     log_open("evenflow-supervisor", LOG_INFO);

@@ -73,7 +73,9 @@ static void write_stages(struct json_writer *w, const struct arena *arena)
     for (uint32_t stage = 0; stage < arena->plan->stage_count; stage++) {
         const struct stage_account_shm *account = &arena_accounts(arena)[stage];
         json_raw(w, ",", stage > 0);
-        json_format(w, "{\"index\":%u", stage);
+        char name[16];
+        json_format(w, "{\"index\":%u,\"device\":\"%s\"", stage,
+                    plan_device_name(arena->plan->slices[stage].device, name));
         for (uint32_t i = 0; i < STAGE_TIME_COUNT; i++)
             json_format(w, ",\"%s\":%.4f", stage_time_labels[i], share(&account->recent[i]));
         json_format(w, ",\"prediction_error\":%.4f}", share(&account->recent_error));

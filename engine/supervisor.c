@@ -233,7 +233,7 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     ret = ret ? ret : lifeline_open(&s->lifeline, err);
     ret = ret ? ret : notify_open(&s->notify, err);
     ret = ret ? ret : supervisor_listen(s, err);
-    ret = ret ? ret : supervisor_create_regions(s, err);
+    ret = ret ? ret : supervisor_create_regions(s, start->devices, err);
     ret = ret ? ret : supervisor_create_bells(s, err);
     ret = ret ? ret : create_signals(s, err);
     if (ret != 0) {

@@ -29,6 +29,7 @@ struct supervisor_start {
     int model;    /* the model file, read-only */
     int record;   /* what the scheduler records to; -1: nothing */
     int listen;   /* a listening TCP socket; -1: none */
+    int devices;  /* a socket in which descriptors of memory on devices lie (tools/devices.h); -1: none */
     int keys;     /* the API keys for it; -1: none */
     int ledger;   /* the list of requests (ipc/ledger.h); -1: none is kept */
     int ready_fd; /* gets a newline when everything is ready; -1: none */

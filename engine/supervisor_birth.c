@@ -24,6 +24,21 @@ static void add_region(const struct supervisor *s, struct birth *birth, int *fds
     birth_add(birth, fds, kind, id, kind == BIRTH_REGION_WRITE ? s->regions[id].fd : s->regions[id].read_only);
 }
 
+/* A stage's KV and weights. In a device's memory, its predecessor's word says whether the weights are there. */
+static void add_memory(const struct supervisor *s, struct birth *birth, int *fds, uint32_t stage)
+{
+    const uint32_t kv = REGION_KV + stage, weights = REGION_WEIGHTS + stage;
+    if (s->plan->slices[stage].device != DEVICE_CPU) {
+        birth->weights_loaded = WORD(s, ROLE_STAGE, stage, weights_on_device) != 0;
+        birth_add(birth, fds, BIRTH_DEVICE, kv, s->regions[kv].fd);
+        birth_add(birth, fds, BIRTH_DEVICE, weights, s->regions[weights].fd);
+        return;
+    }
+    add_region(s, birth, fds, BIRTH_REGION_WRITE, kv);
+    birth->weights_loaded = shm_is_sealed(s->regions[weights].fd);
+    add_region(s, birth, fds, birth->weights_loaded ? BIRTH_REGION_READ : BIRTH_REGION_WRITE, weights);
+}
+
 /* Who sees what: the table in layout.h, as descriptors. */
 static void fill_birth(const struct supervisor *s, const struct child *child, struct birth *birth, int *fds)
 {
@@ -78,9 +93,7 @@ static void fill_birth(const struct supervisor *s, const struct child *child, st
             add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + i - 1);
         if (!is_last)
             add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + i + 1);
-        add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_KV + i);
-        birth->weights_loaded = shm_is_sealed(s->regions[REGION_WEIGHTS + i].fd);
-        add_region(s, birth, fds, birth->weights_loaded ? BIRTH_REGION_READ : BIRTH_REGION_WRITE, REGION_WEIGHTS + i);
+        add_memory(s, birth, fds, i);
         uint32_t next = is_last ? process_number(ROLE_SCHED, 0) : process_number(ROLE_STAGE, i + 1);
         birth_add(birth, fds, BIRTH_BELL, next, s->bells[next]);
         birth_add(birth, fds, BIRTH_MODEL, 0, s->model);

@@ -27,7 +27,7 @@ enum phase { PHASE_STARTING, PHASE_SERVING, PHASE_DRAINING, PHASE_STOPPING };
 
 struct region {
     int fd;        /* writable */
-    int read_only; /* a second descriptor that is not */
+    int read_only; /* a second descriptor that is not; -1 for memory of a device */
 };
 
 struct child {
@@ -84,7 +84,7 @@ struct supervisor {
 
 /* ---- supervisor_memory.c: 0, or -errno with err ---- */
 
-int supervisor_create_regions(struct supervisor *s, struct err *err);
+int supervisor_create_regions(struct supervisor *s, int devices, struct err *err);
 int supervisor_create_bells(struct supervisor *s, struct err *err);
 int supervisor_create_region(struct supervisor *s, uint32_t id, const char *name, struct err *err);
 int supervisor_write_head(struct supervisor *s, uint32_t id, uint32_t epoch, struct err *err);

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "ipc/birth.h"
 #include "ipc/shm.h"
 
 int supervisor_create_region(struct supervisor *s, uint32_t id, const char *name, struct err *err)
@@ -45,7 +46,28 @@ static int watch_process(struct supervisor *s, enum role role, uint32_t index, u
     return 0;
 }
 
-int supervisor_create_regions(struct supervisor *s, struct err *err)
+/* Memory of devices was taken before there was a supervisor, which knows nothing of any: its descriptors lie in a socket. */
+static int take_device_regions(struct supervisor *s, int devices, struct err *err)
+{
+    struct birth birth = {0};
+    int fds[BIRTH_ITEMS_MAX];
+    int ret = devices >= 0 ? birth_receive(devices, &birth, fds, err) : 0;
+    if (devices >= 0)
+        close(devices);
+    for (uint32_t i = 0; ret == 0 && i < birth.item_count; i++) {
+        if (birth.items[i].kind != BIRTH_DEVICE || birth.items[i].number >= REGION_COUNT)
+            ret = err_set(err, -EPROTO, "devices: item of kind %u; mixed builds?", birth.items[i].kind);
+        else
+            s->regions[birth.items[i].number] = (struct region){fds[i], -1};
+    }
+    for (uint32_t stage = 0; ret == 0 && stage < s->plan->stage_count; stage++)
+        if (s->plan->slices[stage].device != DEVICE_CPU &&
+            (s->regions[REGION_KV + stage].fd <= 0 || s->regions[REGION_WEIGHTS + stage].fd <= 0))
+            ret = err_set(err, -EPROTO, "devices: there is no memory for stage %u", stage);
+    return ret;
+}
+
+int supervisor_create_regions(struct supervisor *s, int devices, struct err *err)
 {
     static const struct {
         uint32_t id;
@@ -56,7 +78,7 @@ int supervisor_create_regions(struct supervisor *s, struct err *err)
                   {REGION_CONNS, "evenflow-conns", false},
                   {REGION_IO, "evenflow-io", false},
                   {REGION_SCHED, "evenflow-sched", true}};
-    int ret = 0;
+    int ret = take_device_regions(s, devices, err);
     for (size_t i = 0; i < ARRAY_COUNT(single) && ret == 0; i++) {
         ret = supervisor_create_region(s, single[i].id, single[i].name, err);
         if (ret == 0 && single[i].has_head)
@@ -65,8 +87,10 @@ int supervisor_create_regions(struct supervisor *s, struct err *err)
     for (uint32_t stage = 0; stage < s->plan->stage_count && ret == 0; stage++) {
         ret = supervisor_create_region(s, REGION_STAGE + stage, "evenflow-stage", err);
         ret = ret ? ret : supervisor_write_head(s, REGION_STAGE + stage, 1, err);
-        ret = ret ? ret : supervisor_create_region(s, REGION_KV + stage, "evenflow-kv", err);
-        ret = ret ? ret : supervisor_create_region(s, REGION_WEIGHTS + stage, "evenflow-weights", err);
+        if (s->plan->slices[stage].device == DEVICE_CPU) {
+            ret = ret ? ret : supervisor_create_region(s, REGION_KV + stage, "evenflow-kv", err);
+            ret = ret ? ret : supervisor_create_region(s, REGION_WEIGHTS + stage, "evenflow-weights", err);
+        }
         ret = ret ? ret : watch_process(s, ROLE_STAGE, stage, REGION_STAGE + stage, s->layout.stage_process, err);
     }
     ret = ret ? ret : watch_process(s, ROLE_FRONT, 0, REGION_FRONT, s->layout.front_process, err);

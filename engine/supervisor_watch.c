@@ -6,6 +6,8 @@
 
 #include "ipc/clock.h"
 
+#define DEVICE_START_US 1000000u /* opening a device takes processor time, some seconds where there are many */
+
 uint64_t supervisor_word(const struct supervisor *s, enum role role, uint32_t index, size_t offset)
 {
     const struct process_shm *process = s->processes[process_number(role, index)];
@@ -44,8 +46,11 @@ struct watch_look supervisor_look_at(const struct supervisor *s, const struct ch
     }
     /* acquire: pairs with the release in arena_set_state() */
     if (atomic_load_explicit(&s->processes[process_number(child->role, i)]->state, memory_order_acquire) ==
-        PROCESS_STARTING)
+        PROCESS_STARTING) {
         look.has_work = true;
+        if (child->role == ROLE_STAGE && s->plan->slices[i].device != DEVICE_CPU)
+            look.predicted_us = max_u64(look.predicted_us, DEVICE_START_US);
+    }
     if (look.has_work)
         watch_read((int)child->pid, &look);
     return look;

@@ -64,16 +64,33 @@ static int map_region(struct arena *arena, uint32_t id, int fd, bool is_writable
     return 0;
 }
 
+/* Descriptors of memory that is not ours to map. */
+static int take_device(struct arena *arena, uint32_t id, int fd, bool is_loaded, struct err *err)
+{
+    int *const to = id == REGION_KV + arena->index        ? &arena->device_kv
+                    : id == REGION_WEIGHTS + arena->index ? &arena->device_weights
+                                                          : NULL;
+    if (to == NULL)
+        return err_set(err, -EPROTO, "birth message: region %u is not this stage's; mixed builds?", id);
+    *to = fd;
+    arena->is_device_loaded = is_loaded;
+    return 0;
+}
+
+static const struct arena nothing = {.listener = -1,
+                                     .listener_tcp = -1,
+                                     .keys = -1,
+                                     .model = -1,
+                                     .record = -1,
+                                     .keep = -1,
+                                     .ledger = -1,
+                                     .weights = -1,
+                                     .device_kv = -1,
+                                     .device_weights = -1};
+
 int arena_inherit(struct arena *arena, int birth_socket, struct err *err)
 {
-    *arena = (struct arena){.listener = -1,
-                            .listener_tcp = -1,
-                            .keys = -1,
-                            .model = -1,
-                            .record = -1,
-                            .keep = -1,
-                            .ledger = -1,
-                            .weights = -1};
+    *arena = nothing;
     for (uint32_t i = 0; i < PROCESSES_MAX; i++)
         arena->bells[i] = -1;
     struct birth birth;
@@ -121,6 +138,9 @@ int arena_inherit(struct arena *arena, int birth_socket, struct err *err)
         case BIRTH_LEDGER:
             arena->ledger = fds[i];
             break;
+        case BIRTH_DEVICE:
+            ret = take_device(arena, item->number, fds[i], birth.weights_loaded, err);
+            break;
         default:
             ret = err_set(err, -EPROTO, "birth message: item of kind %u; mixed builds?", item->kind);
         }
@@ -137,16 +157,9 @@ void arena_in_memory(struct arena *arena, const struct plan *plan)
         fprintf(stderr, "%s\n", err.text);
         abort();
     }
-    *arena = (struct arena){.plan = plan,
-                            .epoch = 1,
-                            .listener = -1,
-                            .listener_tcp = -1,
-                            .keys = -1,
-                            .model = -1,
-                            .record = -1,
-                            .keep = -1,
-                            .ledger = -1,
-                            .weights = -1};
+    *arena = nothing;
+    arena->plan = plan;
+    arena->epoch = 1;
     for (uint32_t i = 0; i < PROCESSES_MAX; i++)
         arena->bells[i] = -1;
     layout_compute(&arena->layout, plan);

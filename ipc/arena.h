@@ -35,6 +35,9 @@ struct arena {
     int keep;                 /* front: its end of the keep sockets (keep.h); else -1 */
     int ledger;               /* front: the list of requests (ledger.h), if one is kept; else -1 */
     int weights;              /* stages: descriptor of their weights region while it is to be loaded; else -1 */
+    int device_kv;            /* stages on devices: memory there for their KV; else -1 */
+    int device_weights;       /* likewise for their weights */
+    bool is_device_loaded;    /* likewise: a predecessor has put them there */
 };
 
 /* Number of a process: supervisor 0, front 1, sched 2, stage i 3 + i. */

@@ -23,6 +23,7 @@ enum birth_kind {
     BIRTH_KEYS, /* front: the API keys of the TCP listener */
     BIRTH_KEEP, /* front's end of its keep sockets, see keep.h */
     BIRTH_LEDGER,
+    BIRTH_DEVICE, /* number: enum region_id, KV or weights: memory of the stage's CUDA device */
 };
 
 struct birth_item {
@@ -35,7 +36,7 @@ struct birth {
     uint32_t role; /* enum role */
     uint32_t index;
     uint32_t epoch;
-    uint32_t weights_loaded; /* stages: 1 when the weights region is complete and sealed */
+    uint32_t weights_loaded; /* stages: 1 when the weights region is complete; and sealed, where it is shared memory */
     uint32_t item_count;
     uint32_t pad;
     struct birth_item items[BIRTH_ITEMS_MAX]; /* item i goes with descriptor i */

@@ -113,9 +113,10 @@ static void layout_stages(struct layout *l, const struct plan *plan)
         l->stage_tops = l->stage_results + l->step_slots * l->result_stride;
         rest += is_last ? l->step_slots * l->tops_stride : 0;
         l->region_bytes[REGION_STAGE + stage] = align_up_u64(rest, PAGE_BYTES);
-        l->region_bytes[REGION_KV + stage] = align_up_u64(
-            (uint64_t)plan->num_blocks * plan->slices[stage].layer_count * plan->kv_block_bytes, PAGE_BYTES);
-        l->region_bytes[REGION_WEIGHTS + stage] = align_up_u64(plan->slices[stage].weights_bytes, PAGE_BYTES);
+        uint64_t page = plan->slices[stage].device == DEVICE_CPU ? PAGE_BYTES : plan->device_page_bytes;
+        l->region_bytes[REGION_KV + stage] =
+            align_up_u64((uint64_t)plan->num_blocks * plan->slices[stage].layer_count * plan->kv_block_bytes, page);
+        l->region_bytes[REGION_WEIGHTS + stage] = align_up_u64(plan->slices[stage].weights_bytes, page);
     }
 }
 

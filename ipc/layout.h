@@ -19,6 +19,9 @@
  *   kv i       stage i     -                    KV blocks of the slice
  *   weights i  stage i     its successors       packed weights of the slice; sealed once loaded
  *
+ * kv and weights of a stage on a CUDA device lie in the device's memory: the supervisor holds descriptors of it like any other,
+ * and only the stage can map them.
+ *
  * Regions are the truth; rings only say where to look. Offsets follow from the plan (layout_compute) and from nothing
  * else. All offsets are in bytes from the start of the region. Words of two writers are never within 128 bytes.
  */
@@ -39,7 +42,7 @@
 #include "ipc/words.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x0000000000000012ull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x0000000000000013ull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -88,6 +91,7 @@ struct process_shm {
     alignas(128) _Atomic uint64_t step; /* W: this process, relaxed: the last step that it has published */
     _Atomic uint64_t told;              /* W: front, sched, relaxed: messages to the other so far */
     _Atomic uint64_t predicted_us;      /* W: stages, relaxed: of the step at hand */
+    _Atomic uint64_t weights_on_device; /* W: stages on devices, relaxed: 1 once they are complete, for successors */
     struct trace_shm trace;
     struct words_shm words;
     uint8_t pad[96];

@@ -1,6 +1,7 @@
 #include "ipc/plan.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "ipc/layout.h"
@@ -63,6 +64,12 @@ int plan_validate(const struct plan *plan, struct err *err)
         if (slice->first_layer != layer || slice->layer_count == 0)
             return err_set(err, -EINVAL, "plan: slice %u does not follow the one before", stage);
         layer += slice->layer_count;
+        bool is_on_device = slice->device != DEVICE_CPU;
+        if (slice->device > DEVICES_MAX || (is_on_device && plan->backend != BACKEND_MODEL) ||
+            (is_on_device &&
+             (plan->device_page_bytes < 4096 || (plan->device_page_bytes & (plan->device_page_bytes - 1)) != 0)))
+            return err_set(err, -EINVAL, "plan: slice %u: device %u, memory in pages of %llu", stage, slice->device,
+                           (unsigned long long)plan->device_page_bytes);
     }
     if (layer != plan->layers)
         return err_set(err, -EINVAL, "plan: the slices hold %u of %u layers", layer, plan->layers);
@@ -80,4 +87,28 @@ int plan_validate(const struct plan *plan, struct err *err)
     ret = ret ? ret : check_text("weights_cache", plan->weights_cache, sizeof(plan->weights_cache), err);
     ret = ret ? ret : check_text("socket_path", plan->socket_path, sizeof(plan->socket_path), err);
     return ret ? ret : check_text("program_dir", plan->program_dir, sizeof(plan->program_dir), err);
+}
+
+bool plan_uses_device(const struct plan *plan, uint32_t device)
+{
+    for (uint32_t stage = 0; stage < plan->stage_count; stage++)
+        if (plan->slices[stage].device == device)
+            return true;
+    return false;
+}
+
+bool plan_uses_devices(const struct plan *plan)
+{
+    for (uint32_t stage = 0; stage < plan->stage_count; stage++)
+        if (plan->slices[stage].device != DEVICE_CPU)
+            return true;
+    return false;
+}
+
+const char *plan_device_name(uint32_t device, char name[16])
+{
+    if (device == DEVICE_CPU)
+        return "cpu";
+    snprintf(name, 16, "cuda:%u", device - 1);
+    return name;
 }

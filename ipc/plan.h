@@ -36,9 +36,15 @@ enum backend {
 /* How the front asks the kernel. */
 enum io_choice { IO_ANY, IO_URING, IO_EPOLL };
 
+/* What a stage computes on: the processor, or CUDA device number device - 1. */
+#define DEVICE_CPU  0u
+#define DEVICES_MAX 64u
+
 struct plan_slice {
     uint32_t first_layer;
     uint32_t layer_count;
+    uint32_t device; /* DEVICE_CPU, or of a CUDA device: its memory holds the slice's weights and KV */
+    uint32_t pad;
     uint64_t weights_bytes; /* packed weights of this slice, embedding or head included */
 };
 
@@ -64,6 +70,8 @@ struct plan {
     uint32_t spin_ns; /* how long a process looks again before it sleeps; 0 when processes outnumber cores */
     uint32_t pin;     /* 1: every thread of every stage is pinned to an allowed core of its own (there are enough) */
     uint32_t threads_per_stage;
+    uint64_t
+        device_page_bytes; /* memory on devices is taken in multiples of it; 0: every stage runs on the processor */
     struct plan_slice slices[STAGES_MAX];
 
     /* limits */
@@ -107,7 +115,7 @@ struct plan {
     char isa[16];
     char policy[32];
     char version[64];
-    char fingerprint[160]; /* build, instruction path, backend of each layer, KV type: what results are identical for */
+    char fingerprint[512]; /* build, instruction path, backend of each layer, KV type: what results are identical for */
     char served_model_name[NAME_MAX_BYTES];
     char model_path[PATH_MAX_BYTES];
     char weights_cache[PATH_MAX_BYTES]; /* a file of packed weights to copy from; "": none */
@@ -120,5 +128,10 @@ static_assert(sizeof(struct plan) % 8 == 0, "the plan is shared by processes");
 
 /* 0, or -EINVAL with err naming the field: every number within its limits and consistent with the others. */
 int plan_validate(const struct plan *plan, struct err *err);
+
+/* Whether some stage computes on this device; on any. And "cpu" or "cuda:1". */
+bool plan_uses_device(const struct plan *plan, uint32_t device);
+bool plan_uses_devices(const struct plan *plan);
+const char *plan_device_name(uint32_t device, char name[16]);
 
 #endif

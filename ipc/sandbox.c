@@ -1,6 +1,7 @@
 #include "ipc/sandbox.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <seccomp.h>
@@ -68,6 +69,26 @@ static const struct permission front[] = {
     {SCMP_SYS(setsockopt), {{1, UINT32_MAX, IPPROTO_TCP}, {2, UINT32_MAX, TCP_NODELAY}}},
 };
 
+/* What a driver of devices asks for. Which of it one really does is in its maker's hands. */
+static const struct permission device[] = {
+    CALL(ioctl),
+    CALL(openat),
+    CALL(fstat),
+    CALL(newfstatat),
+    CALL(lseek),
+    CALL(pread64),
+    CALL(madvise),
+    CALL(eventfd2),
+    CALL(clock_nanosleep),
+    CALL(nanosleep),
+    CALL(sched_getaffinity),
+    {SCMP_SYS(mmap), {{2, PROT_EXEC, 0}}},
+    {SCMP_SYS(mprotect), {{2, PROT_EXEC, 0}}},
+    {SCMP_SYS(fcntl), {{1, UINT32_MAX, F_GETFL}}},
+    {SCMP_SYS(fcntl), {{1, UINT32_MAX, F_SETFL}}},
+    {SCMP_SYS(fcntl), {{1, UINT32_MAX, F_SETFD}}},
+};
+
 static int permit(scmp_filter_ctx filter, const struct permission *list, size_t count)
 {
     int ret = 0;
@@ -88,7 +109,7 @@ bool sandbox_is_possible(void)
     return prctl(PR_SET_SECCOMP, 2 /* SECCOMP_MODE_FILTER */, NULL, 0, 0) == -1 && errno == EFAULT;
 }
 
-int sandbox_enter(enum role role, struct err *err)
+static int enter(enum role role, bool has_device, struct err *err)
 {
     check(role != ROLE_SUPERVISOR);
     scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ERRNO(EPERM));
@@ -104,9 +125,21 @@ int sandbox_enter(enum role role, struct err *err)
                                  SCMP_CMP64(0, SCMP_CMP_EQ, (scmp_datum_t)getpid(), 0));
     if (role == ROLE_FRONT)
         ret = ret ? ret : permit(filter, front, ARRAY_COUNT(front));
+    if (has_device)
+        ret = ret ? ret : permit(filter, device, ARRAY_COUNT(device));
     ret = ret ? ret : seccomp_load(filter);
     seccomp_release(filter);
     if (ret != 0)
         return err_set(err, ret, "sandbox: the kernel does not take the filter: %s", strerror(-ret));
     return 0;
+}
+
+int sandbox_enter(enum role role, struct err *err)
+{
+    return enter(role, false, err);
+}
+
+int sandbox_enter_with_device(struct err *err)
+{
+    return enter(ROLE_STAGE, true, err);
 }

@@ -20,4 +20,9 @@ bool sandbox_is_possible(void);
 /* 0, or -errno with err. From ROLE_SUPERVISOR: a bug. */
 int sandbox_enter(enum role role, struct err *err);
 
+/* The one exception: a stage that computes on a CUDA device. Its driver goes on asking the kernel while it serves: ioctl(),
+ * opening files, mapping what they stand for. So these are left to it, and what they reach is limited by the user that it runs
+ * as alone. Never executable memory, and all else as for other stages. */
+int sandbox_enter_with_device(struct err *err);
+
 #endif

@@ -45,15 +45,23 @@ static void start_thread(void *context, uint32_t part)
     kernels_thread_init();
 }
 
+static bool is_on_device(const struct arena *arena)
+{
+    return arena->plan->slices[arena->index].device != DEVICE_CPU;
+}
+
 static int open_model(struct stage *stage, struct arena *arena, struct err *err)
 {
     const struct kernels *kernels = kernels_pick(arena->plan->isa);
     if (kernels == NULL)
         return err_set(err, -ENOTSUP, "instruction path \"%s\" is not one of this processor", arena->plan->isa);
-    struct team *team;
-    if (team_open(&team, arena->plan->threads_per_stage, start_thread, arena, err) < 0)
+    struct team *team = NULL;
+    if (is_on_device(arena))
+        kernels_thread_init(); /* not pinned: the driver's threads would inherit its core */
+    else if (team_open(&team, arena->plan->threads_per_stage, start_thread, arena, err) < 0)
         return -EAGAIN;
-    start_thread(arena, 0); /* behind the others: they would inherit its core */
+    else
+        start_thread(arena, 0); /* behind the others: they would inherit its core */
     struct gguf *gguf;
     int ret = gguf_open_fd(&gguf, arena->model, arena->plan->model_path, err);
     if (ret < 0)
@@ -89,7 +97,8 @@ int main(int argc, char **argv)
 
     int ret =
         arena.plan->backend == BACKEND_TIMED ? open_timed(&stage, &arena, &err) : open_model(&stage, &arena, &err);
-    if (ret < 0 || sandbox_enter(ROLE_STAGE, &err) != 0)
+    ret = ret ? ret : is_on_device(&arena) ? sandbox_enter_with_device(&err) : sandbox_enter(ROLE_STAGE, &err);
+    if (ret != 0)
         return fail(&err);
     base_seal();
     arena_set_state(&arena, PROCESS_READY);

@@ -78,6 +78,75 @@ static int load_weights(struct stage *stage, struct arena *arena, const struct g
     return 0;
 }
 
+/* Fills the weights' memory on the device, and says so for successors. */
+static int upload_weights(struct stage *stage, const struct arena *arena, cuda_address weights, size_t bytes,
+                          const struct gguf *gguf, struct err *err)
+{
+    void *packed = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (packed == MAP_FAILED)
+        return err_set(err, -errno, "no memory to pack %zu MiB of weights in: %s", bytes >> 20, strerror(errno));
+    int ret = fill_weights(stage, arena, packed, gguf, err);
+    if (ret == 0) {
+        cuda_upload(&stage->cuda, weights, packed, bytes);
+        ret = cuda_wait(&stage->cuda);
+        if (ret != 0)
+            err_set(err, ret, "%s", stage->cuda.error);
+    }
+    munmap(packed, bytes);
+    if (ret == 0)
+        process_note(&arena_process(arena, ROLE_STAGE, stage->index)->weights_on_device, 1);
+    return ret;
+}
+
+/* The slice on a device, whose memory for weights and KV outlives this process. */
+static int open_device(struct stage *stage, struct arena *arena, const struct kernels *kernels, const struct gguf *gguf,
+                       struct err *err)
+{
+    const struct plan *plan = arena->plan;
+    const struct layout *layout = &arena->layout;
+    const struct plan_slice *slice = &plan->slices[stage->index];
+    size_t kv_bytes = layout->region_bytes[REGION_KV + stage->index];
+    size_t weights_bytes = layout->region_bytes[REGION_WEIGHTS + stage->index];
+    int ret = forward_cuda_supports(&stage->desc, err);
+    if (ret < 0)
+        return ret;
+    cuda_open(&stage->cuda, slice->device - 1);
+    cuda_address kv = cuda_map(&stage->cuda, arena->device_kv, kv_bytes);
+    cuda_address weights = cuda_map(&stage->cuda, arena->device_weights, weights_bytes);
+    if (stage->cuda.failed != 0)
+        return err_set(err, stage->cuda.failed, "%s", stage->cuda.error);
+    close(arena->device_kv);
+    close(arena->device_weights);
+    if (!arena->is_device_loaded)
+        ret = upload_weights(stage, arena, weights, weights_bytes, gguf, err);
+    if (ret < 0)
+        return ret;
+    model_bind(&stage->slice, &stage->desc, slice->first_layer, slice->layer_count, (const void *)(uintptr_t)weights);
+    const struct forward_cuda_limits limits = {
+        .common = {.positions_max = plan->max_model_len, .block_size = plan->block_size},
+        .step_tokens_max = layout->step_tokens_max,
+        .step_blocks_max = layout->step_blocks_max};
+    return forward_cuda_init(&stage->forward_cuda, &stage->cuda, kernels, &stage->desc, &stage->slice, &limits, kv,
+                             err);
+}
+
+/* The slice on the processor, its weights and KV in shared memory. */
+static int open_processor(struct stage *stage, struct arena *arena, const struct kernels *kernels, struct team *team,
+                          const struct gguf *gguf, struct err *err)
+{
+    const struct plan *plan = arena->plan;
+    const struct plan_slice *slice = &plan->slices[stage->index];
+    const struct forward_limits limits = {.positions_max = plan->max_model_len, .block_size = plan->block_size};
+    int ret = arena->weights >= 0 ? load_weights(stage, arena, gguf, err) : 0;
+    if (ret < 0)
+        return ret;
+    model_bind(&stage->slice, &stage->desc, slice->first_layer, slice->layer_count,
+               arena->regions[REGION_WEIGHTS + stage->index]);
+    forward_init(&stage->forward, kernels, team, &stage->desc, &stage->slice, &limits,
+                 arena->regions[REGION_KV + stage->index]);
+    return 0;
+}
+
 /* What computes: the slice of the model that the plan gives to this stage. */
 static int open_model(struct stage *stage, struct arena *arena, const struct kernels *kernels, struct team *team,
                       const struct gguf *gguf, struct err *err)
@@ -86,22 +155,15 @@ static int open_model(struct stage *stage, struct arena *arena, const struct ker
     int ret = model_describe(&stage->desc, gguf, err);
     if (ret == 0)
         ret = check_plan(stage, err);
-    if (ret == 0 && arena->weights >= 0)
-        ret = load_weights(stage, arena, gguf, err);
     if (ret < 0)
         return ret;
-    const struct plan_slice *slice = &plan->slices[stage->index];
-    model_bind(&stage->slice, &stage->desc, slice->first_layer, slice->layer_count,
-               arena->regions[REGION_WEIGHTS + stage->index]);
-    const struct forward_limits limits = {.positions_max = plan->max_model_len, .block_size = plan->block_size};
     const struct pieces_shm *pieces = (const void *)arena->regions[REGION_VOCAB];
     if (pieces != NULL && plan->vocab_bytes > 0 && !pieces_are_sound(pieces, plan->vocab_bytes))
         return err_set(err, -EPROTO, "vocabulary: the tables are not this build's; mixed builds?");
     if (stage->is_last)
         mask_init(&stage->masker, plan->vocab_bytes > 0 ? pieces : NULL, plan);
-    forward_init(&stage->forward, kernels, team, &stage->desc, &stage->slice, &limits,
-                 arena->regions[REGION_KV + stage->index]);
-    return 0;
+    return stage->is_on_device ? open_device(stage, arena, kernels, gguf, err)
+                               : open_processor(stage, arena, kernels, team, gguf, err);
 }
 
 int stage_init(struct stage *stage, struct arena *arena, const struct kernels *kernels, struct team *team,
@@ -112,6 +174,7 @@ int stage_init(struct stage *stage, struct arena *arena, const struct kernels *k
     *stage = (struct stage){.arena = arena,
                             .index = arena->index,
                             .is_timed = plan->backend == BACKEND_TIMED,
+                            .is_on_device = plan->slices[arena->index].device != DEVICE_CPU,
                             .is_last = arena->index + 1 == plan->stage_count};
     int ret = stage->is_timed ? 0 : open_model(stage, arena, kernels, team, gguf, err);
     if (ret < 0)
@@ -136,7 +199,12 @@ int stage_init(struct stage *stage, struct arena *arena, const struct kernels *k
 void stage_free(struct stage *stage)
 {
     if (!stage->is_timed) {
-        forward_free(&stage->forward);
+        if (stage->is_on_device) {
+            forward_cuda_free(&stage->forward_cuda);
+            cuda_close(&stage->cuda);
+        } else {
+            forward_free(&stage->forward);
+        }
         mask_free(&stage->masker);
         model_unbind(&stage->slice);
     }
@@ -341,14 +409,22 @@ static uint64_t predicted_us(const struct stage *stage)
     return (uint64_t)timing_stage_us(&stage->arena->plan->timing.stages[stage->index], &shape);
 }
 
-/* Computes the step at hand. */
-static void compute(struct stage *stage, uint64_t number)
+/* Computes the step at hand. 0, or -errno when the device failed (logged). */
+static int compute(struct stage *stage, uint64_t number)
 {
     const struct arena *arena = stage->arena;
-    forward_run(
-        &stage->forward, &stage->step, stage->index == 0 ? NULL : arena_activations(arena, stage->index - 1, number),
-        stage->is_last ? NULL : arena_activations(arena, stage->index, number),
-        stage->is_last ? arena_results(arena, number) : NULL, stage->is_last ? arena_tops(arena, number) : NULL);
+    const float *in = stage->index == 0 ? NULL : arena_activations(arena, stage->index - 1, number);
+    float *out = stage->is_last ? NULL : arena_activations(arena, stage->index, number);
+    struct token_shm *results = stage->is_last ? arena_results(arena, number) : NULL;
+    struct top_shm *tops = stage->is_last ? arena_tops(arena, number) : NULL;
+    if (!stage->is_on_device) {
+        forward_run(&stage->forward, &stage->step, in, out, results, tops);
+        return 0;
+    }
+    int ret = forward_cuda_run(&stage->forward_cuda, &stage->step, in, out, results, tops);
+    if (ret < 0)
+        log_error("step %" PRIu64 ": %s", number, stage->cuda.error);
+    return ret;
 }
 
 /* Lets the described time pass instead. False: the engine ends meanwhile. */
@@ -434,7 +510,9 @@ int stage_do_work(struct stage *stage)
         if (!let_pass(stage, number, span))
             return 0;
     } else {
-        compute(stage, number);
+        ret = compute(stage, number);
+        if (ret < 0)
+            return ret;
         time.end_ns = message.sent_ns = clock_ns();
         time.cpu_ns = clock_cpu_ns() - begin_cpu_ns;
     }

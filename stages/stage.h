@@ -22,6 +22,7 @@
 #include "ipc/bell.h"
 #include "ipc/ring.h"
 #include "stages/forward.h"
+#include "stages/forward_cuda.h"
 #include "stages/gguf.h"
 #include "stages/mask.h"
 #include "stages/model.h"
@@ -30,12 +31,14 @@
 struct stage {
     const struct arena *arena;
     uint32_t index;
-    bool is_timed, is_last;
+    bool is_timed, is_on_device, is_last;
     struct model_desc desc;
     struct model_slice slice;
     struct forward forward;
+    struct cuda cuda; /* with forward_cuda in place of forward, when the plan puts the slice on a device */
+    struct forward_cuda forward_cuda;
     struct masker masker;    /* last stage: its answers may have to keep to grammars */
-    struct timed timed;      /* in place of the three above, when the plan says so */
+    struct timed timed;      /* in place of all of these, when the plan says so */
     struct ring_consumer in; /* not in stage 0, which looks at the step table */
     struct ring_producer out;
     struct bell bell;

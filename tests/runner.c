@@ -11,32 +11,54 @@ static void start_thread(void *context, uint32_t part)
     kernels_thread_init();
 }
 
-void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa, uint32_t stage_count,
-                 uint32_t block_size, uint32_t threads)
+/* Weights and KV on the processor, and what computes with them. */
+static void open_stage(struct runner *runner, uint32_t i, uint32_t first, uint32_t count, size_t kv_bytes)
+{
+    const struct forward_limits limits = {.positions_max = RUNNER_TOKENS_MAX, .block_size = runner->block_size};
+    /* not touched here: what no sequence uses costs nothing */
+    runner->kv[i] = aligned_alloc(4096, align_up_u64(kv_bytes, 4096));
+    cr_assert_not_null(runner->kv[i]);
+    model_bind(&runner->slices[i], &runner->desc, first, count, runner->weights[i]);
+    forward_init(&runner->stages[i], runner->kernels, runner->team, &runner->desc, &runner->slices[i], &limits,
+                 runner->kv[i]);
+}
+
+/* The same on a device. */
+static void open_stage_cuda(struct runner *runner, uint32_t i, uint32_t first, uint32_t count, size_t kv_bytes)
 {
     struct err err = {0};
-    *runner = (struct runner){.kernels = kernels_pick(isa), .stage_count = stage_count, .block_size = block_size};
-    cr_assert_eq(team_open(&runner->team, threads, start_thread, NULL, &err), 0, "%s", err.text);
-    cr_assert_not_null(runner->kernels);
+    const struct forward_cuda_limits limits = {
+        .common = {.positions_max = RUNNER_TOKENS_MAX, .block_size = runner->block_size},
+        .step_tokens_max = RUNNER_STEP_MAX,
+        .step_blocks_max = RUNNER_REQUESTS_MAX * runner->blocks_per_sequence};
+    size_t bytes = model_slice_bytes(&runner->desc, first, count);
+    cuda_address weights = cuda_alloc(runner->cuda, bytes), kv = cuda_alloc(runner->cuda, kv_bytes);
+    cuda_upload(runner->cuda, weights, runner->weights[i], bytes);
+    cr_assert_eq(cuda_wait(runner->cuda), 0, "%s", runner->cuda->error);
+    model_bind(&runner->slices[i], &runner->desc, first, count, (const void *)(uintptr_t)weights);
+    cr_assert_eq(forward_cuda_init(&runner->on_device[i], runner->cuda, runner->kernels, &runner->desc,
+                                   &runner->slices[i], &limits, kv, &err),
+                 0, "%s", err.text);
+}
+
+static void open_runner(struct runner *runner, const struct gguf *gguf)
+{
+    struct err err = {0};
     kernels_thread_init();
     cr_assert_eq(model_describe(&runner->desc, gguf, &err), 0, "%s", err.text);
-    runner->blocks_per_sequence = RUNNER_TOKENS_MAX / block_size;
-    uint32_t layers = runner->desc.layers, first = 0;
+    runner->blocks_per_sequence = RUNNER_TOKENS_MAX / runner->block_size;
+    uint32_t layers = runner->desc.layers, stage_count = runner->stage_count, first = 0;
     cr_assert(stage_count <= layers && stage_count <= RUNNER_STAGES_MAX);
     for (uint32_t i = 0; i < stage_count; i++) {
         uint32_t count = layers / stage_count + (i < layers % stage_count);
+        size_t blocks = (size_t)RUNNER_REQUESTS_MAX * runner->blocks_per_sequence;
+        size_t kv_bytes = blocks * forward_block_stride(&runner->desc, count, runner->block_size);
         runner->weights[i] = base_alloc(model_slice_bytes(&runner->desc, first, count));
         cr_assert_eq(model_load(&runner->slices[i], &runner->desc, first, count, runner->weights[i], gguf, &err), 0,
                      "%s", err.text);
-        size_t blocks = (size_t)RUNNER_REQUESTS_MAX * runner->blocks_per_sequence;
-        /* not touched here: what no sequence uses costs nothing */
-        runner->kv[i] =
-            aligned_alloc(4096, align_up_u64(blocks * forward_block_stride(&runner->desc, count, block_size), 4096));
-        cr_assert_not_null(runner->kv[i]);
+        model_unbind(&runner->slices[i]);
         runner->activations[i] = base_alloc(RUNNER_STEP_MAX * runner->desc.width * sizeof(float));
-        const struct forward_limits limits = {.positions_max = RUNNER_TOKENS_MAX, .block_size = block_size};
-        forward_init(&runner->stages[i], runner->kernels, runner->team, &runner->desc, &runner->slices[i], &limits,
-                     runner->kv[i]);
+        (runner->cuda != NULL ? open_stage_cuda : open_stage)(runner, i, first, count, kv_bytes);
         first += count;
     }
     runner->results = base_alloc(RUNNER_STEP_MAX * sizeof(*runner->results));
@@ -48,16 +70,38 @@ void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa
         runner->blocks[i] = i * 7 % total;
 }
 
+void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa, uint32_t stage_count,
+                 uint32_t block_size, uint32_t threads)
+{
+    struct err err = {0};
+    *runner = (struct runner){.kernels = kernels_pick(isa), .stage_count = stage_count, .block_size = block_size};
+    cr_assert_eq(team_open(&runner->team, threads, start_thread, NULL, &err), 0, "%s", err.text);
+    cr_assert_not_null(runner->kernels);
+    open_runner(runner, gguf);
+}
+
+void runner_open_cuda(struct runner *runner, const struct gguf *gguf, struct cuda *cuda, uint32_t stage_count,
+                      uint32_t block_size)
+{
+    *runner = (struct runner){
+        .kernels = kernels_pick("ref"), .cuda = cuda, .stage_count = stage_count, .block_size = block_size};
+    open_runner(runner, gguf);
+}
+
 void runner_close(struct runner *runner)
 {
     for (uint32_t i = 0; i < runner->stage_count; i++) {
-        forward_free(&runner->stages[i]);
+        if (runner->cuda != NULL)
+            forward_cuda_free(&runner->on_device[i]);
+        else
+            forward_free(&runner->stages[i]);
         model_unbind(&runner->slices[i]);
         free(runner->weights[i]);
         free(runner->kv[i]);
         free(runner->activations[i]);
     }
-    team_close(runner->team);
+    if (runner->cuda == NULL)
+        team_close(runner->team);
     free(runner->results);
     free(runner->tops);
     free(runner->blocks);
@@ -93,6 +137,20 @@ static bool plan_row(const struct runner *runner, const struct runner_request *r
         row->result_count = 1;
     }
     return true;
+}
+
+static void run_stage(struct runner *runner, uint32_t i, const struct forward_step *step)
+{
+    bool is_last = i + 1 == runner->stage_count;
+    const float *in = i == 0 ? NULL : runner->activations[i - 1];
+    float *out = is_last ? NULL : runner->activations[i];
+    struct token_shm *results = is_last ? runner->results : NULL;
+    struct top_shm *tops = is_last ? runner->tops : NULL;
+    if (runner->cuda == NULL)
+        forward_run(&runner->stages[i], step, in, out, results, tops);
+    else
+        cr_assert_eq(forward_cuda_run(&runner->on_device[i], step, in, out, results, tops), 0, "%s",
+                     runner->cuda->error);
 }
 
 void runner_run(struct runner *runner, struct runner_request *requests, uint32_t count, uint32_t chunk,
@@ -134,12 +192,8 @@ void runner_run(struct runner *runner, struct runner_request *requests, uint32_t
                                           .tokens = tokens,
                                           .token_count = token_count,
                                           .blocks = runner->blocks};
-        for (uint32_t i = 0; i < runner->stage_count; i++) {
-            bool is_last = i + 1 == runner->stage_count;
-            forward_run(&runner->stages[i], &step, i == 0 ? NULL : runner->activations[i - 1],
-                        is_last ? NULL : runner->activations[i], is_last ? runner->results : NULL,
-                        is_last ? runner->tops : NULL);
-        }
+        for (uint32_t i = 0; i < runner->stage_count; i++)
+            run_stage(runner, i, &step);
         for (uint32_t i = 0; i < row_count; i++) {
             struct runner_request *request = &requests[owner[i]];
             for (uint32_t j = 0; j < rows[i].result_count; j++) {

@@ -3,6 +3,7 @@
 #define EVENFLOW_TESTS_RUNNER_H
 
 #include "stages/forward.h"
+#include "stages/forward_cuda.h"
 
 #define RUNNER_STAGES_MAX   8u
 #define RUNNER_REQUESTS_MAX 64u
@@ -18,6 +19,8 @@ struct runner {
     uint32_t blocks_per_sequence;
     struct model_slice slices[RUNNER_STAGES_MAX];
     struct forward stages[RUNNER_STAGES_MAX];
+    struct cuda *cuda; /* NULL: on the processor; else forward_cuda in place of forward */
+    struct forward_cuda on_device[RUNNER_STAGES_MAX];
     void *weights[RUNNER_STAGES_MAX];
     uint8_t *kv[RUNNER_STAGES_MAX];
     float *activations[RUNNER_STAGES_MAX];
@@ -40,6 +43,9 @@ struct runner_request {
  * cannot. */
 void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa, uint32_t stage_count,
                  uint32_t block_size, uint32_t threads);
+/* All stages on that device, which is the caller's. */
+void runner_open_cuda(struct runner *runner, const struct gguf *gguf, struct cuda *cuda, uint32_t stage_count,
+                      uint32_t block_size);
 void runner_close(struct runner *runner);
 
 /* All requests together, prompts in chunks of `chunk` tokens; request i joins `stagger` steps after request i - 1. */

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
@@ -156,6 +157,45 @@ Test(sandbox, nothing_but_its_work_is_left_to_a_process, .init = set_up)
 {
     for (enum role role = ROLE_FRONT; role < ROLE_COUNT; role++)
         expect_inside(role, try_to_break_out);
+}
+
+static int drive_a_device(void)
+{
+    char *const arguments[] = {"/bin/true", NULL};
+    struct iovec mine = {writable, 1}, theirs = {readable, 1};
+    int fd = open("/dev/zero", O_RDWR);
+    WORKS(fd);
+    WORKS(ioctl(memory, 0) == 0 || errno == ENOTTY ? 0 : -1);
+    void *mapped = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    WORKS(mapped == MAP_FAILED ? -1 : 0);
+    WORKS(mprotect(mapped, 4096, PROT_READ));
+    REFUSED(mprotect(mapped, 4096, PROT_READ | PROT_EXEC));
+    REFUSED(mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, memory, 0));
+    REFUSED(execv("/bin/true", arguments));
+    REFUSED(fork());
+    REFUSED(socket(AF_UNIX, SOCK_STREAM, 0));
+    REFUSED(send(pair[0], "x", 1, 0));
+    REFUSED(kill(getppid(), 0));
+    REFUSED(ptrace(PTRACE_ATTACH, getppid(), NULL, NULL));
+    REFUSED(process_vm_writev(getppid(), &mine, 1, &theirs, 1, 0));
+    REFUSED(unlink("/tmp/nothing"));
+    REFUSED(ftruncate(memory, 0));
+    REFUSED(dup(memory));
+    return do_the_work(ROLE_STAGE);
+}
+
+Test(sandbox, a_stage_on_a_device_may_open_files_for_its_driver_and_no_more, .init = set_up)
+{
+    cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        struct err err = {0};
+        _exit(sandbox_enter_with_device(&err) != 0 ? 255 : drive_a_device() & 0xff);
+    }
+    int status;
+    cr_assert_eq(waitpid(child, &status, 0), child);
+    cr_assert(WIFEXITED(status), "signal %d", WTERMSIG(status));
+    cr_expect_eq(WEXITSTATUS(status), 0, "line %d (modulo 256)", WEXITSTATUS(status));
 }
 
 Test(sandbox, every_role_can_do_its_work, .init = set_up)

@@ -1,10 +1,12 @@
 #include "tests/tiny_model.h"
 
 #include <criterion/criterion.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <unistd.h>
 
 struct tensor {
@@ -244,6 +246,29 @@ static void add_tensors(struct builder *b)
         add_tensor(b, t->extra_tensor, 16, 1, GGUF_TYPE_F32);
 }
 
+static void begin_strings(struct builder *b, const char *key, uint64_t count)
+{
+    if (begin_key(b, key, 9)) {
+        put_u32(b, 8);
+        put_u64(b, count);
+    }
+}
+
+/* Printable characters, alone and behind letters; the first token ends answers. */
+static void put_tokenizer(struct builder *b)
+{
+    key_string(b, "tokenizer.ggml.model", "gpt2");
+    key_string(b, "tokenizer.ggml.pre", "gpt-2");
+    key_u32(b, "tokenizer.ggml.eos_token_id", 0);
+    begin_strings(b, "tokenizer.ggml.tokens", b->tiny->vocab_size);
+    for (uint32_t i = 0; i < b->tiny->vocab_size; i++) {
+        char text[3] = {(char)('`' + i / 94), (char)('!' + i % 94), '\0'};
+        put_string(b, i < 94 ? text + 1 : text);
+    }
+    begin_strings(b, "tokenizer.ggml.merges", 1);
+    put_string(b, "a b");
+}
+
 static void put_keys(struct builder *b)
 {
     const struct tiny_model *t = b->tiny;
@@ -272,6 +297,8 @@ static void put_keys(struct builder *b)
         key_f32(b, t->extra_key, 30);
     if (t->expert_count > 0)
         key_u32(b, ".expert_count", t->expert_count);
+    if (t->has_tokenizer)
+        put_tokenizer(b);
 }
 
 int tiny_model_fd(const struct tiny_model *tiny)
@@ -316,6 +343,16 @@ int tiny_model_fd(const struct tiny_model *tiny)
     free(b->data);
     free(b);
     return fd;
+}
+
+void tiny_model_write(const struct tiny_model *tiny, const char *path)
+{
+    int from = tiny_model_fd(tiny), to = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    off_t bytes = lseek(from, 0, SEEK_END), at = 0;
+    cr_assert(to >= 0);
+    cr_assert_eq(sendfile(to, from, &at, (size_t)bytes), bytes);
+    close(from);
+    close(to);
 }
 
 struct gguf *tiny_model_open(const struct tiny_model *tiny)

@@ -28,6 +28,7 @@ struct tiny_model {
     const char *extra_tensor;   /* put in, 16 floats */
     const char *longer_tensor;  /* has one row more than it should */
     const char *flipped_tensor; /* the lowest bit of its last byte is flipped */
+    bool has_tokenizer;         /* one token per id: enough for an engine to start with it */
     uint32_t seed;
 };
 
@@ -40,6 +41,8 @@ bool tiny_model_has_post_norms(const struct tiny_model *tiny);
 
 /* The file, in a memfd that the caller closes. */
 int tiny_model_fd(const struct tiny_model *tiny);
+/* The same as a file. */
+void tiny_model_write(const struct tiny_model *tiny, const char *path);
 /* The same, opened; the test fails when it cannot be. */
 struct gguf *tiny_model_open(const struct tiny_model *tiny);
 

@@ -7,9 +7,11 @@
 #include "stages/gguf.h"
 #include "stages/model.h"
 #include "tools/commands.h"
+#include "tools/devices.h"
 
 struct values {
     uint64_t stages;
+    char devices[OPTION_TEXT_MAX];
     bool tensors;
 };
 
@@ -18,6 +20,7 @@ struct values {
 static const struct option_spec specs[] = {
     {"pipeline-parallel-size", "stages", 'p', OPTION_NUMBER, AT(stages), "2", 1, 32, "N",
      "Stages of the proposed split"},
+    {"devices", NULL, 0, OPTION_TEXT, AT(devices), NULL, 0, 0, "A,B,...", "What each would compute on, as for serve"},
     {"tensors", NULL, 0, OPTION_FLAG, AT(tensors), NULL, 0, 0, "", "Lists every tensor and metadata key too"},
 };
 static const struct option_table table = {.specs = specs, .count = ARRAY_COUNT(specs)};
@@ -36,14 +39,16 @@ static void list_everything(const struct gguf *gguf)
 }
 
 static void print_stage(const struct cost *cost, const struct model_desc *desc, uint32_t stage, uint32_t stages,
-                        uint32_t first, uint32_t count)
+                        uint32_t first, uint32_t count, uint32_t device)
 {
+    char name[16];
     const struct timing_stage t = cost_stage(cost, count, stage == 0, stage + 1 == stages);
-    printf("stage %u: %u layers, %.1f MiB of weights, %.3f ms: base %.0f + %.1f a row + the longer of %.0f and %.1f a "
+    printf("stage %u: %u layers on %s, %.1f MiB of weights, %.3f ms: base %.0f + %.1f a row + the longer of %.0f and "
+           "%.1f a "
            "token "
            "+ %.4f a position of context + %.5f a pair of a prompt's, microseconds\n",
-           stage, count, (double)model_slice_bytes(desc, first, count) / (1 << 20), cost_usual_us(&t) / 1e3, t.base_us,
-           t.row_us, t.weights_us, t.token_us, t.context_us, t.pair_us);
+           stage, count, plan_device_name(device, name), (double)model_slice_bytes(desc, first, count) / (1 << 20),
+           cost_usual_us(&t) / 1e3, t.base_us, t.row_us, t.weights_us, t.token_us, t.context_us, t.pair_us);
 }
 
 static int run(const void *pointer, char **positional, int positional_count)
@@ -69,10 +74,12 @@ static int run(const void *pointer, char **positional, int positional_count)
            cost_usual_us(&cost.embedding) / 1e3);
     if (values->stages > desc->layers)
         return command_fail(1, "inspect", "more stages than layers");
-    uint32_t counts[32], first = 0;
+    uint32_t counts[STAGES_MAX], devices[STAGES_MAX], first = 0;
+    if (devices_parse(values->devices, (uint32_t)values->stages, devices, &err) != 0)
+        return command_fail(2, "inspect", err.text);
     cost_split(&cost, desc->layers, (uint32_t)values->stages, counts);
     for (uint32_t stage = 0; stage < values->stages; first += counts[stage++])
-        print_stage(&cost, desc, stage, (uint32_t)values->stages, first, counts[stage]);
+        print_stage(&cost, desc, stage, (uint32_t)values->stages, first, counts[stage], devices[stage]);
     free(desc);
     gguf_close(gguf);
     return 0;

@@ -29,9 +29,11 @@
 #include "ipc/version.h"
 #include "kernels/kernels.h"
 #include "stages/cost.h"
+#include "stages/forward_cuda.h"
 #include "stages/gguf.h"
 #include "stages/model.h"
 #include "stages/packed.h"
+#include "tools/devices.h"
 #include "tools/pipeline.h"
 #include "tools/vocab.h"
 
@@ -104,6 +106,50 @@ static int plan_slices(struct plan *plan, const struct config *config, const str
         plan->timing.stages[stage] = cost_stage(&cost, counts[stage], stage == 0, stage + 1 == stages);
     }
     return ret;
+}
+
+/* Which stage computes on what. */
+static int plan_devices(struct plan *plan, const struct config *config, const struct model_desc *desc, struct err *err)
+{
+    uint32_t devices[STAGES_MAX];
+    int ret = devices_parse(config->devices, plan->stage_count, devices, err);
+    for (uint32_t stage = 0; stage < plan->stage_count && ret == 0; stage++) {
+        plan->slices[stage].device = devices[stage];
+        if (devices[stage] == DEVICE_CPU)
+            continue;
+        if (plan->backend == BACKEND_TIMED)
+            return err_set(err, -EINVAL, "--devices: timed stages compute nothing; leave it out");
+        ret = forward_cuda_supports(desc, err);
+        if (ret != 0)
+            err_prefix(err, ret, "--devices %s", config->devices);
+    }
+    return ret;
+}
+
+static const char *kind_of(const struct plan *plan, const struct device_kind *kinds, uint32_t stage)
+{
+    uint32_t device = plan->slices[stage].device;
+    return plan->backend == BACKEND_TIMED ? "timed" : device == DEVICE_CPU ? "cpu" : kinds[device - 1].text;
+}
+
+/* What results are identical for: build, instruction path, what computes each layer, KV type. */
+static void plan_fingerprint(struct plan *plan, const struct kernels *kernels, const struct device_kind *kinds)
+{
+    bool is_timed = plan->backend == BACKEND_TIMED;
+    size_t size = sizeof(plan->fingerprint), used = 0;
+    used += (size_t)snprintf(plan->fingerprint, size, "evenflow-%s+%s isa=%s backend=", EVENFLOW_VERSION,
+                             version_numerics, is_timed ? "none" : kernels->name);
+    for (uint32_t stage = 0, next; stage < plan->stage_count; stage = next) {
+        const char *kind = kind_of(plan, kinds, stage);
+        for (next = stage + 1; next < plan->stage_count && strcmp(kind, kind_of(plan, kinds, next)) == 0; next++)
+            continue;
+        used += (size_t)snprintf(plan->fingerprint + used, size - used, "%s%s", stage > 0 ? "," : "", kind);
+        const struct plan_slice *last = &plan->slices[next - 1];
+        if (next - stage < plan->stage_count)
+            used += (size_t)snprintf(plan->fingerprint + used, size - used, ":%u-%u", plan->slices[stage].first_layer,
+                                     last->first_layer + last->layer_count - 1);
+    }
+    snprintf(plan->fingerprint + used, size - used, " kv=%s", is_timed ? "none" : "f16");
 }
 
 /* A described pipeline in place of the model's: its stages, no weights, no KV cache, nothing in activations. The model file
@@ -299,10 +345,14 @@ static int check_budget(const struct plan *plan, struct err *err)
 {
     struct layout layout;
     layout_compute(&layout, plan);
-    uint64_t weights = 0, kv = 0, edges = 0;
+    uint64_t weights = 0, kv = 0, edges = 0, on_devices = 0;
     for (uint32_t stage = 0; stage < plan->stage_count; stage++) {
-        weights += layout.region_bytes[REGION_WEIGHTS + stage];
-        kv += layout.region_bytes[REGION_KV + stage];
+        uint64_t stage_weights = layout.region_bytes[REGION_WEIGHTS + stage];
+        uint64_t stage_kv = layout.region_bytes[REGION_KV + stage];
+        bool is_on_device = plan->slices[stage].device != DEVICE_CPU;
+        weights += is_on_device ? 0 : stage_weights;
+        kv += is_on_device ? 0 : stage_kv;
+        on_devices += is_on_device ? stage_weights + stage_kv : 0;
         edges += layout.region_bytes[REGION_STAGE + stage];
     }
     uint64_t tables = layout.region_bytes[REGION_FRONT] + layout.region_bytes[REGION_SCHED];
@@ -311,8 +361,10 @@ static int check_budget(const struct plan *plan, struct err *err)
     if (plan->log_level >= LOG_INFO) {
         fprintf(stderr, "model        %s, %u layers over %u stages (", plan->served_model_name, plan->layers,
                 plan->stage_count);
+        char name[16];
         for (uint32_t stage = 0; stage < plan->stage_count; stage++)
-            fprintf(stderr, "%s%u", stage ? "," : "", plan->slices[stage].layer_count);
+            fprintf(stderr, "%s%u%s%s", stage ? "," : "", plan->slices[stage].layer_count, on_devices ? " on " : "",
+                    on_devices ? plan_device_name(plan->slices[stage].device, name) : "");
         fprintf(stderr, ")\nfingerprint  %s\n", plan->fingerprint);
         fprintf(stderr, "budget       weights      %9.1f MiB\n", mib(weights));
         fprintf(stderr, "             KV cache     %9.1f MiB  %u blocks of %u positions, f16\n", mib(kv),
@@ -324,6 +376,9 @@ static int check_budget(const struct plan *plan, struct err *err)
         fprintf(stderr, "             vocabulary   %9.1f MiB\n", mib(other));
         fprintf(stderr, "             all          %9.1f MiB  and up to %.1f MiB for %u connections as they come\n",
                 mib(all), mib(layout.region_bytes[REGION_CONNS]), plan->connections_max);
+        if (on_devices > 0)
+            fprintf(stderr, "             on devices   %9.1f MiB  weights and KV cache of the stages there\n",
+                    mib(on_devices));
     }
     FILE *file = fopen("/proc/meminfo", "re");
     unsigned long long available_kb = 0;
@@ -491,7 +546,9 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
                               .record_fd = -1,
                               .listen_fd = -1,
                               .keys_fd = -1,
-                              .ledger_fd = -1};
+                              .ledger_fd = -1,
+                              .devices_fd = -1};
+    struct device_kind kinds[DEVICES_MAX];
     if (config->record[0] != '\0') {
         launch->record_fd = open(config->record, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
         if (launch->record_fd < 0)
@@ -521,6 +578,7 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
     if (ret == 0)
         ret = plan->backend == BACKEND_TIMED ? plan_timed(plan, config, err)
                                              : plan_slices(plan, config, gguf, desc, kernels, err);
+    ret = ret ? ret : plan_devices(plan, config, desc, err);
     ret = ret ? ret : plan_window(plan, config, err);
     void *vocab = NULL;
     size_t vocab_bytes = 0;
@@ -530,11 +588,13 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
         plan->vocab_bytes = vocab_bytes;
         plan->end_token_count = vocab_end_tokens(vocab, vocab_bytes, plan->end_tokens, END_TOKENS_MAX);
         snprintf(plan->isa, sizeof(plan->isa), "%s", kernels->name);
-        bool is_timed = plan->backend == BACKEND_TIMED;
-        snprintf(plan->fingerprint, sizeof(plan->fingerprint), "evenflow-%s+%s isa=%s backend=%s kv=%s",
-                 EVENFLOW_VERSION, version_numerics, is_timed ? "none" : kernels->name, is_timed ? "timed" : "cpu",
-                 is_timed ? "none" : "f16");
     }
+    if (ret == 0 && plan_uses_devices(plan)) {
+        launch->devices_fd = devices_take(plan, kinds, err);
+        ret = launch->devices_fd < 0 ? launch->devices_fd : 0;
+    }
+    if (ret == 0)
+        plan_fingerprint(plan, kernels, kinds);
     ret = ret ? ret : plan_validate(plan, err);
     ret = ret ? ret : check_budget(plan, err);
     if (ret == 0 && config->weights_cache && plan->backend == BACKEND_MODEL)
@@ -557,10 +617,10 @@ int launch_exec(const struct launch *launch, int ready_fd, struct err *err)
     const struct {
         const char *option;
         int fd;
-    } given[] = {{"--plan-fd", launch->plan_fd},     {"--vocab-fd", launch->vocab_fd},
-                 {"--model-fd", launch->model_fd},   {"--record-fd", launch->record_fd},
-                 {"--listen-fd", launch->listen_fd}, {"--keys-fd", launch->keys_fd},
-                 {"--ledger-fd", launch->ledger_fd}, {"--ready-fd", ready_fd}};
+    } given[] = {
+        {"--plan-fd", launch->plan_fd},     {"--vocab-fd", launch->vocab_fd},     {"--model-fd", launch->model_fd},
+        {"--record-fd", launch->record_fd}, {"--listen-fd", launch->listen_fd},   {"--keys-fd", launch->keys_fd},
+        {"--ledger-fd", launch->ledger_fd}, {"--devices-fd", launch->devices_fd}, {"--ready-fd", ready_fd}};
     char program[PATH_MAX_BYTES + 32], options[ARRAY_COUNT(given)][32];
     char *argv[ARRAY_COUNT(given) + 2] = {program};
     size_t count = 1;
@@ -639,8 +699,8 @@ int own_engine_start(struct own_engine *engine, const struct config *config, con
         if (ret != 0 && engine->pid > 0)
             waitpid(engine->pid, NULL, 0);
     }
-    const int ours[] = {launch.plan_fd,   launch.vocab_fd, launch.model_fd, launch.record_fd,
-                        launch.listen_fd, launch.keys_fd,  launch.ledger_fd};
+    const int ours[] = {launch.plan_fd,   launch.vocab_fd, launch.model_fd,  launch.record_fd,
+                        launch.listen_fd, launch.keys_fd,  launch.ledger_fd, launch.devices_fd};
     for (size_t i = 0; i < ARRAY_COUNT(ours); i++)
         if (ours[i] >= 0)
             close(ours[i]);

@@ -17,10 +17,11 @@ struct launch {
     int plan_fd;  /* sealed */
     int vocab_fd; /* sealed */
     int model_fd;
-    int record_fd; /* -1: nothing is recorded */
-    int listen_fd; /* -1: no TCP */
-    int keys_fd;   /* sealed; -1: no API keys */
-    int ledger_fd; /* locked; -1: no list of requests is kept */
+    int record_fd;  /* -1: nothing is recorded */
+    int listen_fd;  /* -1: no TCP */
+    int keys_fd;    /* sealed; -1: no API keys */
+    int ledger_fd;  /* locked; -1: no list of requests is kept */
+    int devices_fd; /* of devices_take(); -1: every stage runs on the processor */
 };
 
 /* Everything but the start. 0, or -errno with err; 'budget' goes to standard error at log level info and above. */

@@ -1,0 +1,290 @@
+/* The forward pass on a device, top to bottom: forward_cuda_run() uploads the step and cuts it into tiles of tokens; each goes
+ * through embedding, layers and, where its tokens ask for logits, head and judgement. All of it is put into one stream, and
+ * only results are waited for. */
+#include "stages/forward_cuda.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ipc/base.h"
+
+#define HALF_BYTES sizeof(uint16_t)
+
+/* ---- start ---- */
+
+int forward_cuda_supports(const struct model_desc *desc, struct err *err)
+{
+    const char *what = NULL;
+    if (desc->head_dim > CUDA_HEAD_FLOATS_MAX)
+        what = "heads so wide";
+    else if (desc->width % 16 != 0 || desc->feed_forward % 16 != 0)
+        what = "widths that are no multiple of 16";
+    return what == NULL ? 0 : err_set(err, -ENOTSUP, "the kernels for devices do not compute %s", what);
+}
+
+/* Memory on the device; an address there, which nothing here reads or writes. */
+static void *take(struct forward_cuda *f, size_t bytes)
+{
+    return (void *)(uintptr_t)cuda_alloc(f->cuda, bytes);
+}
+
+static cuda_address at(const void *on_device)
+{
+    return (cuda_address)(uintptr_t)on_device;
+}
+
+static void upload_angles(struct forward_cuda *f)
+{
+    const struct model_desc *desc = f->desc;
+    size_t floats = (size_t)f->limits.common.positions_max * desc->head_dim;
+    float *table = base_alloc(floats * sizeof(float));
+    for (uint32_t i = 0; i < f->slice->layer_count; i++) {
+        uint32_t rope = desc->layer[f->slice->first_layer + i].rope;
+        if (f->cos_sin[rope] != NULL)
+            continue;
+        f->cos_sin[rope] = take(f, floats * sizeof(float));
+        model_rope_table(&desc->ropes[rope], desc->head_dim, table, f->limits.common.positions_max);
+        cuda_upload(f->cuda, at(f->cos_sin[rope]), table, floats * sizeof(float));
+        cuda_wait(f->cuda);
+    }
+    free(table);
+}
+
+static uint32_t parts_of(uint32_t positions)
+{
+    return (uint32_t)div_up_u64(positions, CUDA_SPLIT);
+}
+
+int forward_cuda_init(struct forward_cuda *forward, struct cuda *cuda, const struct kernels *kernels,
+                      const struct model_desc *desc, const struct model_slice *slice,
+                      const struct forward_cuda_limits *limits, cuda_address kv, struct err *err)
+{
+    struct forward_cuda *f = forward;
+    size_t q_width = desc->heads * desc->head_dim, rows = CUDA_ROWS;
+    *f = (struct forward_cuda){
+        .cuda = cuda,
+        .desc = desc,
+        .slice = slice,
+        .limits = *limits,
+        .kv = (uint8_t *)(uintptr_t)kv,
+        .layer_block_bytes = kv_block_bytes(desc->kv_heads, desc->head_dim, limits->common.block_size),
+    };
+    f->rows = take(f, limits->step_tokens_max * sizeof(struct cuda_row));
+    f->tokens = take(f, limits->step_tokens_max * sizeof(uint32_t));
+    f->blocks = take(f, limits->step_blocks_max * sizeof(uint32_t));
+    f->x = take(f, rows * desc->width * sizeof(float));
+    f->normed = take(f, rows * desc->width * HALF_BYTES);
+    f->qkv = take(f, rows * (q_width + 2 * desc->kv_heads * desc->head_dim) * sizeof(float));
+    f->parts =
+        take(f, rows * desc->heads * parts_of(limits->common.positions_max) * (2 + desc->head_dim) * sizeof(float));
+    f->mixed = take(f, rows * q_width * HALF_BYTES);
+    f->gate_up = take(f, rows * 2 * desc->feed_forward * sizeof(float));
+    f->inner = take(f, rows * desc->feed_forward * HALF_BYTES);
+    f->branch = take(f, rows * desc->width * sizeof(float));
+    f->host_rows = base_alloc(limits->step_tokens_max * sizeof(*f->host_rows));
+    upload_angles(f);
+    if (slice->is_last) {
+        f->wanted = take(f, rows * sizeof(uint32_t));
+        f->logits = take(f, rows * desc->vocab_size * sizeof(float));
+        f->host_wanted = base_alloc(rows * sizeof(*f->host_wanted));
+        f->host_logits =
+            base_alloc_aligned(KERNEL_ALIGN, align_up_u64(rows * desc->vocab_size * sizeof(float), KERNEL_ALIGN));
+        f->judgings = base_alloc(rows * sizeof(*f->judgings));
+        judge_init(&f->judge, kernels, desc->vocab_size);
+    }
+    int ret = cuda_wait(cuda);
+    return ret == 0 ? 0 : err_set(err, ret, "%s", cuda->error);
+}
+
+void forward_cuda_free(struct forward_cuda *forward)
+{
+    free(forward->host_rows);
+    if (forward->slice->is_last) {
+        free(forward->host_wanted);
+        free(forward->host_logits);
+        free(forward->judgings);
+        judge_free(&forward->judge);
+    }
+    *forward = (struct forward_cuda){0};
+}
+
+/* ---- a tile ---- */
+
+struct tile {
+    uint32_t first, count; /* tokens of the step */
+    uint32_t parts;        /* of the longest context among them */
+};
+
+#define LAUNCH(f, kernel, x, y, z, ...)                                                                                \
+    cuda_launch((f)->cuda, CUDA_KERNEL_##kernel, x, y, z, &(const struct cuda_##kernel##_args){__VA_ARGS__})
+
+/* x += branch, where there is one; normed = x, normed, of all rows or of those that index names. */
+static void norm(struct forward_cuda *f, const float *branch, const float *gain, const uint32_t *index, uint32_t count)
+{
+    LAUNCH(f, norm, count, 1, 1, .out = f->normed, .x = f->x, .branch = branch, .gain = gain, .index = index,
+           .width = f->desc->width, .eps = f->desc->norm_eps);
+}
+
+/* x(count, heads, width) normed in place, where there is a gain. */
+static void renorm(struct forward_cuda *f, float *x, const float *gain, uint32_t width, uint32_t stride, uint32_t count,
+                   uint32_t heads)
+{
+    if (gain != NULL)
+        LAUNCH(f, renorm, count, heads, 1, .x = x, .gain = gain, .width = width, .stride = stride,
+               .eps = f->desc->norm_eps);
+}
+
+static void multiply_by(struct forward_cuda *f, float *out, uint32_t stride, const struct matrix *w, const float *bias,
+                        const void *x, uint32_t count)
+{
+    LAUNCH(f, gemm, (uint32_t)div_up_u64(w->n, KERNEL_PANEL), (uint32_t)div_up_u64(count, CUDA_ROWS), 1,
+           .w = cuda_matrix_of(w), .out = out, .x = x, .bias = bias, .rows = count, .out_stride = stride);
+}
+
+/* out(count, product->columns) = x(count, k) * weights + bias. */
+static void multiply(struct forward_cuda *f, float *out, const struct model_product *product, const void *x,
+                     uint32_t count)
+{
+    for (uint32_t i = 0; i < product->part_count; i++)
+        multiply_by(f, out + product->column[i], product->columns, &product->parts[i],
+                    product->bias != NULL ? product->bias + product->column[i] : NULL, x, count);
+}
+
+/* branch = attention over what x, to which branch is added first, makes of the tile; their K and V are stored before. */
+static void attention_branch(struct forward_cuda *f, const struct tile *tile, uint32_t index, const float *branch)
+{
+    const struct model_desc *desc = f->desc;
+    const struct model_layer *layer = &f->slice->layers[index];
+    const struct model_layer_desc *described = &desc->layer[f->slice->first_layer + index];
+    const struct cuda_row *rows = f->rows + tile->first;
+    const uint32_t q_width = desc->heads * desc->head_dim;
+    const struct cuda_kv kv = {.layer = f->kv + index * f->layer_block_bytes,
+                               .blocks = f->blocks,
+                               .block_stride = f->slice->layer_count * f->layer_block_bytes,
+                               .block_size = f->limits.common.block_size,
+                               .heads = desc->heads,
+                               .kv_heads = desc->kv_heads,
+                               .head_dim = desc->head_dim};
+    norm(f, branch, layer->attn_norm, NULL, tile->count);
+    multiply(f, f->qkv, &layer->qkv, f->normed, tile->count);
+    renorm(f, f->qkv, layer->q_norm, desc->head_dim, layer->qkv.columns, tile->count, desc->heads);
+    renorm(f, f->qkv + q_width, layer->k_norm, desc->head_dim, layer->qkv.columns, tile->count, desc->kv_heads);
+    LAUNCH(f, rope, tile->count, 1, 1, .kv = kv, .qkv = f->qkv, .cos_sin = f->cos_sin[described->rope], .rows = rows);
+    LAUNCH(f, attend, tile->count, desc->heads, tile->parts, .kv = kv, .qkv = f->qkv, .rows = rows, .parts = f->parts,
+           .scale = desc->score_scale, .window = described->window, .parts_max = tile->parts);
+    LAUNCH(f, combine, tile->count, desc->heads, 1, .out = f->mixed, .rows = rows, .parts = f->parts,
+           .heads = desc->heads, .head_dim = desc->head_dim, .window = described->window, .parts_max = tile->parts);
+    multiply(f, f->branch, &layer->out, f->mixed, tile->count);
+    renorm(f, f->branch, layer->attn_post_norm, desc->width, desc->width, tile->count, 1);
+}
+
+/* branch = down(f(gate) * up) of x + branch, f the model's gate. */
+static void feed_forward_branch(struct forward_cuda *f, const struct tile *tile, uint32_t index)
+{
+    const struct model_layer *layer = &f->slice->layers[index];
+    norm(f, f->branch, layer->ffn_norm, NULL, tile->count);
+    multiply(f, f->gate_up, &layer->gate_up, f->normed, tile->count);
+    LAUNCH(f, gate, tile->count, 1, 1, .out = f->inner, .in = f->gate_up, .width = f->desc->feed_forward,
+           .is_gelu = f->desc->gate == MODEL_GELU);
+    multiply(f, f->branch, &layer->down, f->inner, tile->count);
+    renorm(f, f->branch, layer->ffn_post_norm, f->desc->width, f->desc->width, tile->count, 1);
+}
+
+/* ---- head ---- */
+
+/* The tile's tokens whose logits are wanted, as indices in it and as what they are wanted for. */
+static uint32_t gather_wanted(struct forward_cuda *f, const struct forward_step *step, const struct tile *tile)
+{
+    uint32_t count = 0;
+    for (uint32_t r = 0; r < step->row_count; r++) {
+        const struct row_shm *row = &step->rows[r];
+        uint32_t first = judge_first(row);
+        for (uint32_t i = 0; i < row->result_count; i++) {
+            uint32_t token = first + i;
+            if (token < tile->first || token >= tile->first + tile->count)
+                continue;
+            f->host_wanted[count] = token - tile->first;
+            f->judgings[count++] = (struct forward_wanted){.row = r, .token = token, .result = row->result_first + i};
+        }
+    }
+    return count;
+}
+
+/* Logits and results of the tile's tokens that ask for them. */
+static int run_head(struct forward_cuda *f, const struct forward_step *step, const struct tile *tile,
+                    struct token_shm *results, struct top_shm *tops)
+{
+    const uint32_t count = gather_wanted(f, step, tile), vocab_size = f->desc->vocab_size;
+    if (count == 0)
+        return 0;
+    cuda_upload(f->cuda, at(f->wanted), f->host_wanted, count * sizeof(uint32_t));
+    norm(f, f->branch, f->slice->output_norm, f->wanted, count);
+    multiply_by(f, f->logits, vocab_size, &f->slice->head, NULL, f->normed, count);
+    cuda_download(f->cuda, f->host_logits, at(f->logits), (size_t)count * vocab_size * sizeof(float));
+    int ret = cuda_wait(f->cuda);
+    for (uint32_t i = 0; i < count && ret == 0; i++)
+        results[f->judgings[i].result] =
+            judge_token(&f->judge, step, &f->judgings[i], f->host_logits + (size_t)i * vocab_size,
+                        tops + (size_t)f->judgings[i].result * LOGPROBS_MAX);
+    return ret;
+}
+
+/* ---- the pass ---- */
+
+/* Tokens, positions and block tables of the whole step. */
+static void upload_step(struct forward_cuda *f, const struct forward_step *step)
+{
+    uint32_t block_count = 0;
+    for (uint32_t r = 0; r < step->row_count; r++) {
+        const struct row_shm *row = &step->rows[r];
+        for (uint32_t i = 0; i < row->token_count; i++)
+            f->host_rows[row->token_first + i] =
+                (struct cuda_row){.position = row->first_pos + i, .block_first = row->block_first};
+        block_count = (uint32_t)max_u64(block_count, row->block_first + row->block_count);
+    }
+    check(step->token_count <= f->limits.step_tokens_max && block_count <= f->limits.step_blocks_max);
+    cuda_upload(f->cuda, at(f->rows), f->host_rows, step->token_count * sizeof(struct cuda_row));
+    cuda_upload(f->cuda, at(f->blocks), step->blocks, block_count * sizeof(uint32_t));
+    if (f->slice->is_first)
+        cuda_upload(f->cuda, at(f->tokens), step->tokens, step->token_count * sizeof(uint32_t));
+}
+
+static struct tile tile_from(const struct forward_cuda *f, const struct forward_step *step, uint32_t first)
+{
+    struct tile tile = {.first = first, .count = (uint32_t)min_u64(step->token_count - first, CUDA_ROWS)};
+    for (uint32_t i = first; i < first + tile.count; i++)
+        tile.parts = (uint32_t)max_u64(tile.parts, parts_of(f->host_rows[i].position + 1));
+    return tile;
+}
+
+int forward_cuda_run(struct forward_cuda *forward, const struct forward_step *step, const float *in, float *out,
+                     struct token_shm *results, struct top_shm *tops)
+{
+    struct forward_cuda *f = forward;
+    const struct model_slice *slice = f->slice;
+    const size_t width = f->desc->width;
+    check(slice->is_first == (in == NULL));
+    check(slice->is_last == (out == NULL));
+    upload_step(f, step);
+    for (uint32_t first = 0; first < step->token_count; first += CUDA_ROWS) {
+        const struct tile tile = tile_from(f, step, first);
+        if (slice->is_first)
+            LAUNCH(f, embed, tile.count, 1, 1, .embedding = cuda_matrix_of(&slice->embedding), .x = f->x,
+                   .tokens = f->tokens + first, .scale = f->desc->embedding_scale);
+        else
+            cuda_upload(f->cuda, at(f->x), in + first * width, tile.count * width * sizeof(float));
+        for (uint32_t index = 0; index < slice->layer_count; index++) {
+            attention_branch(f, &tile, index, index > 0 ? f->branch : NULL);
+            feed_forward_branch(f, &tile, index);
+        }
+        if (slice->is_last) {
+            if (run_head(f, step, &tile, results, tops) != 0)
+                return f->cuda->failed;
+            continue;
+        }
+        LAUNCH(f, add, tile.count, 1, 1, .x = f->x, .branch = f->branch, .width = f->desc->width);
+        cuda_download(f->cuda, out + first * width, at(f->x), tile.count * width * sizeof(float));
+    }
+    return cuda_wait(f->cuda);
+}

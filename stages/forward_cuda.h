@@ -1,0 +1,73 @@
+/* forward_cuda.h - the forward pass of a slice on a CUDA device; forward.h says what a pass is.
+ *
+ * Used by: stages that the plan puts on a device, tests.   Owns: its scratch on the device, taken at init; the device,
+ * weights and KV memory there are the caller's.   Blocks: forward_cuda_run(), until the device is done. Never allocates
+ * after init.
+ *
+ * The same rows, positions and block tables as on the processor, and KV memory of the same layout; activations come from and
+ * go to host memory, and results are judged there. Batch, chunks, slices and block size leave no trace in any bit, as
+ * cuda_kernels.h says for each kernel; against the processor, products read halves in place of int8, so last bits are
+ * others.
+ */
+#ifndef EVENFLOW_FORWARD_CUDA_H
+#define EVENFLOW_FORWARD_CUDA_H
+
+#include <stdint.h>
+
+#include "kernels/cuda.h"
+#include "stages/forward.h"
+#include "stages/judge.h"
+#include "stages/model.h"
+
+struct forward_cuda_limits {
+    struct forward_limits common;
+    uint32_t step_tokens_max, step_blocks_max;
+};
+
+struct forward_cuda {
+    struct cuda *cuda;
+    const struct model_desc *desc;
+    const struct model_slice *slice; /* bound to addresses on the device */
+    struct forward_cuda_limits limits;
+    uint8_t *kv; /* on the device, as all that follows but where it says otherwise */
+    size_t layer_block_bytes;
+
+    /* The step at hand. */
+    struct cuda_row *rows;           /* (step_tokens_max) */
+    uint32_t *tokens, *blocks;       /* (step_tokens_max), (step_blocks_max) */
+    struct cuda_row *host_rows;      /* what is uploaded to rows */
+    uint32_t *wanted, *host_wanted;  /* (CUDA_ROWS): of the tile at hand, those whose logits are wanted */
+    struct forward_wanted *judgings; /* host, likewise */
+
+    /* A tile of CUDA_ROWS tokens. */
+    float *cos_sin[2]; /* (positions_max, head_dim), as desc->ropes; NULL: no layer uses it */
+    float *x;          /* (CUDA_ROWS, width): the residual */
+    void *normed;      /* half (CUDA_ROWS, width) */
+    float *qkv;        /* (CUDA_ROWS, (heads + 2 * kv_heads) * head_dim) */
+    float *parts;      /* (CUDA_ROWS, heads, parts of the longest context, 2 + head_dim) */
+    void *mixed;       /* half (CUDA_ROWS, heads * head_dim) */
+    float *gate_up;    /* (CUDA_ROWS, 2 * feed_forward) */
+    void *inner;       /* half (CUDA_ROWS, feed_forward) */
+    float *branch;     /* (CUDA_ROWS, width): what is added to the residual by whoever reads it next */
+    float *logits;     /* (CUDA_ROWS, vocab_size): last stage */
+    float *host_logits;
+    struct judge judge;
+};
+
+/* 0, or -ENOTSUP with err: what of the model the kernels for devices do not compute. */
+int forward_cuda_supports(const struct model_desc *desc, struct err *err);
+
+/* 0, or -errno with err: the device has no room for the scratch. */
+int forward_cuda_init(struct forward_cuda *forward, struct cuda *cuda, const struct kernels *kernels,
+                      const struct model_desc *desc, const struct model_slice *slice,
+                      const struct forward_cuda_limits *limits, cuda_address kv, struct err *err);
+
+/* Gives back what lies in host memory; what is on the device goes with its context. For tests. */
+void forward_cuda_free(struct forward_cuda *forward);
+
+/* As forward_run(). 0, or -errno when the device failed, with its reason in cuda->error: nothing in out or results is to be
+ * used then, and no later run will succeed. */
+int forward_cuda_run(struct forward_cuda *forward, const struct forward_step *step, const float *in, float *out,
+                     struct token_shm *results, struct top_shm *tops);
+
+#endif

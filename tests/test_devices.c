@@ -1,0 +1,309 @@
+/* test_devices.c - engines with stages on devices, whole: what is asked for and cannot be had, answers, deaths. On what
+ * stands in for CUDA's driver, or on a real one that EVENFLOW_LIBCUDA names; a tiny model. */
+#include <criterion/criterion.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tests/command.h"
+#include "tests/engine.h"
+#include "tests/fake_cuda.h"
+#include "tests/tiny_model.h"
+#include "tools/devices.h"
+
+#define REQUESTS 12u
+
+static struct completion truth[REQUESTS], seen[REQUESTS];
+static char *bodies[REQUESTS];
+static char folder[] = "/tmp/evenflow-test-devices-XXXXXX", model[64];
+static struct own_engine engine;
+static struct outcome outcome;
+
+/* A model of four layers that an engine can serve, and requests for it. */
+static void set_up(void)
+{
+    struct tiny_model tiny = tiny_model();
+    tiny.layers = 4;
+    tiny.has_tokenizer = true;
+    cr_assert_not_null(mkdtemp(folder));
+    snprintf(model, sizeof(model), "%s/tiny.gguf", folder);
+    tiny_model_write(&tiny, model);
+    for (unsigned i = 0; i < REQUESTS; i++) {
+        static const char *const more[] = {"", ",\"temperature\":0.8", ",\"repetition_penalty\":1.3,\"logprobs\":3",
+                                           ",\"temperature\":1,\"top_k\":20,\"n\":2"};
+        bodies[i] = malloc(512);
+        snprintf(bodies[i], 512,
+                 "{\"prompt\":[%u,%u,%u,5,7,%u,9,3,2,8,11,12,13,14,15,16,17,18],\"max_tokens\":%u,\"seed\":%u,"
+                 "\"ignore_eos\":true,\"return_token_ids\":true,\"return_logits_hash\":true%s%s}",
+                 1 + i % 3, 20 + i, 30 + i, 40 + i, 20 + i, i, i % 4 == 0 || i % 4 == 2 ? ",\"temperature\":0" : "",
+                 more[i % 4]);
+    }
+}
+
+static void tear_down(void)
+{
+    unlink(model);
+    rmdir(folder);
+}
+
+static void start(const char *options)
+{
+    char all[512];
+    snprintf(all, sizeof(all), "--isa ref --num-blocks 100 --no-weights-cache --max-num-seqs 8 %s", options);
+    engine_start_model(&engine, all, model);
+}
+
+static void answers_of(const char *options, struct completion *answers)
+{
+    start(options);
+    engine_complete(&engine, bodies, REQUESTS, 6, answers);
+    cr_expect_eq(own_engine_stop(&engine), 0, "%s", options);
+}
+
+static void expect_the_truth(const char *what)
+{
+    for (uint32_t i = 0; i < REQUESTS; i++) {
+        cr_expect_eq(seen[i].count, 20 + i, "%s: answer %u has %u tokens", what, i, seen[i].count);
+        cr_expect_eq(memcmp(seen[i].tokens, truth[i].tokens, truth[i].count * sizeof(uint32_t)), 0,
+                     "%s: tokens of answer %u", what, i);
+        cr_expect_eq(memcmp(seen[i].hashes, truth[i].hashes, truth[i].count * sizeof(uint64_t)), 0,
+                     "%s: logits of answer %u", what, i);
+        cr_expect_eq(seen[i].choices, truth[i].choices, "%s: choices of answer %u", what, i);
+    }
+}
+
+/* ---- what is asked for ---- */
+
+Test(devices, a_list_names_one_for_each_stage_or_one_for_all)
+{
+    uint32_t devices[STAGES_MAX];
+    struct err err = {0};
+    cr_expect_eq(devices_parse("", 2, devices, &err), 0);
+    cr_expect(devices[0] == DEVICE_CPU && devices[1] == DEVICE_CPU);
+    cr_expect_eq(devices_parse("cuda:0,cpu,cuda:63", 3, devices, &err), 0, "%s", err.text);
+    cr_expect(devices[0] == 1 && devices[1] == DEVICE_CPU && devices[2] == 64);
+    cr_expect_eq(devices_parse("cuda:1", 3, devices, &err), 0, "%s", err.text);
+    cr_expect(devices[0] == 2 && devices[1] == 2 && devices[2] == 2);
+    static const char *const wrong[] = {"cuda", "cuda:", "cuda:64",  "cuda:-1", "cuda:0,",
+                                        ",cpu", "gpu:0", "cuda:0x1", "cpu,cpu"};
+    for (size_t i = 0; i < ARRAY_COUNT(wrong); i++)
+        cr_expect_lt(devices_parse(wrong[i], 3, devices, &err), 0, "%s", wrong[i]);
+    cr_expect_not_null(strstr(err.text, "names 2 for 3 stages"), "%s", err.text);
+}
+
+static void expect_refusal(const char *wish, const char *options, int status, const char *words)
+{
+    char arguments[256];
+    fake_cuda_wish(wish);
+    snprintf(arguments, sizeof(arguments), "serve --no-weights-cache --socket %s/refused.sock %s %s", folder, options,
+             model);
+    cr_expect_eq(command_run(&outcome, arguments, NULL), status, "%s: status %d", options, outcome.status);
+    cr_expect_not_null(strstr(outcome.err, words), "%s, %s: %s", wish, options, outcome.err);
+}
+
+Test(devices, what_cannot_be_had_is_refused_at_the_start_and_says_why, .init = set_up, .fini = tear_down)
+{
+    expect_refusal("devices=1", "--devices cuda:0,cuda:1", 1, "there is no device cuda:1: the CUDA driver finds 1");
+    expect_refusal("devices=0", "--devices cuda:0", 1, "finds no device");
+    expect_refusal("driver=11080", "--devices cuda:0", 1, "12.0 or later is needed");
+    expect_refusal("export=0", "--devices cuda:0", 1, "cannot export memory");
+    expect_refusal("memory=4194304", "--devices cuda:0", 1, "the KV cache; 4 MiB were free at the start");
+    expect_refusal("", "--devices cuda:0,cpu,cpu", 2, "names 3 for 2 stages");
+    expect_refusal("", "--devices tpu:0", 2, "\"tpu:0\" is no device");
+    expect_refusal("", "--devices cuda:0 --backend timed --cost tests/data/timed_fast.pipeline.json", 2,
+                   "timed stages compute nothing");
+    setenv("EVENFLOW_LIBCUDA", "libcuda-of-nobody.so.1", 1);
+    char arguments[256];
+    snprintf(arguments, sizeof(arguments), "serve --devices cuda:0 --socket %s/refused.sock %s", folder, model);
+    cr_expect_eq(command_run(&outcome, arguments, NULL), 1);
+    cr_expect_not_null(strstr(outcome.err, "no CUDA driver: libcuda-of-nobody.so.1"), "%s", outcome.err);
+}
+
+/* ---- answers ---- */
+
+static bool maps_the_driver(const char *role, int index)
+{
+    char path[64], line[512];
+    bool is_there = false;
+    snprintf(path, sizeof(path), "/proc/%d/maps", (int)engine_pid(&engine, role, index));
+    FILE *file = fopen(path, "re");
+    cr_assert_not_null(file);
+    while (fgets(line, sizeof(line), file) != NULL)
+        is_there = is_there || strstr(line, "libcuda") != NULL;
+    fclose(file);
+    return is_there;
+}
+
+/* Events of a streamed answer; the texts of its choice are put together. */
+static void take_event(struct client_call *call, void *context, const char *data, size_t size)
+{
+    (void)call;
+    json_t *event = json_loadb(data, size, 0, NULL);
+    const char *text = json_string_value(json_object_get(json_array_get(json_object_get(event, "choices"), 0), "text"));
+    strcat(context, text != NULL ? text : "");
+    json_decref(event);
+}
+
+Test(devices, a_stage_on_a_device_beside_one_on_the_processor_serves_answers, .init = set_up, .fini = tear_down,
+     .timeout = 60)
+{
+    fake_cuda_use();
+    start("-p 2 --devices cuda:0,cpu");
+    int status;
+    json_t *report = engine_get(&engine, "/status", &status), *stages = json_object_get(report, "stages");
+    cr_expect_str_eq(json_string_value(json_object_get(json_array_get(stages, 0), "device")), "cuda:0");
+    cr_expect_str_eq(json_string_value(json_object_get(json_array_get(stages, 1), "device")), "cpu");
+    const char *fingerprint = json_string_value(json_object_get(report, "fingerprint"));
+    cr_expect_not_null(strstr(fingerprint, "backend=cuda"), "%s", fingerprint);
+    cr_expect_not_null(strstr(fingerprint, "-3 kv=f16"), "%s", fingerprint);
+    json_decref(report);
+    /* nobody but the stage on it has anything to do with a device */
+    cr_expect(maps_the_driver("stage", 0));
+    cr_expect_not(maps_the_driver("stage", 1));
+    cr_expect_not(maps_the_driver("supervisor", 0));
+    cr_expect_not(maps_the_driver("front", 0));
+    cr_expect_not(maps_the_driver("sched", 0));
+    engine_complete(&engine, bodies, REQUESTS, 6, truth);
+    engine_complete(&engine, bodies, REQUESTS, 1, seen);
+    expect_the_truth("one after the other");
+    char body[600], streamed[1024] = "";
+    struct client_call call = {
+        .method = "POST", .path = "/v1/completions", .on_event = take_event, .context = streamed};
+    snprintf(body, sizeof(body), "{\"stream\":true,%s", bodies[0] + 1);
+    call.body = body;
+    call.body_size = strlen(body);
+    client_run(engine.socket, &call, 1, 1);
+    cr_expect_eq(call.status, 200);
+    cr_expect_geq(call.event_count, 20u, "%llu events", (unsigned long long)call.event_count);
+    cr_expect_str_eq(streamed, truth[0].text);
+    client_call_free(&call);
+    cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
+/* Greedy answers: where the most probable token is ahead by more than what halves and int8 differ by, both find it. Random
+ * models of this size are not always so sure, so it is counted. */
+Test(devices, most_greedy_tokens_are_those_of_the_processor, .init = set_up, .fini = tear_down, .timeout = 60)
+{
+    fake_cuda_use();
+    answers_of("-p 2", truth);
+    answers_of("-p 2 --devices cuda:0,cuda:1", seen);
+    uint32_t same = 0, count = 0;
+    for (uint32_t i = 0; i < REQUESTS; i += 4) /* those without penalties */
+        for (uint32_t j = 0; j < truth[i].count && truth[i].tokens[j] == seen[i].tokens[j]; j++)
+            same++;
+    for (uint32_t i = 0; i < REQUESTS; i += 4)
+        count += truth[i].count;
+    printf("%u of %u greedy tokens are the processor's\n", same, count);
+    cr_expect_geq(same, count / 2);
+}
+
+Test(devices, the_same_bits_whatever_the_stages_and_devices, .init = set_up, .fini = tear_down, .timeout = 60)
+{
+    fake_cuda_use();
+    answers_of("-p 1 --devices cuda:0", truth);
+    answers_of("-p 2 --devices cuda:0,cuda:0", seen);
+    expect_the_truth("two stages on one device");
+    answers_of("-p 4 --devices cuda:0,cuda:1,cuda:1,cuda:0 --max-num-batched-tokens 8", seen);
+    expect_the_truth("four stages on two");
+}
+
+/* ---- deaths ---- */
+
+static _Atomic bool is_over;
+
+static void wait_a_little(void)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 2000000},
+              NULL); /* /status is the only place that says what is waited for */
+}
+
+static json_int_t steps_of(int stage)
+{
+    json_t *report = engine_get(&engine, "/status", NULL), *process;
+    json_int_t steps = 0;
+    size_t i;
+    json_array_foreach(json_object_get(report, "processes"), i, process)
+        if (strcmp(json_string_value(json_object_get(process, "role")), "stage") == 0 &&
+            json_integer_value(json_object_get(process, "index")) == stage)
+            steps = json_integer_value(json_object_get(process, "steps"));
+    json_decref(report);
+    return steps;
+}
+
+static void *complete_on(void *nothing)
+{
+    (void)nothing;
+    engine_complete(&engine, bodies, REQUESTS, 6, seen);
+    is_over = true;
+    return NULL;
+}
+
+/* Whoever would pack weights again would find none. */
+static void spoil_the_model(void)
+{
+    struct stat stat;
+    int fd = open(model, O_WRONLY | O_CLOEXEC);
+    cr_assert_eq(fstat(fd, &stat), 0);
+    char *nothing = calloc(1, (size_t)stat.st_size / 2);
+    cr_assert_eq(pwrite(fd, nothing, (size_t)stat.st_size / 2, stat.st_size / 2), stat.st_size / 2);
+    free(nothing);
+    close(fd);
+}
+
+Test(devices, successors_of_stages_go_on_from_what_lies_on_their_devices, .init = set_up, .fini = tear_down,
+     .timeout = 90)
+{
+    fake_cuda_use();
+    start("--log-level error -p 2 --devices cuda:0,cuda:1");
+    engine_complete(&engine, bodies, REQUESTS, 6, truth);
+    spoil_the_model();
+    uint32_t kills = 0;
+    json_int_t steps[2] = {0};
+    while (kills < 10) {
+        pthread_t thread;
+        is_over = false;
+        cr_assert_eq(pthread_create(&thread, NULL, complete_on, NULL), 0);
+        while (!is_over) {
+            int victim = (int)(kills % 2);
+            pid_t pid = engine_pid(&engine, "stage", victim);
+            if (steps_of(victim) == steps[victim]) { /* lives without a step would be a reason to end the engine */
+                wait_a_little();
+                continue;
+            }
+            kill(pid, SIGKILL);
+            steps[victim] = steps_of(victim);
+            kills++;
+            while (engine_pid(&engine, "stage", victim) == pid)
+                wait_a_little();
+        }
+        pthread_join(thread, NULL);
+        expect_the_truth("killed");
+    }
+    printf("%u stages killed\n", kills);
+    cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
+Test(devices, a_device_that_is_lost_again_and_again_costs_no_request, .init = set_up, .fini = tear_down, .timeout = 90)
+{
+    fake_cuda_use();
+    answers_of("-p 2 --devices cuda:0,cpu", truth);
+    fake_cuda_wish("vanish=700"); /* kernels of every life of a stage: some 30 steps */
+    start("--log-level error -p 2 --devices cuda:0,cpu");
+    engine_complete(&engine, bodies, REQUESTS, 6, seen);
+    expect_the_truth("lost");
+    json_t *report = engine_get(&engine, "/status", NULL), *process;
+    size_t i;
+    json_int_t restarts = 0;
+    json_array_foreach(json_object_get(report, "processes"), i, process)
+        restarts += json_integer_value(json_object_get(process, "restarts"));
+    json_decref(report);
+    cr_expect_geq(restarts, 1, "nothing was lost");
+    printf("%d devices lost\n", (int)restarts);
+    cr_expect_eq(own_engine_stop(&engine), 0);
+}

@@ -1,0 +1,27 @@
+/* devices.h - which device each stage computes on, and the memory there that outlives every stage.
+ *
+ * Used by: the launcher, evenflow inspect.   Owns: nothing; the socket is the caller's. Blocks: devices_take(), while a
+ * child opens the devices (a second or so for each).
+ *
+ * The supervisor knows nothing of CUDA and cannot: so, before there is one, a child of the launcher opens the devices, takes
+ * memory for weights and KV of every stage on them, leaves its descriptors in a socket (a birth message of BIRTH_DEVICE
+ * items) and ends. Memory lives as long as a descriptor of it does, in the socket or in the supervisor.
+ */
+#ifndef EVENFLOW_TOOLS_DEVICES_H
+#define EVENFLOW_TOOLS_DEVICES_H
+
+#include "ipc/plan.h"
+
+/* "cuda:0,cpu,cuda:1" or "cuda:0": one for each stage, or one for all; "": all on the processor. 0, or -EINVAL with err. */
+int devices_parse(const char *text, uint32_t stage_count, uint32_t devices[STAGES_MAX], struct err *err);
+
+/* Of which kind a device is: "cuda90", compute capability 9.0. */
+struct device_kind {
+    char text[16];
+};
+
+/* Takes the memory that the plan's slices need on their devices, and completes the plan: pages, and in `kinds` of which kind
+ * each device is, by number. The socket, or -errno with err. */
+int devices_take(struct plan *plan, struct device_kind kinds[DEVICES_MAX], struct err *err);
+
+#endif
