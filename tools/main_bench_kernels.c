@@ -11,6 +11,7 @@
 #include "ipc/base.h"
 #include "ipc/clock.h"
 #include "kernels/kernels.h"
+#include "tools/measure.h"
 
 #define RUNS 9
 
@@ -38,93 +39,34 @@ static double median(double *values)
     return values[RUNS / 2];
 }
 
-static float *floats(size_t n)
-{
-    float *x = base_alloc(n * sizeof(*x));
-    for (size_t i = 0; i < n; i++)
-        x[i] = (float)((i * 2654435761u >> 8) % 2001) / 1000 - 1;
-    return x;
-}
-
 static double product_gops(const struct kernels *path, const struct shape *shape, uint32_t rows)
 {
-    struct matrix w = {.form = shape->form, .n = shape->n, .k = shape->k};
-    size_t bytes = matrix_bytes(w.form, w.n, w.k);
-    uint8_t *panels = base_alloc(bytes * shape->copies);
-    for (size_t i = 0; i < bytes * shape->copies; i++)
-        panels[i] = (uint8_t)(i * 97 % 61); /* scales come out as small positive numbers */
-    size_t groups = (size_t)rows * w.k / KERNEL_GROUP;
-    float *out = base_alloc((size_t)rows * w.n * sizeof(float));
-    struct activations a = {.rows = rows,
-                            .k = w.k,
-                            .f32 = floats((size_t)rows * w.k),
-                            .q = base_alloc((size_t)rows * w.k),
-                            .scale = base_alloc(groups * sizeof(float)),
-                            .offset = base_alloc(groups * sizeof(float)),
-                            .total = base_alloc(groups * sizeof(float)),
-                            .start = base_alloc(groups * sizeof(int32_t)),
-                            .half = base_alloc(groups * sizeof(int32_t))};
-    double operations = 2.0 * rows * w.n * w.k, gops[RUNS];
+    struct measure_product product;
+    measure_product_make(&product, shape->form, shape->n, shape->k, rows, shape->copies);
+    double operations = measure_product_operations(&product), gops[RUNS];
     uint32_t repeats = (uint32_t)(1e8 / operations) + 1;
     repeats = (repeats + shape->copies - 1) / shape->copies * shape->copies;
     for (int run = 0; run < RUNS; run++) {
         uint64_t start_ns = clock_ns();
-        for (uint32_t i = 0; i < repeats; i++) {
-            w.panels = panels + i % shape->copies * bytes;
-            path->quantize(&a);
-            path->matmul(out, w.n, &w, &a);
-        }
+        measure_product_run(&product, path, repeats);
         gops[run] = operations * repeats / (double)(clock_ns() - start_ns);
     }
-    free(panels);
-    free(out);
-    free((void *)(uintptr_t)a.f32);
-    free(a.q);
-    free(a.scale);
-    free(a.offset);
-    free(a.total);
-    free(a.start);
-    free(a.half);
+    measure_product_free(&product);
     return median(gops);
 }
 
 /* Nanoseconds per (position attended to, KV head); three query heads share a KV head. */
 static double attention_ns(const struct kernels *path, uint32_t context, uint32_t rows)
 {
-    enum { HEADS = 9, KV_HEADS = 3, DIM = 64, BLOCK = 16 };
-    uint32_t blocks = (context + BLOCK - 1) / BLOCK;
-    size_t stride = kv_block_bytes(KV_HEADS, DIM, BLOCK);
-    uint32_t *table = base_alloc(blocks * sizeof(*table));
-    for (uint32_t i = 0; i < blocks; i++)
-        table[i] = blocks - 1 - i;
-    struct attention a = {.out = floats((size_t)rows * HEADS * DIM),
-                          .q = floats((size_t)rows * HEADS * DIM),
-                          .q_stride = HEADS * DIM,
-                          .rows = rows,
-                          .heads = HEADS,
-                          .kv_heads = KV_HEADS,
-                          .head_dim = DIM,
-                          .first_pos = context - rows,
-                          .window = UINT32_MAX,
-                          .scale = 0.125f,
-                          .blocks = table,
-                          .block_size = BLOCK,
-                          .kv = base_alloc(blocks * stride),
-                          .block_stride = stride,
-                          .scratch = floats(attention_scratch_floats(context, HEADS))};
-    double pairs = 0, ns[RUNS];
-    for (uint32_t r = 0; r < rows; r++)
-        pairs += a.first_pos + r + 1;
+    struct attention a;
+    double ns[RUNS];
+    measure_attention_make(&a, context, rows);
     for (int run = 0; run < RUNS; run++) {
         uint64_t start_ns = clock_ns();
         path->attention(&a);
-        ns[run] = (double)(clock_ns() - start_ns) / pairs / KV_HEADS;
+        ns[run] = (double)(clock_ns() - start_ns) / measure_attention_pairs(&a) / MEASURE_KV_HEADS;
     }
-    free(table);
-    free(a.out);
-    free((void *)(uintptr_t)a.q);
-    free(a.kv);
-    free(a.scratch);
+    measure_attention_free(&a);
     return median(ns);
 }
 
@@ -134,19 +76,11 @@ static void print_rest(const struct kernels *path)
     enum { ROWS = 16, WIDTH = 576, INNER = 1536, HEADS = 12, DIM = 64, VOCAB = 49152, BLOCK = 16, KINDS = 7 };
     static const char *const kinds[KINDS] = {"rms_norm", "quantize", "swiglu", "rope", "kv_store", "argmax", "sum_exp"};
     const uint32_t blocks[1] = {0};
-    float *x = floats((size_t)ROWS * 2 * INNER), *out = floats((size_t)ROWS * INNER), *logits = floats(VOCAB);
+    float *x = measure_floats((size_t)ROWS * 2 * INNER), *out = measure_floats((size_t)ROWS * INNER),
+          *logits = measure_floats(VOCAB);
     struct attention cache = {.rows = ROWS, .kv_heads = 3, .head_dim = DIM, .blocks = blocks, .block_size = BLOCK};
     cache.kv = base_alloc(kv_block_bytes(3, DIM, BLOCK));
-    size_t groups = (size_t)ROWS * WIDTH / KERNEL_GROUP;
-    struct activations a = {.rows = ROWS,
-                            .k = WIDTH,
-                            .f32 = x,
-                            .q = base_alloc((size_t)ROWS * WIDTH),
-                            .scale = base_alloc(groups * sizeof(float)),
-                            .offset = base_alloc(groups * sizeof(float)),
-                            .total = base_alloc(groups * sizeof(float)),
-                            .start = base_alloc(groups * sizeof(int32_t)),
-                            .half = base_alloc(groups * sizeof(int32_t))};
+    struct activations a = measure_activations(x, ROWS, WIDTH);
     printf("microseconds for %d rows:", ROWS);
     for (int kind = 0; kind < KINDS; kind++) {
         double us[RUNS];
@@ -177,12 +111,7 @@ static void print_rest(const struct kernels *path)
     free(out);
     free(logits);
     free(cache.kv);
-    free(a.q);
-    free(a.scale);
-    free(a.offset);
-    free(a.total);
-    free(a.start);
-    free(a.half);
+    measure_activations_free(&a);
 }
 
 int main(void)
