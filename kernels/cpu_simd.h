@@ -10,6 +10,7 @@
 #include "kernels/internal.h"
 #include "kernels/simd.h"
 
+#include <assert.h>
 #include <float.h>
 #include <math.h>
 
@@ -56,24 +57,28 @@ INLINE void nibble_group(const struct product *p, const enum matrix_form form, s
     const bool has_fifth_bits = form == MATRIX_Q5 || form == MATRIX_Q5K;
     const struct activations *a = p->a;
     const uint8_t *record = p->panel + g * record_bytes_of(form), *scales = record + scales_offset(form);
-    vi dot[PATH_ROWS_MAX], sum = vi_set1(0), fifth = has_fifth_bits ? vi_load(record + NIBBLE_BYTES) : vi_set1(0);
+    const uint32_t open = has_fifth_bits ? 4 : 8; /* dots */
+    vi dot[PATH_ROWS_MAX], pairs[PATH_ROWS_MAX], sum = vi_set1(0);
+    vi fifth = has_fifth_bits ? vi_load(record + NIBBLE_BYTES) : vi_set1(0);
+    static_assert(DOTS_OPEN_MAX(31) >= 4 && DOTS_OPEN_MAX(15) >= 8, "they fit");
     UNROLL(16)
     for (uint32_t r = 0; r < rows; r++)
         dot[r] = vi_set1(0);
     UNROLL(4)
     for (uint32_t v = 0; v < 4; v++) {
-        vi bytes = vi_load(record + 64 * v), low = vi_low_nibbles(bytes), high = vi_high_nibbles(bytes);
-        if (has_fifth_bits) {
-            low = vi_add_u8(low, vi_field_to_4(fifth, 2 * v, 0x10));
-            high = vi_add_u8(high, vi_field_to_4(fifth, 2 * v + 1, 0x10));
-        }
-        if (is_first)
-            sum = vi_add_u8(sum, vi_add_u8(low, high)); /* bytes of at most 8 * 31 */
-        UNROLL(16)
-        for (uint32_t r = 0; r < rows; r++) {
-            const int8_t *q = a->q + (size_t)(row + r) * a->k + g * KERNEL_GROUP + 4 * v;
-            dot[r] = vi_dot_u4(dot[r], low, q);
-            dot[r] = vi_dot_u4(dot[r], high, q + 16);
+        const int8_t *q = a->q + (size_t)row * a->k + g * KERNEL_GROUP + 4 * v;
+        vi bytes = vi_load(record + 64 * v);
+        UNROLL(2)
+        for (uint32_t half = 0; half < 2; half++, q += KERNEL_GROUP / 2) { /* few registers are taken at a time */
+            const uint32_t call = 2 * v + half;
+            vi u = half == 0 ? vi_low_nibbles(bytes) : vi_high_nibbles(bytes);
+            if (has_fifth_bits)
+                u = vi_add_u8(u, vi_field_to_4(fifth, call, 0x10));
+            if (is_first)
+                sum = vi_add_u8(sum, u); /* bytes of at most 8 * 31 */
+            UNROLL(16)
+            for (uint32_t r = 0; r < rows; r++)
+                vi_dot_u4(&dot[r], &pairs[r], u, q + (size_t)r * a->k, call % open == 0, (call + 1) % open == 0);
         }
     }
     vf sum_f = kept_sum(sums, g, is_first ? vi_sum_u8(vi_set1(0), sum) : sum, is_first);
@@ -100,7 +105,9 @@ INLINE void q6_group(const struct product *p, struct panel_sums *sums, uint32_t 
     vf d = vf_from_f16((const uint16_t *)(const void *)scales);
     UNROLL(2)
     for (uint32_t half = 0; half < 2; half++) {
-        vi dot[PATH_ROWS_MAX], sum = vi_set1(0), bits = vi_load(record + NIBBLE_BYTES + 64 * half);
+        vi dot[PATH_ROWS_MAX], pairs[PATH_ROWS_MAX], sum = vi_set1(0);
+        vi bits = vi_load(record + NIBBLE_BYTES + 64 * half);
+        static_assert(DOTS_OPEN_MAX(63) >= 2, "they fit");
         UNROLL(16)
         for (uint32_t r = 0; r < rows; r++) {
             size_t at = (size_t)(row + r) * p->groups + g;
@@ -115,7 +122,8 @@ INLINE void q6_group(const struct product *p, struct panel_sums *sums, uint32_t 
                 sum = vi_add_u8(sum, u); /* bytes of at most 4 * 63 */
             UNROLL(16)
             for (uint32_t r = 0; r < rows; r++)
-                dot[r] = vi_dot_u4(dot[r], u, a->q + (size_t)(row + r) * a->k + g * KERNEL_GROUP + 16 * half + 4 * v);
+                vi_dot_u4(&dot[r], &pairs[r], u, a->q + (size_t)(row + r) * a->k + g * KERNEL_GROUP + 16 * half + 4 * v,
+                          v % 2 == 0, v % 2 == 1);
         }
         vf sum_f = kept_sum(sums, 2 * g + half, is_first ? vi_sum_u8(vi_set1(-32 * 16), sum) : sum, is_first);
         vf d_half = vf_mul(d, vf_from_i8(scales + 32 + 16 * half));

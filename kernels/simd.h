@@ -15,6 +15,10 @@
 #define UNROLL(n)       _Pragma(STRINGIFY(GCC unroll n))
 #define STRINGIFY(text) #text
 
+/* Calls of vi_dot_u4() from one that opens to the one that closes, for u up to `most`: each adds two products with q of at most
+ * 127 to a sum in 16 bits. */
+#define DOTS_OPEN_MAX(most) (32767u / (2 * 127 * (most)))
+
 INLINE float fold8(__m256 v)
 {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -186,18 +190,19 @@ INLINE int32_t vf_to_i8(int8_t *p, vf v)
     _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtsepi32_epi8(whole));
     return _mm512_reduce_add_epi32(whole);
 }
-/* Lane o: acc + sum over j of u(o, j) * q(j), four unsigned bytes a lane with the same four signed ones. Written as an
- * instruction because gcc 12 copies the accumulator around the intrinsic. */
-INLINE vi vi_dot_u4(vi acc, vi u, const int8_t *q)
+/* Lane o of acc: + sum over j of u(o, j) * q(j), four unsigned bytes a lane with the same four signed ones. What the other path
+ * needs besides is not needed here. Written as an instruction because gcc 12 copies the accumulator around the intrinsic. */
+INLINE void vi_dot_u4(vi *acc, vi *pairs, vi u, const int8_t *q, const bool opens, const bool closes)
 {
     typedef int32_t unaligned_int __attribute__((aligned(1), may_alias));
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*(const unaligned_int *)(const void *)q));
-    return acc;
+    (void)pairs, (void)opens, (void)closes;
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(*acc) : "v"(u), "m"(*(const unaligned_int *)(const void *)q));
 }
 /* Lane o: acc + sum over j of (u(o, j) - 128) * q(j), when the first acc is centred_start(-128 * sum of all q). */
 INLINE vi vi_dot_centred(vi acc, vi u, const int8_t *q)
 {
-    return vi_dot_u4(acc, u, q);
+    vi_dot_u4(&acc, NULL, u, q, true, true);
+    return acc;
 }
 INLINE int32_t centred_start(int32_t start)
 {
@@ -412,23 +417,39 @@ INLINE __m256i broadcast4(const int8_t *q)
     memcpy(&four, q, sizeof(four));
     return _mm256_set1_epi32(four);
 }
-/* u is at most 63 here, so that two products fit 16 bits. */
-INLINE __m256i dot_u4_half(__m256i acc, __m256i u, __m256i q)
+INLINE __m256i sum_pairs(__m256i acc, __m256i pairs)
 {
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, q), _mm256_set1_epi16(1)));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-INLINE vi vi_dot_u4(vi acc, vi u, const int8_t *q)
+/* Written as instructions because gcc 12 makes trees of such sums, whose leaves find no registers. */
+INLINE void add_pairs(__m256i *pairs, __m256i u, __m256i q)
+{
+    __m256i products;
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(*pairs), "=&x"(products) : "x"(u), "x"(q));
+}
+/* Lane o of acc: + sum over j of u(o, j) * q(j), for every call from one that opens to the one that closes. Until then products
+ * are added by pairs, in 16 bits: as many calls as u is small enough for (DOTS_OPEN_MAX). */
+INLINE void vi_dot_u4(vi *acc, vi *pairs, vi u, const int8_t *q, const bool opens, const bool closes)
 {
     __m256i four = broadcast4(q);
-    return EACH_I(dot_u4_half(acc.a, u.a, four), dot_u4_half(acc.b, u.b, four));
+    if (opens) {
+        *pairs = EACH_I(_mm256_maddubs_epi16(u.a, four), _mm256_maddubs_epi16(u.b, four));
+    } else {
+        add_pairs(&pairs->a, u.a, four);
+        add_pairs(&pairs->b, u.b, four);
+    }
+    if (closes)
+        *acc = EACH_I(sum_pairs(acc->a, pairs->a), sum_pairs(acc->b, pairs->b));
 }
 /* Lane o: acc + sum over j of (u(o, j) - 128) * q(j). As |u - 128| times q with the sign of u - 128: two products of at
  * most 128 * 127 fit 16 bits. */
 INLINE __m256i dot_centred_half(__m256i acc, __m256i u, __m256i q)
 {
-    __m256i w = _mm256_xor_si256(u, _mm256_set1_epi8(-128));
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    __m256i w = _mm256_xor_si256(u, _mm256_set1_epi8(-128)), products;
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+            : "+x"(acc), "=&x"(products)
+            : "x"(_mm256_abs_epi8(w)), "x"(_mm256_sign_epi8(q, w)), "x"(_mm256_set1_epi16(1)));
+    return acc;
 }
 INLINE vi vi_dot_centred(vi acc, vi u, const int8_t *q)
 {
@@ -447,9 +468,7 @@ INLINE vi vi_add_u8(vi x, vi y)
 INLINE vi vi_sum_u8(vi acc, vi u)
 {
     __m256i ones = _mm256_set1_epi8(1);
-    __m256i a = _mm256_madd_epi16(_mm256_maddubs_epi16(u.a, ones), _mm256_set1_epi16(1));
-    __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(u.b, ones), _mm256_set1_epi16(1));
-    return EACH_I(_mm256_add_epi32(acc.a, a), _mm256_add_epi32(acc.b, b));
+    return EACH_I(sum_pairs(acc.a, _mm256_maddubs_epi16(u.a, ones)), sum_pairs(acc.b, _mm256_maddubs_epi16(u.b, ones)));
 }
 
 #endif
