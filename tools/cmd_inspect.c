@@ -1,26 +1,38 @@
 /* cmd_inspect.c - evenflow inspect: what is in a model file, and how it would be split. */
+#include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "stages/cost.h"
 #include "stages/gguf.h"
 #include "stages/model.h"
 #include "tools/commands.h"
 #include "tools/devices.h"
+#include "tools/launch.h"
+#include "tools/picture.h"
+#include "tools/terminal.h"
+
+#define KV_TOKENS 1024u /* whose KV the picture says */
 
 struct values {
     uint64_t stages;
+    char split[OPTION_TEXT_MAX];
     char devices[OPTION_TEXT_MAX];
-    bool tensors;
+    bool tensors, costs;
 };
 
 #define AT(field) offsetof(struct values, field)
 
 static const struct option_spec specs[] = {
-    {"pipeline-parallel-size", "stages", 'p', OPTION_NUMBER, AT(stages), "2", 1, 32, "N",
+    {"pipeline-parallel-size", "stages", 'p', OPTION_NUMBER, AT(stages), "2", 1, STAGES_MAX, "N",
      "Stages of the proposed split"},
     {"devices", NULL, 0, OPTION_TEXT, AT(devices), NULL, 0, 0, "A,B,...", "What each would compute on, as for serve"},
+    {"split", NULL, 0, OPTION_TEXT, AT(split), NULL, 0, 0, "A,B,...",
+     "Layers of each stage (default: so that stages take equal time)"},
+    {"costs", NULL, 0, OPTION_FLAG, AT(costs), NULL, 0, 0, "", "Prints the terms of each stage's time too"},
     {"tensors", NULL, 0, OPTION_FLAG, AT(tensors), NULL, 0, 0, "", "Lists every tensor and metadata key too"},
 };
 static const struct option_table table = {.specs = specs, .count = ARRAY_COUNT(specs)};
@@ -38,17 +50,52 @@ static void list_everything(const struct gguf *gguf)
     }
 }
 
-static void print_stage(const struct cost *cost, const struct model_desc *desc, uint32_t stage, uint32_t stages,
-                        uint32_t first, uint32_t count, uint32_t device)
+static void print_costs(const struct timing_stage *t, uint32_t stage)
 {
+    printf("stage %u, microseconds: base %.0f + %.1f a row + the longer of %.0f and %.1f a token "
+           "+ %.4f a position of context + %.5f a pair of a prompt's\n",
+           stage, t->base_us, t->row_us, t->weights_us, t->token_us, t->context_us, t->pair_us);
+}
+
+/* The picture of a split, and how even it is. */
+static void print_split(const struct cost *cost, const struct model_desc *desc, const struct values *values,
+                        const uint32_t *counts, const uint32_t *devices)
+{
+    struct picture_stage stages[STAGES_MAX];
+    uint32_t count = (uint32_t)values->stages;
+    double sum_us = 0, longest_us = 0;
     char name[16];
-    const struct timing_stage t = cost_stage(cost, count, stage == 0, stage + 1 == stages);
-    printf("stage %u: %u layers on %s, %.1f MiB of weights, %.3f ms: base %.0f + %.1f a row + the longer of %.0f and "
-           "%.1f a "
-           "token "
-           "+ %.4f a position of context + %.5f a pair of a prompt's, microseconds\n",
-           stage, count, plan_device_name(device, name), (double)model_slice_bytes(desc, first, count) / (1 << 20),
-           cost_usual_us(&t) / 1e3, t.base_us, t.row_us, t.weights_us, t.token_us, t.context_us, t.pair_us);
+    for (uint32_t i = 0, first = 0; i < count; first += counts[i++]) {
+        const struct timing_stage timing = cost_stage(cost, counts[i], i == 0, i + 1 == count);
+        stages[i] =
+            (struct picture_stage){.first_layer = first,
+                                   .layer_count = counts[i],
+                                   .weights_bytes = model_slice_bytes(desc, first, counts[i]),
+                                   .kv_bytes = counts[i] * kv_block_bytes(desc->kv_heads, desc->head_dim, KV_TOKENS),
+                                   .step_us = cost_usual_us(&timing)};
+        sum_us += stages[i].step_us;
+        longest_us = fmax(longest_us, stages[i].step_us);
+        if (values->costs)
+            print_costs(&timing, i);
+        if (values->devices[0] != '\0')
+            printf("stage %u on %s\n", i, plan_device_name(devices[i], name));
+    }
+    printf("\nsplit over %u stage%s:\n", count, count > 1 ? "s" : "");
+    picture_split(stdout, stages, count, desc->layers, terminal_columns(STDOUT_FILENO));
+    printf("\nKV: of %u tokens; step: 16 sequences.\nBusy while the slowest works: %.0f %%\n", KV_TOKENS,
+           100 * sum_us / count / longest_us);
+}
+
+static int split(const struct cost *cost, const struct model_desc *desc, const struct values *values, uint32_t *counts,
+                 struct err *err)
+{
+    uint32_t stages = (uint32_t)values->stages;
+    if (stages > desc->layers)
+        return err_set(err, -EINVAL, "%u stages: the model has %u layers", stages, desc->layers);
+    if (values->split[0] != '\0')
+        return launch_parse_split(values->split, desc->layers, stages, counts, err);
+    cost_split(cost, desc->layers, stages, counts);
+    return 0;
 }
 
 static int run(const void *pointer, char **positional, int positional_count)
@@ -63,6 +110,7 @@ static int run(const void *pointer, char **positional, int positional_count)
         list_everything(gguf);
     struct model_desc *desc = base_alloc(sizeof(*desc));
     struct cost cost;
+    uint32_t counts[STAGES_MAX];
     const struct kernels *kernels = kernels_pick(NULL);
     if (model_describe(desc, gguf, &err) != 0 || cost_measure(&cost, gguf, desc, kernels, &err) != 0)
         return command_fail(1, "inspect", err.text);
@@ -72,14 +120,12 @@ static int run(const void *pointer, char **positional, int positional_count)
     printf("a step of 16 sequences on this machine (%s): layer %.3f ms, head %.3f ms, embedding %.3f ms\n",
            kernels->name, cost_usual_us(&cost.layer) / 1e3, cost_usual_us(&cost.head) / 1e3,
            cost_usual_us(&cost.embedding) / 1e3);
-    if (values->stages > desc->layers)
-        return command_fail(1, "inspect", "more stages than layers");
-    uint32_t counts[STAGES_MAX], devices[STAGES_MAX], first = 0;
+    uint32_t devices[STAGES_MAX];
     if (devices_parse(values->devices, (uint32_t)values->stages, devices, &err) != 0)
         return command_fail(2, "inspect", err.text);
-    cost_split(&cost, desc->layers, (uint32_t)values->stages, counts);
-    for (uint32_t stage = 0; stage < values->stages; first += counts[stage++])
-        print_stage(&cost, desc, stage, (uint32_t)values->stages, first, counts[stage], devices[stage]);
+    if (split(&cost, desc, values, counts, &err) != 0)
+        return command_fail(1, "inspect", err.text);
+    print_split(&cost, desc, values, counts, devices);
     free(desc);
     gguf_close(gguf);
     return 0;

@@ -63,7 +63,7 @@ static void plan_model(struct plan *plan, const struct model_desc *desc)
     plan->context_length = desc->context_length;
 }
 
-static int parse_split(const char *text, uint32_t layers, uint32_t stages, uint32_t *counts, struct err *err)
+int launch_parse_split(const char *text, uint32_t layers, uint32_t stages, uint32_t *counts, struct err *err)
 {
     uint32_t sum = 0, stage = 0;
     const char *at = text;
@@ -97,7 +97,7 @@ static int plan_slices(struct plan *plan, const struct config *config, const str
     if (ret == 0)
         cost_split(&cost, desc->layers, stages, counts);
     if (ret == 0 && config->split[0] != '\0')
-        ret = parse_split(config->split, desc->layers, stages, counts, err);
+        ret = launch_parse_split(config->split, desc->layers, stages, counts, err);
     plan->timing.stage_count = stages;
     for (uint32_t stage = 0, first = 0; stage < stages && ret == 0; first += counts[stage++]) {
         plan->slices[stage] = (struct plan_slice){.first_layer = first,

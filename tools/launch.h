@@ -1,6 +1,6 @@
 /* launch.h - from options and a model file to a running engine: decides every number, then hands over.
  *
- * Used by: evenflow serve, run, perplexity; tests.   Owns: nothing after launch_exec().
+ * Used by: evenflow serve, run, perplexity, inspect; tests.   Owns: nothing after launch_exec().
  * Blocks: launch_prepare() reads the model's header, builds the vocabulary tables, measures the split (~0.3 s), and reads the
  * file of packed weights or makes it (packed.h).
  */
@@ -23,6 +23,9 @@ struct launch {
     int ledger_fd;  /* locked; -1: no list of requests is kept */
     int devices_fd; /* of devices_take(); -1: every stage runs on the processor */
 };
+
+/* "17,13": layers per stage. 0, or -EINVAL with err. */
+int launch_parse_split(const char *text, uint32_t layers, uint32_t stages, uint32_t *counts, struct err *err);
 
 /* Everything but the start. 0, or -errno with err; 'budget' goes to standard error at log level info and above. */
 int launch_prepare(struct launch *launch, const struct config *config, const char *model_path, struct err *err);
