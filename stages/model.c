@@ -9,6 +9,8 @@
 
 #include "stages/arch.h"
 
+#define PIECE_ROWS 1024u /* of a matrix, packed between two words to an onlooker */
+
 /* ---- description ---- */
 
 static const char *const matrix_names[MODEL_MATRIX_COUNT] = {
@@ -709,27 +711,53 @@ void model_pack_layer(const struct model_layer *layer, const struct model_desc *
     pack_product(&layer->down, desc, number, MODEL_DOWN, MODEL_DOWN, gguf);
 }
 
-static void pack_shared(const struct matrix *w, const struct gguf *gguf, const char *name, const struct team *team,
-                        uint32_t part)
+/* How far a member is with the bytes of a slice. Shares are alike, so member 0 speaks for all. */
+struct packing {
+    const struct onlooker *onlooker; /* NULL: none, or another member's part */
+    uint64_t done, total;
+};
+
+static void advance(struct packing *packing, uint64_t bytes)
 {
+    packing->done += bytes;
+    if (packing->onlooker != NULL)
+        packing->onlooker->tell(packing->onlooker->context, packing->done, packing->total);
+}
+
+static void pack_shared(const struct matrix *w, const struct gguf *gguf, const char *name, const struct team *team,
+                        uint32_t part, struct packing *packing)
+{
+    const struct gguf_tensor *tensor = gguf_tensor_find(gguf, name);
     uint32_t first, count = team_share(team, part, w->n, KERNEL_PANEL, &first); /* no two members in one panel */
-    pack_rows(w, gguf_tensor_find(gguf, name), first, count);
+    for (uint32_t done = 0, rows; done < count; done += rows) {
+        rows = (uint32_t)min_u64(count - done, PIECE_ROWS);
+        pack_rows(w, tensor, first + done, rows);
+        advance(packing, matrix_bytes(w->form, w->n, w->k) * rows / count);
+    }
 }
 
 void model_pack(const struct model_slice *slice, const struct model_desc *desc, const struct gguf *gguf,
-                const struct team *team, uint32_t part)
+                const struct team *team, uint32_t part, const struct onlooker *onlooker)
 {
+    struct packing packing = {.onlooker = part == 0 ? onlooker : NULL,
+                              .total = model_slice_bytes(desc, slice->first_layer, slice->layer_count)};
+    const struct matrix *head = slice->head.panels != slice->embedding.panels ? &slice->head : NULL;
+    uint64_t ends = slice->is_first ? matrix_bytes(desc->embedding_form, desc->vocab_size, desc->width) : 0;
+    if (slice->is_last && head != NULL)
+        ends += matrix_bytes(desc->head_form, desc->vocab_size, desc->width);
     uint32_t first, count = team_share(team, part, slice->layer_count, 1, &first);
     if (slice->is_first)
-        pack_shared(&slice->embedding, gguf, "token_embd.weight", team, part);
-    for (uint32_t i = first; i < first + count; i++)
+        pack_shared(&slice->embedding, gguf, "token_embd.weight", team, part, &packing);
+    for (uint32_t i = first; i < first + count; i++) {
         model_pack_layer(&slice->layers[i], desc, slice->first_layer + i, gguf);
+        advance(&packing, (packing.total - ends) / count);
+    }
     if (!slice->is_last)
         return;
     if (part == 0)
         pack_vector(slice->output_norm, gguf, "output_norm.weight");
-    if (slice->head.panels != slice->embedding.panels)
-        pack_shared(&slice->head, gguf, desc->tied ? "token_embd.weight" : "output.weight", team, part);
+    if (head != NULL)
+        pack_shared(head, gguf, desc->tied ? "token_embd.weight" : "output.weight", team, part, &packing);
 }
 
 int model_load(struct model_slice *slice, const struct model_desc *desc, uint32_t first, uint32_t count, void *memory,
@@ -746,6 +774,6 @@ int model_load(struct model_slice *slice, const struct model_desc *desc, uint32_
         return ret;
 
     model_bind(slice, desc, first, count, memory);
-    model_pack(slice, desc, gguf, NULL, 0);
+    model_pack(slice, desc, gguf, NULL, 0, NULL);
     return 0;
 }

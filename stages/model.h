@@ -140,9 +140,16 @@ uint32_t model_slice_ranges(const struct model_desc *desc, uint32_t first, uint3
 int model_load(struct model_slice *slice, const struct model_desc *desc, uint32_t first, uint32_t count, void *memory,
                const struct gguf *gguf, struct err *err);
 
-/* One team member's share of packing a bound slice, whose memory is all zero. The description is the file's. */
+/* Who looks on while much is packed or read: member 0, the caller, tells how much of all of it is done. */
+struct onlooker {
+    void (*tell)(void *context, uint64_t done, uint64_t total);
+    void *context;
+};
+
+/* One team member's share of packing a bound slice, whose memory is all zero. The description is the file's. onlooker:
+ * NULL for none. */
 void model_pack(const struct model_slice *slice, const struct model_desc *desc, const struct gguf *gguf,
-                const struct team *team, uint32_t part);
+                const struct team *team, uint32_t part, const struct onlooker *onlooker);
 
 /* Gives back the table of layers; the weights are the caller's. For tests and tools. */
 void model_unbind(struct model_slice *slice);

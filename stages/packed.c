@@ -61,6 +61,7 @@ struct content {
     struct model_slice slice; /* to be packed */
     const struct model_desc *desc;
     const struct gguf *gguf;
+    const struct onlooker *onlooker; /* NULL: none */
 };
 
 static void hash_pieces(void *context, uint32_t part)
@@ -71,6 +72,8 @@ static void hash_pieces(void *context, uint32_t part)
     for (uint32_t i = first; i < first + count; i++) {
         size_t at = (size_t)i * PIECE_BYTES;
         content->hashes[i] = hash_bytes(content->memory + at, min_u64(content->bytes - at, PIECE_BYTES));
+        if (part == 0 && content->onlooker != NULL)
+            content->onlooker->tell(content->onlooker->context, i + 1, count);
     }
 }
 
@@ -87,7 +90,7 @@ static uint64_t hash_content(struct content *content)
 static void pack_share(void *context, uint32_t part)
 {
     const struct content *content = context;
-    model_pack(&content->slice, content->desc, content->gguf, content->team, part);
+    model_pack(&content->slice, content->desc, content->gguf, content->team, part, content->onlooker);
 }
 
 /* ---- reading ---- */
@@ -114,7 +117,8 @@ static int open_file(const char *path, const struct model_desc *desc, const stru
     return ret < 0 ? ret : fd;
 }
 
-int packed_check(const char *path, const struct model_desc *desc, const struct gguf *gguf, struct team *team)
+int packed_check(const char *path, const struct model_desc *desc, const struct gguf *gguf, struct team *team,
+                 const struct onlooker *onlooker)
 {
     struct packed_head head;
     int fd = open_file(path, desc, gguf, &head);
@@ -124,7 +128,8 @@ int packed_check(const char *path, const struct model_desc *desc, const struct g
     close(fd);
     if (file == MAP_FAILED)
         return -ENOENT;
-    struct content content = {.memory = (uint8_t *)file + PACKED_START, .bytes = head.bytes, .team = team};
+    struct content content = {
+        .memory = (uint8_t *)file + PACKED_START, .bytes = head.bytes, .team = team, .onlooker = onlooker};
     int ret = hash_content(&content) == head.hash ? 0 : -EBADMSG;
     munmap(file, PACKED_START + head.bytes);
     return ret;
@@ -192,15 +197,17 @@ static int take_room(int fd, const char *path, size_t bytes, struct err *err)
 }
 
 static int fill(int fd, const struct model_desc *desc, const struct gguf *gguf, struct team *team, size_t bytes,
-                struct err *err)
+                const struct onlooker *onlooker, struct err *err)
 {
     uint8_t *file = mmap(NULL, PACKED_START + bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (file == MAP_FAILED)
         return err_set(err, -errno, "cannot map it: %s", strerror(errno));
-    struct content content = {.memory = file + PACKED_START, .bytes = bytes, .team = team, .desc = desc, .gguf = gguf};
+    struct content content = {
+        .memory = file + PACKED_START, .bytes = bytes, .team = team, .desc = desc, .gguf = gguf, .onlooker = onlooker};
     model_bind(&content.slice, desc, 0, desc->layers, content.memory);
     team_run(team, pack_share, &content);
     model_unbind(&content.slice);
+    content.onlooker = NULL; /* what is left is short */
     *(struct packed_head *)(void *)file = (struct packed_head){
         .magic = PACKED_MAGIC, .key = key_of(desc, gguf), .bytes = bytes, .hash = hash_content(&content)};
     munmap(file, PACKED_START + bytes);
@@ -223,7 +230,7 @@ static void make_folders(const char *path)
 }
 
 int packed_make(const char *path, const struct model_desc *desc, const struct gguf *gguf, struct team *team,
-                struct err *err)
+                const struct onlooker *onlooker, struct err *err)
 {
     char unfinished[PATH_BYTES + 8];
     size_t bytes = model_slice_bytes(desc, 0, desc->layers);
@@ -233,7 +240,7 @@ int packed_make(const char *path, const struct model_desc *desc, const struct gg
     if (fd < 0)
         return fd;
     int ret = take_room(fd, unfinished, PACKED_START + bytes, err);
-    ret = ret ? ret : fill(fd, desc, gguf, team, bytes, err);
+    ret = ret ? ret : fill(fd, desc, gguf, team, bytes, onlooker, err);
     if (ret == 0 && rename(unfinished, path) != 0)
         ret = err_set(err, -errno, "cannot rename %s: %s", unfinished, strerror(errno));
     if (ret != 0)

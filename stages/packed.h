@@ -9,6 +9,8 @@
  * file (size, times and header of every part) and one build (its layout), and holds a hash of all that is in it. It comes into
  * being under another name and is renamed when it is whole. Stages copy from it into their sealed region and do not map it:
  * nobody can change, shorten or evict those pages while the engine serves, and a successor needs no file.
+ *
+ * onlooker (model.h): who is told how far it is; NULL for none.
  */
 #ifndef EVENFLOW_PACKED_H
 #define EVENFLOW_PACKED_H
@@ -35,11 +37,12 @@ bool packed_path(char *path, size_t size, const char *model_path);
 
 /* 0: the file is there, belongs to the model as it is now, and is whole. -ENOENT: none, or of another model or build.
  * -EBADMSG: it is damaged. Reads all of it, with the team. */
-int packed_check(const char *path, const struct model_desc *desc, const struct gguf *gguf, struct team *team);
+int packed_check(const char *path, const struct model_desc *desc, const struct gguf *gguf, struct team *team,
+                 const struct onlooker *onlooker);
 
 /* Makes the file, and its folder; what stood there is replaced. -EBUSY: another process is at it. 0, or -errno with err. */
 int packed_make(const char *path, const struct model_desc *desc, const struct gguf *gguf, struct team *team,
-                struct err *err);
+                const struct onlooker *onlooker, struct err *err);
 
 /* Copies the weights of layers first..first + count - 1 into memory of model_slice_bytes(). 0, or -errno: then what is
  * in memory is not to be used. */

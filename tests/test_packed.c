@@ -43,7 +43,7 @@ static void teardown(void)
 static void make(void)
 {
     struct err err = {0};
-    cr_assert_eq(packed_make(path, &desc, gguf, NULL, &err), 0, "%s", err.text);
+    cr_assert_eq(packed_make(path, &desc, gguf, NULL, NULL, &err), 0, "%s", err.text);
 }
 
 static void change_byte(off_t at)
@@ -79,7 +79,7 @@ static void expect_same_slices(void)
 Test(packed, a_copied_slice_is_what_packing_it_gives)
 {
     make();
-    cr_expect_eq(packed_check(path, &desc, gguf, NULL), 0);
+    cr_expect_eq(packed_check(path, &desc, gguf, NULL, NULL), 0);
     expect_same_slices();
 }
 
@@ -95,6 +95,43 @@ Test(packed, so_it_is_where_the_head_is_a_matrix_of_its_own)
     expect_same_slices();
 }
 
+struct seen {
+    uint64_t calls, done, total;
+};
+
+static void see(void *context, uint64_t done, uint64_t total)
+{
+    struct seen *seen = context;
+    cr_expect(done >= seen->done && done <= total && (seen->calls == 0 || total == seen->total));
+    *seen = (struct seen){seen->calls + 1, done, total};
+}
+
+/* Shares of a team are alike but for a layer: what its first member says of all is right but for that. */
+static void expect_seen(struct seen *seen, uint64_t calls_min)
+{
+    cr_expect_geq(seen->calls, calls_min);
+    cr_expect_geq((double)seen->done, 0.99 * (double)seen->total, "%llu of %llu", (unsigned long long)seen->done,
+                  (unsigned long long)seen->total);
+    *seen = (struct seen){0};
+}
+
+Test(packed, an_onlooker_is_told_how_far_it_is)
+{
+    struct seen seen = {0};
+    const struct onlooker onlooker = {see, &seen};
+    struct team *team;
+    struct err err = {0};
+    make();
+    cr_assert_eq(packed_make(path, &desc, gguf, NULL, &onlooker, &err), 0, "%s", err.text);
+    expect_seen(&seen, desc.layers + 1);
+    cr_expect_eq(packed_check(path, &desc, gguf, NULL, &onlooker), 0);
+    expect_seen(&seen, 1);
+    cr_assert_eq(team_open(&team, 2, NULL, NULL, &err), 0);
+    cr_assert_eq(packed_make(path, &desc, gguf, team, &onlooker, &err), 0, "%s", err.text);
+    expect_seen(&seen, desc.layers / 2 + 1);
+    team_close(team);
+}
+
 Test(packed, a_team_packs_the_same_file)
 {
     struct team *team;
@@ -105,8 +142,8 @@ Test(packed, a_team_packs_the_same_file)
     cr_assert_eq(pread(fd, &alone, sizeof(alone), 0), (ssize_t)sizeof(alone));
     close(fd);
     cr_assert_eq(team_open(&team, 3, NULL, NULL, &err), 0);
-    cr_assert_eq(packed_make(path, &desc, gguf, team, &err), 0, "%s", err.text);
-    cr_expect_eq(packed_check(path, &desc, gguf, team), 0);
+    cr_assert_eq(packed_make(path, &desc, gguf, team, NULL, &err), 0, "%s", err.text);
+    cr_expect_eq(packed_check(path, &desc, gguf, team, NULL), 0);
     team_close(team);
     fd = open(path, O_RDONLY);
     cr_assert_eq(pread(fd, &together, sizeof(together), 0), (ssize_t)sizeof(together));
@@ -119,10 +156,10 @@ Test(packed, one_changed_bit_is_seen)
     make();
     for (off_t at = PACKED_START; at < (off_t)PACKED_START + 5000; at += 997) {
         change_byte(at);
-        cr_expect_eq(packed_check(path, &desc, gguf, NULL), -EBADMSG, "byte %lld", (long long)at);
+        cr_expect_eq(packed_check(path, &desc, gguf, NULL, NULL), -EBADMSG, "byte %lld", (long long)at);
         change_byte(at);
     }
-    cr_expect_eq(packed_check(path, &desc, gguf, NULL), 0);
+    cr_expect_eq(packed_check(path, &desc, gguf, NULL, NULL), 0);
 }
 
 Test(packed, a_file_that_was_cut_short_is_damaged_and_not_copied)
@@ -130,10 +167,10 @@ Test(packed, a_file_that_was_cut_short_is_damaged_and_not_copied)
     make();
     cr_assert_eq(truncate(path, PACKED_START + 100), 0);
     void *memory = base_alloc(model_slice_bytes(&desc, 0, 3));
-    cr_expect_eq(packed_check(path, &desc, gguf, NULL), -EBADMSG);
+    cr_expect_eq(packed_check(path, &desc, gguf, NULL, NULL), -EBADMSG);
     cr_expect_lt(packed_copy(path, &desc, gguf, 0, 3, memory), 0);
     cr_assert_eq(truncate(path, 5), 0);
-    cr_expect_eq(packed_check(path, &desc, gguf, NULL), -ENOENT);
+    cr_expect_eq(packed_check(path, &desc, gguf, NULL, NULL), -ENOENT);
     free(memory);
 }
 
@@ -143,8 +180,8 @@ Test(packed, a_model_with_one_other_weight_has_another_file)
     tiny.flipped_tensor = "blk.1.ffn_up.weight";
     struct gguf *other = tiny_model_open(&tiny);
     make();
-    cr_expect_eq(packed_check(path, &desc, other, NULL), -ENOENT);
-    cr_expect_eq(packed_check("/nowhere/at/all", &desc, gguf, NULL), -ENOENT);
+    cr_expect_eq(packed_check(path, &desc, other, NULL, NULL), -ENOENT);
+    cr_expect_eq(packed_check("/nowhere/at/all", &desc, gguf, NULL, NULL), -ENOENT);
     gguf_close(other);
 }
 
@@ -156,7 +193,7 @@ Test(packed, what_an_interrupted_engine_left_is_written_over)
     cr_assert_eq(rename(path, unfinished), 0);
     cr_assert_eq(truncate(unfinished, 1 << 20), 0);
     make();
-    cr_expect_eq(packed_check(path, &desc, gguf, NULL), 0);
+    cr_expect_eq(packed_check(path, &desc, gguf, NULL, NULL), 0);
     cr_expect_neq(access(unfinished, F_OK), 0);
 }
 
@@ -168,17 +205,17 @@ Test(packed, of_two_engines_one_writes_and_the_other_goes_on_without)
     snprintf(unfinished, sizeof(unfinished), "%s.new", path);
     int other = open(unfinished, O_RDWR | O_CREAT, 0600);
     cr_assert_eq(flock(other, LOCK_EX), 0);
-    cr_expect_eq(packed_make(path, &desc, gguf, NULL, &err), -EBUSY);
+    cr_expect_eq(packed_make(path, &desc, gguf, NULL, NULL, &err), -EBUSY);
     cr_expect(strstr(err.text, "another engine"), "%s", err.text);
-    cr_expect_eq(packed_check(path, &desc, gguf, NULL), 0, "what is there stays good meanwhile");
+    cr_expect_eq(packed_check(path, &desc, gguf, NULL, NULL), 0, "what is there stays good meanwhile");
     close(other);
-    cr_expect_eq(packed_make(path, &desc, gguf, NULL, &err), 0, "%s", err.text);
+    cr_expect_eq(packed_make(path, &desc, gguf, NULL, NULL, &err), 0, "%s", err.text);
 }
 
 Test(packed, a_folder_that_cannot_be_made_is_named)
 {
     struct err err = {0};
-    cr_expect_lt(packed_make("/proc/none/evenflow/x.weights", &desc, gguf, NULL, &err), 0);
+    cr_expect_lt(packed_make("/proc/none/evenflow/x.weights", &desc, gguf, NULL, NULL, &err), 0);
     cr_expect(strstr(err.text, "/proc/none/evenflow/x.weights"), "%s", err.text);
 }
 

@@ -280,7 +280,7 @@ static void run_load(struct bench *bench, struct client *client)
 {
     const struct values *values = bench->values;
     size_t limit = values->max_concurrency > 0 ? values->max_concurrency : SIZE_MAX, next = 0;
-    progress_begin(&bench->progress, bench->count);
+    progress_begin(&bench->progress, "requests", bench->count, "tok/s");
     double cpu_before_us = cpu_us();
     bench->start_ns = clock_ns();
     while (bench->done < bench->count) {

@@ -238,7 +238,7 @@ static int complete_jsonl(const struct values *values, const char *socket)
         return command_fail(1, "complete", err.text);
     struct jobs jobs = {.list = base_alloc((bodies.count + 1) * sizeof(struct job)), .count = bodies.count};
     struct progress progress;
-    progress_begin(&progress, jobs.count);
+    progress_begin(&progress, "requests", jobs.count, "tok/s");
     for (size_t next = 0; jobs.done < jobs.count;) {
         for (; next < jobs.count && client_active(client) < values->concurrency; next++) {
             const struct body *body = &bodies.list[next];

@@ -14,6 +14,7 @@
 #include "tools/client.h"
 #include "tools/commands.h"
 #include "tools/launch.h"
+#include "tools/progress.h"
 #include "tools/vocab.h"
 
 /* The options of serve, and one more; the struct begins with serve's so that one table reaches both. */
@@ -53,8 +54,8 @@ static char *read_file(const char *path, size_t *size)
     return text;
 }
 
-/* The body of the request: the text's ids, to be scored. NULL with err. */
-static char *make_body(const char *model_path, const char *text, size_t size, struct err *err)
+/* The body of the request: the text's ids, to be scored, and how many they are. NULL with err. */
+static char *make_body(const char *model_path, const char *text, size_t size, uint32_t *count, struct err *err)
 {
     struct gguf *gguf;
     struct tok tok;
@@ -67,16 +68,46 @@ static char *make_body(const char *model_path, const char *text, size_t size, st
     if (ret != 0 || tok_attach(&tok, blob, bytes, size, err) != 0)
         return NULL;
     uint32_t *ids = base_alloc((size + 3) * sizeof(*ids));
-    uint32_t count = tok_encode(&tok, text, size, NULL, 0, ids, (uint32_t)size + 3);
+    *count = tok_encode(&tok, text, size, NULL, 0, ids, (uint32_t)size + 3);
     tok_detach(&tok);
     free(blob);
     json_t *body = json_pack("{s:[], s:i, s:b, s:i}", "prompt", "max_tokens", 0, "echo", 1, "logprobs", 1);
-    for (uint32_t i = 0; i < count; i++)
+    for (uint32_t i = 0; i < *count; i++)
         json_array_append_new(json_object_get(body, "prompt"), json_integer(ids[i]));
     char *dump = json_dumps(body, JSON_COMPACT);
     json_decref(body);
     free(ids);
     return dump;
+}
+
+/* Tokens of the prompt that have been through the pipeline: what the engine says of the only request that it has. */
+static uint64_t tokens_done(const char *socket)
+{
+    struct err err;
+    json_t *status = command_get(socket, "/status", &err);
+    uint64_t done = (uint64_t)json_integer_value(json_object_get(json_object_get(status, "tokens"), "prompt"));
+    json_decref(status);
+    return done;
+}
+
+/* Asks, and shows how far the engine is. */
+static void score(const char *socket, struct client_call *call, uint32_t count)
+{
+    struct err err;
+    struct progress progress;
+    struct client *client = client_open(socket, false, &err);
+    if (client == NULL) {
+        call->err = err;
+        return;
+    }
+    progress_begin(&progress, "scoring", count, "tok/s");
+    for (client_start(client, call); client_active(client) > 0; client_turn(client, progress.next_ns))
+        if (progress_is_due(&progress)) {
+            uint64_t done = tokens_done(socket);
+            progress_show(&progress, done, done);
+        }
+    progress_end(&progress);
+    client_close(client);
 }
 
 static int print_scores(const char *answer_text, size_t size, bool is_json)
@@ -116,17 +147,18 @@ static int run(const void *pointer, char **positional, int positional_count)
     struct config config = values->config;
     struct err err;
     size_t size;
+    uint32_t count;
     char *text = read_file(positional[1], &size);
     if (text == NULL)
         return command_fail(1, "perplexity", "cannot read the text file");
-    char *body = make_body(positional[0], text, size, &err);
+    char *body = make_body(positional[0], text, size, &count, &err);
     struct own_engine engine;
     if (values->json || strcmp(config.log_level, "info") == 0)
         strcpy(config.log_level, "warn"); /* the figures are what is wanted here */
     if (body == NULL || own_engine_start(&engine, &config, positional[0], &err) != 0)
         return command_fail(1, "perplexity", err.text);
     struct client_call call = {.method = "POST", .path = "/v1/completions", .body = body, .body_size = strlen(body)};
-    client_run(engine.socket, &call, 1, 1);
+    score(engine.socket, &call, count);
     int status = own_engine_stop(&engine);
     if (call.status != 200)
         status = command_fail(1, "perplexity", call.status == 0 ? call.err.text : call.answer);

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "engine/chat.h"
 #include "engine/tok.h"
@@ -11,6 +13,7 @@
 #include "ipc/clock.h"
 #include "stages/gguf.h"
 #include "tools/commands.h"
+#include "tools/progress.h"
 #include "tools/vocab.h"
 
 #define TEXT_BYTES_MAX (16u << 20)                  /* of one text as it comes in */
@@ -153,23 +156,39 @@ static int tokenize_text(const struct tok *vocabulary, const char *text, size_t 
     return 0;
 }
 
+/* Bytes of a regular file on standard input; 0 when it is none. */
+static uint64_t input_bytes(void)
+{
+    struct stat stat;
+    return fstat(STDIN_FILENO, &stat) == 0 && S_ISREG(stat.st_mode) ? (uint64_t)stat.st_size : 0;
+}
+
+/* How far it is in the input is shown where the output does not go to the same terminal. */
 static int for_each_line(const char *command, int (*work)(const struct tok *tok, json_t *value, bool special),
                          const struct tok *tok, bool special)
 {
     char *line = NULL;
     size_t room = 0, number = 0;
+    uint64_t bytes = 0;
     int status = 0;
-    for (ssize_t size; status == 0 && (size = getline(&line, &room, stdin)) > 0;) {
+    struct progress progress;
+    progress_begin(&progress, command, input_bytes(), "lines/s");
+    if (isatty(STDOUT_FILENO))
+        progress.next_ns = UINT64_MAX;
+    for (ssize_t size; status == 0 && (size = getline(&line, &room, stdin)) > 0; bytes += (uint64_t)size) {
+        progress_show(&progress, bytes, number);
         json_error_t problem;
         json_t *value = load_line(line, (size_t)size, &problem);
         number++;
         if (value == NULL || work(tok, value, special) != 0) {
+            progress_end(&progress);
             fprintf(stderr, "evenflow %s: line %zu: %s\n", command, number,
                     value == NULL ? problem.text : "not what is expected here; see --help");
             status = 1;
         }
         json_decref(value);
     }
+    progress_end(&progress);
     free(line);
     return status;
 }

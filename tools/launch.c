@@ -35,6 +35,7 @@
 #include "stages/packed.h"
 #include "tools/devices.h"
 #include "tools/pipeline.h"
+#include "tools/progress.h"
 #include "tools/vocab.h"
 
 #define PAGE_BYTES           4096u
@@ -514,6 +515,15 @@ static int open_ledger(struct launch *launch, const char *directory, struct err 
     return ledger_begin(launch->ledger_fd, launch->plan.requests_max, err);
 }
 
+/* ---- packed weights ---- */
+
+static void show(void *context, uint64_t done, uint64_t total)
+{
+    struct progress *progress = context;
+    progress->total = total;
+    progress_show(progress, done, 0);
+}
+
 /* A file of packed weights for this model, made now where there is none. Without one, stages pack for themselves: whatever is
  * wrong here is said, and is no reason not to start. */
 static void plan_weights_cache(struct plan *plan, const struct model_desc *desc, const struct gguf *gguf)
@@ -524,11 +534,18 @@ static void plan_weights_cache(struct plan *plan, const struct model_desc *desc,
     if (!packed_path(path, sizeof(path), plan->model_path) ||
         team_open(&team, (uint32_t)min_u64(core_count(), TEAM_MAX), NULL, NULL, &err) != 0)
         return;
-    int ret = packed_check(path, desc, gguf, team);
+    struct progress progress;
+    const struct onlooker onlooker = {show, &progress};
+    progress_begin(&progress, "reading packed weights", 0, NULL);
+    int ret = packed_check(path, desc, gguf, team, &onlooker);
+    progress_end(&progress);
     if (ret == -EBADMSG)
         log_warn("weights cache %s is damaged; it is made anew", path);
-    if (ret != 0)
-        ret = packed_make(path, desc, gguf, team, &err);
+    if (ret != 0) {
+        progress_begin(&progress, "packing weights", 0, NULL);
+        ret = packed_make(path, desc, gguf, team, &onlooker, &err);
+        progress_end(&progress);
+    }
     team_close(team);
     if (ret == 0)
         strcpy(plan->weights_cache, path);
@@ -664,6 +681,12 @@ static int wait_until_ready(int ready_fd, struct err *err)
 {
     char byte;
     ssize_t got;
+    struct progress progress;
+    struct pollfd ready = {.fd = ready_fd, .events = POLLIN};
+    progress_begin(&progress, "loading", 0, NULL);
+    while (poll(&ready, 1, progress_wait_ms(&progress)) <= 0)
+        progress_show(&progress, 0, 0);
+    progress_end(&progress);
     do {
         got = read(ready_fd, &byte, 1);
     } while (got < 0 && errno == EINTR);
