@@ -116,7 +116,7 @@ static uint64_t hash_json(const json_t *value)
 static void take_completion(struct completion *completion, const struct client_call *call, size_t index)
 {
     cr_assert_eq(call->status, 200, "request %zu: %s %s", index, call->err.text, call->answer ? call->answer : "");
-    json_t *answer = json_loadb(call->answer, call->answer_size, 0, NULL);
+    json_t *answer = json_loadb(call->answer, call->answer_size, JSON_ALLOW_NUL, NULL);
     json_t *choice = json_array_get(json_object_get(answer, "choices"), 0);
     json_t *tokens = json_object_get(choice, "token_ids");
     completion->choices = hash_json(json_object_get(answer, "choices"));

@@ -9,6 +9,8 @@
 #include <sys/sendfile.h>
 #include <unistd.h>
 
+#include "tests/tiny_vocab.h"
+
 struct tensor {
     char name[64];
     uint64_t ne[2];
@@ -45,6 +47,77 @@ struct tiny_model tiny_model(void)
                   GGUF_TYPE_Q4_1, GGUF_TYPE_Q8_0, GGUF_TYPE_Q8_0},
         .seed = 1,
     };
+}
+
+static void set_types(struct tiny_model *tiny, uint32_t type)
+{
+    for (int i = 0; i < 9; i++)
+        tiny->types[i] = type;
+}
+
+struct tiny_model tiny_model_variant(uint32_t variant)
+{
+    struct tiny_model tiny = tiny_model();
+    static const uint32_t mixed[] = {GGUF_TYPE_Q4_0, GGUF_TYPE_F16,  GGUF_TYPE_Q8_0, GGUF_TYPE_F32, GGUF_TYPE_Q8_0,
+                                     GGUF_TYPE_Q4_1, GGUF_TYPE_Q8_0, GGUF_TYPE_F16,  GGUF_TYPE_Q4_0};
+    static const uint32_t more[] = {GGUF_TYPE_Q5_0, GGUF_TYPE_Q5_1, GGUF_TYPE_IQ4_NL, GGUF_TYPE_BF16, GGUF_TYPE_Q5_0,
+                                    GGUF_TYPE_Q5_1, GGUF_TYPE_Q5_0, GGUF_TYPE_BF16,   GGUF_TYPE_Q5_1};
+    static const uint32_t k[] = {GGUF_TYPE_Q4_K, GGUF_TYPE_Q4_K, GGUF_TYPE_Q6_K, GGUF_TYPE_Q5_K, GGUF_TYPE_Q4_K,
+                                 GGUF_TYPE_Q5_K, GGUF_TYPE_Q6_K, GGUF_TYPE_Q4_K, GGUF_TYPE_Q6_K};
+    switch (variant) {
+    case 1: /* every type, no two neighbours alike, a head of its own, RoPE factors */
+        memcpy(tiny.types, mixed, sizeof(mixed));
+        tiny.tied = false;
+        tiny.has_rope_factors = true;
+        break;
+    case 2: /* floats throughout, odd widths; one KV head, wide heads */
+        set_types(&tiny, GGUF_TYPE_F32);
+        tiny.width = 75;
+        tiny.feed_forward = 93;
+        tiny.vocab_size = 163;
+        tiny.heads = 2;
+        tiny.kv_heads = 1;
+        tiny.head_dim = tiny.rope_count = 48;
+        break;
+    case 3: /* types of five bits */
+        memcpy(tiny.types, more, sizeof(more));
+        tiny.tied = false;
+        break;
+    case 4: /* K types */
+        memcpy(tiny.types, k, sizeof(k));
+        tiny.tied = false;
+        tiny.width = tiny.feed_forward = 256;
+        tiny.head_dim = tiny.rope_count = 64;
+        break;
+    case 5:
+        set_types(&tiny, GGUF_TYPE_F32);
+        tiny.architecture = "qwen2";
+        tiny.has_biases = true;
+        tiny.scaling_type = "yarn";
+        break;
+    case 6:
+        set_types(&tiny, GGUF_TYPE_F32);
+        tiny.architecture = "qwen3";
+        tiny.head_dim = tiny.rope_count = 32;
+        tiny.tied = false;
+        break;
+    case 7: /* windows that end inside of chunks, blocks and vectors */
+    case 8:
+        set_types(&tiny, variant == 7 ? GGUF_TYPE_F32 : GGUF_TYPE_Q5_0);
+        tiny.architecture = "gemma3";
+        tiny.window = variant == 7 ? 13 : 20;
+        tiny.window_pattern = 2;
+        tiny.rope_base = 1e6;
+        break;
+    case 9: /* every layer with a window, as Mistral's first */
+        set_types(&tiny, GGUF_TYPE_F16);
+        tiny.window = 19;
+        tiny.tied = false;
+        break;
+    default:
+        break;
+    }
+    return tiny;
 }
 
 static void put(struct builder *b, const void *bytes, size_t size)
@@ -113,6 +186,38 @@ static void key_string(struct builder *b, const char *key, const char *value)
 {
     if (begin_key(b, key, 8))
         put_string(b, value);
+}
+
+static void key_strings(struct builder *b, const char *key, const struct tok_text *texts, uint32_t count)
+{
+    if (!begin_key(b, key, 9))
+        return;
+    put_u32(b, 8);
+    put_u64(b, count);
+    for (uint32_t i = 0; i < count; i++) {
+        put_u64(b, texts[i].size);
+        put(b, texts[i].data, texts[i].size);
+    }
+}
+
+/* The first tokens of the tiny vocabulary; merges make the last ones. */
+static void put_tokenizer(struct builder *b)
+{
+    const struct tok_source *vocabulary = tiny_vocab_source();
+    uint32_t count = b->tiny->vocab_size;
+    cr_assert_leq(count, vocabulary->token_count);
+    key_string(b, "tokenizer.ggml.model", "gpt2");
+    key_string(b, "tokenizer.ggml.pre", "gpt-2");
+    key_strings(b, "tokenizer.ggml.tokens", vocabulary->tokens, count);
+    key_strings(b, "tokenizer.ggml.merges", vocabulary->merges,
+                count == vocabulary->token_count ? vocabulary->merge_count : 0);
+    key_u32(b, "tokenizer.ggml.eos_token_id", vocabulary->eos);
+    if (begin_key(b, "tokenizer.ggml.token_type", 9)) {
+        put_u32(b, 4);
+        put_u64(b, count);
+        for (uint32_t i = 0; i < count; i++) /* no answer has the byte 0, which jansson takes in no key */
+            put_u32(b, i == TINY_BYTE_FIRST ? PIECE_CONTROL : vocabulary->types[i]);
+    }
 }
 
 static void add_tensor(struct builder *b, const char *name, uint64_t columns, uint64_t rows, uint32_t type)
@@ -244,29 +349,6 @@ static void add_tensors(struct builder *b)
     }
     if (t->extra_tensor != NULL)
         add_tensor(b, t->extra_tensor, 16, 1, GGUF_TYPE_F32);
-}
-
-static void begin_strings(struct builder *b, const char *key, uint64_t count)
-{
-    if (begin_key(b, key, 9)) {
-        put_u32(b, 8);
-        put_u64(b, count);
-    }
-}
-
-/* Printable characters, alone and behind letters; the first token ends answers. */
-static void put_tokenizer(struct builder *b)
-{
-    key_string(b, "tokenizer.ggml.model", "gpt2");
-    key_string(b, "tokenizer.ggml.pre", "gpt-2");
-    key_u32(b, "tokenizer.ggml.eos_token_id", 0);
-    begin_strings(b, "tokenizer.ggml.tokens", b->tiny->vocab_size);
-    for (uint32_t i = 0; i < b->tiny->vocab_size; i++) {
-        char text[3] = {(char)('`' + i / 94), (char)('!' + i % 94), '\0'};
-        put_string(b, i < 94 ? text + 1 : text);
-    }
-    begin_strings(b, "tokenizer.ggml.merges", 1);
-    put_string(b, "a b");
 }
 
 static void put_keys(struct builder *b)

@@ -28,12 +28,16 @@ struct tiny_model {
     const char *extra_tensor;   /* put in, 16 floats */
     const char *longer_tensor;  /* has one row more than it should */
     const char *flipped_tensor; /* the lowest bit of its last byte is flipped */
-    bool has_tokenizer;         /* one token per id: enough for an engine to start with it */
+    bool has_tokenizer;         /* the first vocab_size tokens of tiny_vocab.h's: an engine can serve it */
     uint32_t seed;
 };
 
 /* Three layers of width 64, 4 heads over 2, vocabulary of 160, Q4_1 with a tied Q8_0 embedding. */
 struct tiny_model tiny_model(void);
+
+/* Every architecture, every type of tensor, heads of their own and tied ones, odd widths, windows, scaled positions. */
+#define TINY_MODEL_VARIANTS 10u
+struct tiny_model tiny_model_variant(uint32_t variant);
 
 /* What its architecture has beside the common part. */
 bool tiny_model_has_qk_norm(const struct tiny_model *tiny);

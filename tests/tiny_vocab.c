@@ -58,12 +58,15 @@ static struct tok_text merge(const char *left, const char *right)
     return (struct tok_text){text, a.size + b.size + 1};
 }
 
-void *tiny_vocab_build(size_t *bytes)
+const struct tok_source *tiny_vocab_source(void)
 {
-    static struct tok_text tokens[TINY_COUNT];
+    static struct tok_source source;
+    static struct tok_text tokens[TINY_COUNT], merges[4];
     static uint8_t types[TINY_COUNT];
     static const char *const controls[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"};
     static const char *const words[] = {"he", "ll", "llo", "hello", "\xe2\x82\xac"};
+    if (source.token_count > 0)
+        return &source;
     for (uint32_t i = 0; i < 3; i++) {
         tokens[i] = (struct tok_text){controls[i], strlen(controls[i])};
         types[i] = PIECE_CONTROL;
@@ -77,19 +80,27 @@ void *tiny_vocab_build(size_t *bytes)
         tokens[TINY_HE + i] = spell(words[i]);
         types[TINY_HE + i] = PIECE_NORMAL;
     }
-    struct tok_text merges[] = {merge("h", "e"), merge("l", "l"), merge("ll", "o"), merge("he", "llo")};
-    struct tok_source source = {.token_count = TINY_COUNT,
-                                .tokens = tokens,
-                                .types = types,
-                                .merge_count = ARRAY_COUNT(merges),
-                                .merges = merges,
-                                .pre = {"gpt-2", 5},
-                                .bos = TOK_NONE,
-                                .eos = TINY_IM_END,
-                                .chat_template = {chatml, sizeof(chatml) - 1}};
+    merges[0] = merge("h", "e");
+    merges[1] = merge("l", "l");
+    merges[2] = merge("ll", "o");
+    merges[3] = merge("he", "llo");
+    source = (struct tok_source){.token_count = TINY_COUNT,
+                                 .tokens = tokens,
+                                 .types = types,
+                                 .merge_count = ARRAY_COUNT(merges),
+                                 .merges = merges,
+                                 .pre = {"gpt-2", 5},
+                                 .bos = TOK_NONE,
+                                 .eos = TINY_IM_END,
+                                 .chat_template = {chatml, sizeof(chatml) - 1}};
+    return &source;
+}
+
+void *tiny_vocab_build(size_t *bytes)
+{
     void *blob;
     struct err err = {0};
-    if (tok_build(&source, &blob, bytes, &err) != 0) {
+    if (tok_build(tiny_vocab_source(), &blob, bytes, &err) != 0) {
         fprintf(stderr, "%s\n", err.text);
         abort();
     }

@@ -18,6 +18,8 @@ enum {
     TINY_COUNT,
 };
 
+const struct tok_source *tiny_vocab_source(void);
+
 /* The blob, from malloc(). */
 void *tiny_vocab_build(size_t *bytes);
 
