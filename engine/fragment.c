@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "engine/table.h"
 #include "ipc/base.h"
 
 #define NOWHERE UINT32_MAX
@@ -20,13 +21,11 @@ void fragment_begin(struct fragment_builder *b, uint8_t *memory, size_t bytes)
 
 static void *take(struct fragment_builder *b, size_t bytes)
 {
-    size_t at = align_up_u64(b->used, 16);
-    if (b->has_failed || bytes > b->bytes || at > b->bytes - bytes) {
-        b->has_failed = true;
-        return NULL;
-    }
-    b->used = at + bytes;
-    return b->memory + at;
+    struct scratch scratch = {b->memory, b->bytes, b->used};
+    void *memory = b->has_failed ? NULL : scratch_take(&scratch, bytes);
+    b->has_failed = memory == NULL;
+    b->used = scratch.used;
+    return memory;
 }
 
 static bool step(struct fragment_builder *b, uint64_t steps)
@@ -325,32 +324,18 @@ static uint32_t next_state(struct construction *c, uint32_t state, uint8_t byte)
     return intern(c);
 }
 
-/* Marks the states from which an accepted text can be reached, until no more are. */
-static void find_living(struct fragment_builder *b, const struct automaton *a, uint8_t *is_living)
+/* Small, where there is memory for that; one that is not is as good. */
+static struct automaton *make_automaton(struct fragment_builder *b, struct table *table)
 {
-    memcpy(is_living, automaton_accepts(a), a->state_count);
-    for (bool is_changed = true; is_changed && !b->has_failed;) {
-        is_changed = false;
-        for (uint32_t s = a->state_count; s-- > 1;)
-            for (uint32_t k = 0; k < a->class_count && !is_living[s]; k++)
-                if (is_living[a->next[(size_t)s * a->class_count + k]])
-                    is_living[s] = is_changed = true;
-        step(b, (uint64_t)a->state_count * a->class_count / 8);
-    }
-}
-
-/* Leads what can never be finished to DEAD. */
-static bool trim(struct fragment_builder *b, struct automaton *a)
-{
-    uint8_t *is_living = take(b, a->state_count);
-    if (is_living == NULL)
-        return false;
-    find_living(b, a, is_living);
-    is_living[AUTOMATON_DEAD] = 0;
-    for (size_t i = 0; i < (size_t)a->state_count * a->class_count; i++)
-        if (!is_living[a->next[i]])
-            a->next[i] = AUTOMATON_DEAD;
-    return !b->has_failed && is_living[AUTOMATON_START];
+    struct scratch scratch = {b->memory, b->bytes, b->used};
+    b->has_failed = !table_trim(table, scratch);
+    if (b->has_failed || table_is_empty(table))
+        return NULL;
+    table_minimise(table, scratch);
+    struct automaton *automaton = table_pack(table, &scratch);
+    b->has_failed = automaton == NULL;
+    b->used = scratch.used;
+    return automaton;
 }
 
 struct automaton *fragment_finish(struct fragment_builder *b, struct fragment whole)
@@ -377,16 +362,13 @@ struct automaton *fragment_finish(struct fragment_builder *b, struct fragment wh
         for (uint32_t k = 0; k < classes && !b->has_failed; k++)
             next[(size_t)s * classes + k] =
                 b->is_left_out[representative[k]] ? AUTOMATON_DEAD : (uint16_t)next_state(&c, s, representative[k]);
-    size_t table = (size_t)c.state_count * classes;
-    struct automaton *a = take(b, sizeof(*a) + table * sizeof(*next) + c.state_count);
-    if (a == NULL)
+    struct table table = {.state_count = c.state_count, .class_count = classes, .next = next};
+    table.accepts = take(b, c.state_count);
+    if (b->has_failed)
         return NULL;
-    *a = (struct automaton){.state_count = c.state_count, .class_count = classes};
-    memcpy(a->class_of, class_of, sizeof(class_of));
-    memcpy(a->next, next, table * sizeof(*next));
-    uint8_t *accepts = (uint8_t *)(a->next + table);
-    accepts[AUTOMATON_DEAD] = 0;
-    for (uint32_t s = 1; s < c.state_count; s++)
-        accepts[s] = c.states[s].accepts;
-    return trim(b, a) ? a : NULL;
+    memcpy(table.class_of, class_of, sizeof(class_of));
+    table.accepts[AUTOMATON_DEAD] = 0;
+    for (uint32_t s = AUTOMATON_START; s < c.state_count; s++)
+        table.accepts[s] = c.states[s].accepts;
+    return make_automaton(b, &table);
 }

@@ -9,11 +9,6 @@
 
 #define MEMORY_BYTES ((size_t)24 << 20)
 
-void grammar_open(struct grammar *grammar, const struct tok *tok)
-{
-    *grammar = (struct grammar){.tok = tok, .memory = base_reserve(64, MEMORY_BYTES)};
-}
-
 static int build_schema(struct fragment_builder *builder, json_t *value, struct fragment *whole, struct err *err)
 {
     json_error_t problem;
@@ -48,18 +43,44 @@ static int build_choice(struct fragment_builder *builder, json_t *value, struct 
     return 0;
 }
 
+/* The automaton of the whole, in grammar->words. */
+static int finish(struct grammar *grammar, struct fragment_builder *builder, struct fragment whole, struct err *err)
+{
+    struct automaton *automaton = fragment_finish(builder, whole);
+    if (automaton == NULL && !builder->has_failed)
+        return err_set(err, -EINVAL, "no text at all is allowed by it");
+    if (automaton == NULL || automaton_bytes(automaton) > GRAMMAR_WORDS_MAX * sizeof(uint32_t))
+        return err_set(
+            err, -EINVAL,
+            "it is too large: an automaton of %u states and %zu KiB is allowed; fewer or shorter repetitions "
+            "make a smaller one",
+            AUTOMATON_STATES_MAX, GRAMMAR_WORDS_MAX * sizeof(uint32_t) / 1024);
+    size_t bytes = automaton_bytes(automaton);
+    grammar->words = (const uint32_t *)(const void *)automaton;
+    grammar->word_count = (uint32_t)div_up_u64(bytes, sizeof(uint32_t));
+    /* up to the next multiple of 16 the builder's memory is nobody's */
+    memset((uint8_t *)automaton + bytes, 0, grammar->word_count * sizeof(uint32_t) - bytes);
+    return 0;
+}
+
+static void begin(const struct grammar *grammar, struct fragment_builder *builder)
+{
+    fragment_begin(builder, grammar->memory, MEMORY_BYTES);
+    for (uint32_t byte = 0; byte < 256; byte++)
+        builder->is_left_out[byte] = !tok_has_byte(grammar->tok, (uint8_t)byte);
+}
+
 int grammar_make(struct grammar *grammar, enum grammar_kind kind, json_t *value, struct err *err)
 {
     struct fragment_builder builder;
     struct fragment whole = {0};
     int ret = 0;
-    fragment_begin(&builder, grammar->memory, MEMORY_BYTES);
-    for (uint32_t byte = 0; byte < 256; byte++)
-        builder.is_left_out[byte] = !tok_has_byte(grammar->tok, (uint8_t)byte);
+    begin(grammar, &builder);
     switch (kind) {
     case GRAMMAR_OBJECT:
-        whole = schema_any_object(&builder);
-        break;
+        grammar->words = grammar->object_words;
+        grammar->word_count = grammar->object_word_count;
+        return grammar->word_count > 0 ? 0 : err_set(err, -ENOTSUP, "the model has no tokens for any JSON object");
     case GRAMMAR_SCHEMA:
         ret = build_schema(&builder, value, &whole, err);
         break;
@@ -70,20 +91,19 @@ int grammar_make(struct grammar *grammar, enum grammar_kind kind, json_t *value,
         ret = build_choice(&builder, value, &whole, err);
         break;
     }
-    if (ret != 0)
-        return ret;
-    struct automaton *automaton = fragment_finish(&builder, whole);
-    if (automaton == NULL && !builder.has_failed)
-        return err_set(err, -EINVAL, "no text at all is allowed by it");
-    if (automaton == NULL || automaton_bytes(automaton) > GRAMMAR_WORDS_MAX * sizeof(uint32_t))
-        return err_set(err, -EINVAL,
-                       "it is too large: an automaton of %zu KiB is allowed; fewer or shorter repetitions "
-                       "make a smaller one",
-                       GRAMMAR_WORDS_MAX * sizeof(uint32_t) / 1024);
-    size_t bytes = automaton_bytes(automaton);
-    grammar->words = (const uint32_t *)(const void *)automaton;
-    grammar->word_count = (uint32_t)div_up_u64(bytes, sizeof(uint32_t));
-    /* up to the next multiple of 16 the builder's memory is nobody's */
-    memset((uint8_t *)automaton + bytes, 0, grammar->word_count * sizeof(uint32_t) - bytes);
-    return 0;
+    return ret ? ret : finish(grammar, &builder, whole, err);
+}
+
+/* The one that is the same for all who ask for it is made once. */
+void grammar_open(struct grammar *grammar, const struct tok *tok)
+{
+    struct fragment_builder builder;
+    struct err err;
+    *grammar = (struct grammar){.tok = tok, .memory = base_reserve(64, MEMORY_BYTES)};
+    begin(grammar, &builder);
+    if (finish(grammar, &builder, schema_any_object(&builder), &err) != 0)
+        return;
+    grammar->object_words = base_alloc(grammar->word_count * sizeof(uint32_t));
+    memcpy(grammar->object_words, grammar->words, grammar->word_count * sizeof(uint32_t));
+    grammar->object_word_count = grammar->word_count;
 }

@@ -1,6 +1,7 @@
 /* grammar.h - what a client wants an answer to keep to, as the automaton that the journal holds.
  *
- * Used by: api.c.   Owns: the memory that it is made in, taken in grammar_open().   Never blocks, never allocates after that.
+ * Used by: api.c.   Owns: the memory that it is made in and GRAMMAR_OBJECT's, taken in grammar_open().
+ * Never blocks, never allocates after that.
  *
  * Bytes that no token is by itself are left out, with the characters that need them: so there is a token for every way on.
  */
@@ -25,6 +26,8 @@ struct grammar {
     uint8_t *memory;
     const uint32_t *words; /* of the last one, until the next */
     uint32_t word_count;
+    uint32_t *object_words; /* of GRAMMAR_OBJECT */
+    uint32_t object_word_count;
 };
 
 void grammar_open(struct grammar *grammar, const struct tok *tok);

@@ -76,26 +76,6 @@ static struct fragment number(struct fragment_builder *b, bool is_whole)
     return fragment_then(b, fragment_then(b, f, fragment_optional(b, part)), fragment_optional(b, power));
 }
 
-static struct fragment hex_digit(struct fragment_builder *b, bool is_surrogate_half)
-{
-    struct fragment f = fragment_bytes(b, '0', is_surrogate_half ? '7' : '9');
-    if (is_surrogate_half)
-        return f;
-    return fragment_or(b, f, fragment_or(b, fragment_bytes(b, 'a', 'f'), fragment_bytes(b, 'A', 'F')));
-}
-
-/* \u and four digits that are no half of a surrogate pair. */
-static struct fragment unicode_escape(struct fragment_builder *b)
-{
-    struct fragment d = fragment_or(b, text(b, "d"), text(b, "D"));
-    struct fragment other = fragment_or(b, fragment_bytes(b, '0', '9'), fragment_bytes(b, 'a', 'c'));
-    other = fragment_or(b, other, fragment_bytes(b, 'e', 'f'));
-    other = fragment_or(b, other, fragment_or(b, fragment_bytes(b, 'A', 'C'), fragment_bytes(b, 'E', 'F')));
-    struct fragment low = fragment_then(b, d, hex_digit(b, true)), high = fragment_then(b, other, hex_digit(b, false));
-    struct fragment f = fragment_then(b, fragment_or(b, low, high), hex_digit(b, false));
-    return fragment_then(b, text(b, "\\u"), fragment_then(b, f, hex_digit(b, false)));
-}
-
 /* Another way from a node to one, by a byte of a range. */
 static void way(struct fragment_builder *b, uint32_t from, uint8_t first, uint8_t last, uint32_t to)
 {
@@ -133,16 +113,40 @@ static struct fragment plain_character(struct fragment_builder *b)
     return (struct fragment){from, to};
 }
 
+static void hex_ways(struct fragment_builder *b, uint32_t from, uint32_t to)
+{
+    way(b, from, '0', '9', to);
+    way(b, from, 'a', 'f', to);
+    way(b, from, 'A', 'F', to);
+}
+
+/* What stands behind a backslash: one of eight letters and signs, or u and four digits that are no half of a surrogate pair. */
+static void escape_ways(struct fragment_builder *b, uint32_t from, uint32_t to)
+{
+    static const char single[] = "\"\\/bfnrt", first[] = "09acefACEF"; /* ranges of the first digit, but for d */
+    uint32_t node[5];
+    for (uint32_t i = 0; i < ARRAY_COUNT(node); i++)
+        node[i] = fragment_empty(b).from;
+    for (size_t i = 0; i < sizeof(single) - 1; i++)
+        way(b, from, (uint8_t)single[i], (uint8_t)single[i], to);
+    way(b, from, 'u', 'u', node[0]);
+    for (size_t i = 0; i < sizeof(first) - 1; i += 2)
+        way(b, node[0], (uint8_t)first[i], (uint8_t)first[i + 1], node[2]);
+    way(b, node[0], 'd', 'd', node[1]);
+    way(b, node[0], 'D', 'D', node[1]);
+    way(b, node[1], '0', '7', node[3]);
+    hex_ways(b, node[2], node[3]);
+    hex_ways(b, node[3], node[4]);
+    hex_ways(b, node[4], to);
+}
+
 static struct fragment any_character(struct fragment_builder *b)
 {
-    static const char escaped[] = "\"\\/bfnrt";
     struct fragment f = plain_character(b);
-    struct fragment escape = unicode_escape(b);
-    for (size_t i = 0; i < sizeof(escaped) - 1; i++) {
-        const char pair[] = {'\\', escaped[i], '\0'};
-        escape = fragment_or(b, escape, text(b, pair));
-    }
-    return fragment_or(b, f, escape);
+    uint32_t escape = fragment_empty(b).from;
+    way(b, f.from, '\\', '\\', escape);
+    escape_ways(b, escape, f.to);
+    return f;
 }
 
 static struct fragment quoted(struct fragment_builder *b, struct fragment inside)
@@ -202,7 +206,7 @@ static struct fragment any_value(struct fragment_builder *b, uint32_t depth)
 
 struct fragment schema_any_object(struct fragment_builder *b)
 {
-    return list_of(b, "{}", member_of(b, any_string(b), any_value(b, SCHEMA_ANY_DEPTH)));
+    return list_of(b, "{}", member_of(b, any_string(b), any_value(b, SCHEMA_OBJECT_DEPTH - 1)));
 }
 
 /* ---- enum and const ---- */
@@ -274,22 +278,30 @@ static bool is_annotation(const char *key)
     return false;
 }
 
+/* Words that are separated by blanks. */
+static bool is_among(const char *words, const char *word)
+{
+    size_t size = strlen(word);
+    for (const char *at = words; *at != '\0'; at += strspn(at, " ")) {
+        size_t length = strcspn(at, " ");
+        if (length == size && memcmp(at, word, size) == 0)
+            return true;
+        at += length;
+    }
+    return false;
+}
+
 /* Refuses what is neither an annotation nor in the list of words that are understood here. */
 static void check_keywords(struct schema *s, json_t *schema, const char *known, const char *where)
 {
+    static const char elsewhere[] = "type minLength maxLength pattern items minItems maxItems properties required "
+                                    "additionalProperties enum const anyOf $ref";
     const char *key;
     json_t *value;
-    json_object_foreach(schema, key, value) {
-        size_t size = strlen(key);
-        bool is_known = is_annotation(key);
-        for (const char *at = known; *at != '\0' && !is_known; at += strspn(at, " ")) {
-            size_t word = strcspn(at, " ");
-            is_known = word == size && memcmp(at, key, size) == 0;
-            at += word;
-        }
-        if (!is_known)
-            fail(s, "the keyword '%.64s' is not supported %s", key, where);
-    }
+    json_object_foreach(schema, key, value)
+        if (!is_annotation(key) && !is_among(known, key))
+            fail(s, "the keyword '%.64s' is not supported%s%s", key, is_among(elsewhere, key) ? " " : "",
+                 is_among(elsewhere, key) ? where : "");
 }
 
 static void get_count(struct schema *s, json_t *schema, const char *name, uint32_t *count)

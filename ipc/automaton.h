@@ -10,6 +10,7 @@
 #ifndef EVENFLOW_AUTOMATON_H
 #define EVENFLOW_AUTOMATON_H
 
+#include <assert.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -18,22 +19,47 @@
 #define AUTOMATON_DEAD       0u
 #define AUTOMATON_START      1u
 
-/* next of a state by the class of a byte; then one byte per state: 1 where a text may end. */
+/* Where a step leads: a state has few different targets, its ways, and a pattern says which of them each class of bytes
+ * takes. Many states share a pattern. */
+struct automaton_state {
+    uint32_t way_first; /* in ways */
+    uint16_t pattern;
+    uint8_t accepts; /* 1: a text may end here */
+    uint8_t reserved;
+};
+
+static_assert(sizeof(struct automaton_state) == 8, "layout is shared by processes");
+
 struct automaton {
     uint32_t state_count; /* DEAD included */
     uint32_t class_count;
+    uint32_t way_count;
+    uint32_t pattern_count;
     uint8_t class_of[256];
-    uint16_t next[]; /* (state_count, class_count) */
+    struct automaton_state states[]; /* (state_count); then the ways, uint16_t (way_count): states; then the patterns,
+                                      * uint8_t (pattern_count, class_count): a way's number among its state's */
 };
 
-static inline const uint8_t *automaton_accepts(const struct automaton *automaton)
+static inline const uint16_t *automaton_ways(const struct automaton *automaton)
 {
-    return (const uint8_t *)(automaton->next + (size_t)automaton->state_count * automaton->class_count);
+    return (const uint16_t *)(automaton->states + automaton->state_count);
+}
+
+static inline const uint8_t *automaton_patterns(const struct automaton *automaton)
+{
+    return (const uint8_t *)(automaton_ways(automaton) + automaton->way_count);
+}
+
+static inline bool automaton_accepts(const struct automaton *automaton, uint32_t state)
+{
+    return automaton->states[state].accepts;
 }
 
 static inline uint32_t automaton_step(const struct automaton *automaton, uint32_t state, uint8_t byte)
 {
-    return automaton->next[(size_t)state * automaton->class_count + automaton->class_of[byte]];
+    const struct automaton_state *from = &automaton->states[state];
+    size_t at = (size_t)from->pattern * automaton->class_count + automaton->class_of[byte];
+    return automaton_ways(automaton)[from->way_first + automaton_patterns(automaton)[at]];
 }
 
 size_t automaton_bytes(const struct automaton *automaton);

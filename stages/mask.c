@@ -211,7 +211,7 @@ static void compute(struct masker *masker, const struct automaton *automaton, ui
         if (at == size)
             bits[masker->order[i] / 64] |= 1ull << (masker->order[i] % 64);
     }
-    for (uint32_t i = 0; i < masker->end_token_count && automaton_accepts(automaton)[state]; i++)
+    for (uint32_t i = 0; i < masker->end_token_count && automaton_accepts(automaton, state); i++)
         bits[masker->end_tokens[i] / 64] |= 1ull << (masker->end_tokens[i] % 64);
     masker->computed++;
 }
@@ -234,7 +234,7 @@ const uint64_t *mask_bits(struct masker *masker, const struct mask_place *place)
 bool mask_allows(const struct masker *masker, const struct mask_place *place, uint32_t token)
 {
     if (is_end_token(masker, token))
-        return automaton_accepts(automaton_of(masker, place))[place->state] != 0;
+        return automaton_accepts(automaton_of(masker, place), place->state);
     return token < masker->pieces->count && is_text(masker, token) &&
            state_behind(masker, place, token) != AUTOMATON_DEAD;
 }

@@ -48,7 +48,7 @@ static size_t walk(const struct automaton *automaton, struct fuzz_input *ways, c
     uint32_t state = AUTOMATON_START;
     for (size_t size = 0; size < TEXT_MAX; size++) {
         uint32_t byte = way_on(automaton, state, fuzz_byte(ways));
-        if (automaton_accepts(automaton)[state] && (byte == NO_BYTE || size > TEXT_MAX / 2 || fuzz_byte(ways) % 4 == 0))
+        if (automaton_accepts(automaton, state) && (byte == NO_BYTE || size > TEXT_MAX / 2 || fuzz_byte(ways) % 4 == 0))
             return size;
         check(byte != NO_BYTE); /* wherever a text stands, it can be finished */
         text[size] = (char)byte;

@@ -243,7 +243,7 @@ static bool allows(const char *text)
     cr_assert(automaton_is_sound(automaton, request.grammar_words * sizeof(uint32_t)));
     for (const char *at = text; *at != '\0'; at++)
         state = automaton_step(automaton, state, (uint8_t)*at);
-    return automaton_accepts(automaton)[state];
+    return automaton_accepts(automaton, state);
 }
 
 Test(api, what_an_answer_has_to_keep_to_comes_by_openais_and_by_vllms_names, .init = set_up)

@@ -48,7 +48,7 @@ static bool may_come(uint32_t state, uint32_t token)
 {
     uint8_t bytes[TOK_PIECE_MAX];
     if (token == TINY_IM_END || token == TINY_END || token == TINY_IM_START)
-        return token == TINY_IM_END && automaton_accepts(automaton)[state];
+        return token == TINY_IM_END && automaton_accepts(automaton, state);
     size_t size = tok_piece(&tok, token, bytes);
     for (size_t i = 0; i < size && state != AUTOMATON_DEAD; i++)
         state = automaton_step(automaton, state, bytes[i]);
@@ -130,9 +130,22 @@ Test(mask, what_is_no_grammar_is_not_taken)
     bring("abc");
     struct automaton *a = (struct automaton *)(void *)masker.incoming;
     cr_expect_null(mask_learn(&masker, 0, 1, words - 1));
-    a->next[a->class_count] = (uint16_t)a->state_count;
+    uint16_t *ways = (uint16_t *)(uintptr_t)automaton_ways(a), way = ways[a->way_count - 1];
+    ways[a->way_count - 1] = (uint16_t)a->state_count;
     cr_expect_null(mask_learn(&masker, 0, 1, words));
-    a->next[a->class_count] = 0;
+    ways[a->way_count - 1] = way;
+    a->states[2].pattern = (uint16_t)a->pattern_count;
+    cr_expect_null(mask_learn(&masker, 0, 1, words));
+    a->states[2].pattern = 0;
+    a->states[2].way_first = a->way_count;
+    cr_expect_null(mask_learn(&masker, 0, 1, words));
+    a->states[2].way_first = UINT32_MAX;
+    cr_expect_null(mask_learn(&masker, 0, 1, words));
+    a->states[2].way_first = 0;
+    uint8_t *patterns = (uint8_t *)(uintptr_t)automaton_patterns(a);
+    patterns[0] = 255;
+    cr_expect_null(mask_learn(&masker, 0, 1, words));
+    patterns[0] = 0;
     a->class_of[7] = (uint8_t)a->class_count;
     cr_expect_null(mask_learn(&masker, 0, 1, words));
     a->class_of[7] = 0;

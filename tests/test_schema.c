@@ -8,6 +8,7 @@
 #include "engine/fragment.h"
 #include "engine/regex.h"
 #include "engine/schema.h"
+#include "ipc/layout.h"
 #include "tests/schemas.h"
 
 #define MEMORY_BYTES ((size_t)64 << 20)
@@ -32,20 +33,23 @@ static bool matches(const struct automaton *a, const char *text)
     uint32_t state = AUTOMATON_START;
     for (const char *at = text; *at != '\0'; at++)
         state = automaton_step(a, state, (uint8_t)*at);
-    return automaton_accepts(a)[state];
+    return automaton_accepts(a, state);
 }
 
 /* Steps to the nearest end, for every state. */
 static uint32_t *distances(const struct automaton *a)
 {
     uint32_t *steps = malloc(a->state_count * sizeof(*steps));
+    uint8_t byte_of[256];
+    for (uint32_t byte = 0; byte < 256; byte++)
+        byte_of[a->class_of[byte]] = (uint8_t)byte;
     for (uint32_t s = 0; s < a->state_count; s++)
-        steps[s] = automaton_accepts(a)[s] ? 0 : UINT32_MAX;
+        steps[s] = automaton_accepts(a, s) ? 0 : UINT32_MAX;
     for (bool is_changed = true; is_changed;) {
         is_changed = false;
         for (uint32_t s = 1; s < a->state_count; s++)
             for (uint32_t k = 0; k < a->class_count; k++) {
-                uint32_t next = steps[a->next[(size_t)s * a->class_count + k]];
+                uint32_t next = steps[automaton_step(a, s, byte_of[k])];
                 if (next != UINT32_MAX && next + 1 < steps[s]) {
                     steps[s] = next + 1;
                     is_changed = true;
@@ -59,7 +63,7 @@ static uint32_t *distances(const struct automaton *a)
 static size_t random_text(const struct automaton *a, const uint32_t *steps, char *text)
 {
     size_t size = 0;
-    for (uint32_t state = AUTOMATON_START; !(automaton_accepts(a)[state] && (size > 200 || schemas_random(3) == 0));) {
+    for (uint32_t state = AUTOMATON_START; !(automaton_accepts(a, state) && (size > 200 || schemas_random(3) == 0));) {
         uint8_t bytes[256];
         uint32_t count = 0;
         for (uint32_t byte = 0; byte < 256; byte++) {
@@ -70,7 +74,7 @@ static size_t random_text(const struct automaton *a, const uint32_t *steps, char
                 bytes[is_same ? count - 1 : count++] = (uint8_t)byte;
         }
         if (count == 0) { /* nothing may follow */
-            cr_assert(automaton_accepts(a)[state], "%.*s can be neither ended nor gone on with", (int)size, text);
+            cr_assert(automaton_accepts(a, state), "%.*s can be neither ended nor gone on with", (int)size, text);
             break;
         }
         uint8_t byte = bytes[schemas_random(count)];
@@ -133,6 +137,7 @@ Test(schema, every_text_of_500_random_schemas_parses_and_validates)
         json_decref(schema);
     }
     cr_expect_eq(texts, 10000);
+    printf("%zu states each\n", states / 500);
     cr_expect_lt(states / 500, 2000, "%zu states each", states / 500);
 }
 
@@ -198,7 +203,7 @@ Test(schema, what_is_not_supported_is_refused_by_name)
         {"{\"type\":\"integer\",\"minimum\":3}", "'minimum'"},
         {"{\"type\":\"string\",\"format\":\"date\"}", "'format'"},
         {"{\"oneOf\":[{}]}", "'oneOf'"},
-        {"{\"not\":{}}", "'not'"},
+        {"{\"not\":{}}", "the keyword 'not' is not supported"},
         {"{\"type\":\"object\",\"patternProperties\":{}}", "'patternProperties'"},
         {"{\"type\":\"array\",\"items\":{\"type\":\"array\",\"uniqueItems\":true}}", "'uniqueItems'"},
         {"{\"type\":\"what\"}", "'what'"},
@@ -274,6 +279,61 @@ Test(schema, lists_that_say_the_same_again_are_refused_before_they_cost_anything
     json_t *one = json_pack("{s:s,s:{s:{s:i}},s:o}", "type", "object", "properties", "a", "const", 1, "required",
                             long_list("a", 100000));
     expect_soon_refused(json_pack("{s:o,s:{s:o}}", "anyOf", any, "$defs", "x", one), "required");
+}
+
+/* What a request's pages hold of one at most. */
+#define WORDS_BYTES (GRAMMAR_WORDS_MAX * sizeof(uint32_t))
+
+static void expect_fits(const char *what, const struct automaton *a)
+{
+    cr_assert_not_null(a, "%s: %s", what, err.text);
+    printf("%s: %u states, %u patterns, %zu KiB, %llu steps, %u nodes\n", what, a->state_count, a->pattern_count,
+           automaton_bytes(a) / 1024, (unsigned long long)builder.steps, builder.node_count);
+    cr_expect_leq(automaton_bytes(a), WORDS_BYTES, "%s: %zu bytes", what, automaton_bytes(a));
+}
+
+Test(schema, long_texts_and_deep_objects_fit)
+{
+    static char text[8192];
+    const struct automaton *a = compile_text("{\"type\":\"string\",\"maxLength\":1024}");
+    expect_fits("a string of up to 1024 characters", a);
+    memset(text, 'x', sizeof(text));
+    text[0] = text[1025] = '"';
+    text[1026] = '\0';
+    cr_expect(matches(a, text));
+    text[1025] = 'x';
+    text[1026] = '"';
+    text[1027] = '\0';
+    cr_expect_not(matches(a, text));
+    expect_fits("two of up to 250, and a list of numbers",
+                compile_text(
+                    "{\"properties\":{\"a\":{\"type\":\"string\",\"maxLength\":250},\"b\":{\"type\":\"string\","
+                    "\"maxLength\":250},\"c\":{\"type\":\"array\",\"maxItems\":50,\"items\":{\"type\":\"number\"}}}}"));
+    fragment_begin(&builder, memory, MEMORY_BYTES);
+    a = fragment_finish(&builder, schema_any_object(&builder));
+    expect_fits("any object", a);
+    cr_expect(matches(a, "{\"a\":[[{\"b\":[{\"c\":-1.5e+7},true]}]]}"));
+    cr_expect_not(matches(a, "{\"a\":[[{\"b\":[{\"c\":[1]}]}]]}"), "7 deep");
+}
+
+Test(schema, what_means_the_same_is_as_small)
+{
+    static const char *const pairs[][2] = {{"(a|b)*", "(a*b*)*"},
+                                           {"abc|abd|ab", "ab[cd]?"},
+                                           {"(foo|boo|zoo)bar", "[fbz]oobar"},
+                                           {"x{3,5}", "xxx(x(x)?)?"}};
+    for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++) {
+        const struct automaton *one = compile_regex(pairs[i][0], false);
+        cr_assert_not_null(one);
+        size_t bytes = automaton_bytes(one);
+        void *copy = malloc(bytes);
+        memcpy(copy, one, bytes);
+        const struct automaton *other = compile_regex(pairs[i][1], false);
+        cr_assert_not_null(other);
+        cr_expect_eq(automaton_bytes(other), bytes, "%s and %s", pairs[i][0], pairs[i][1]);
+        cr_expect_eq(other->state_count, ((struct automaton *)copy)->state_count);
+        free(copy);
+    }
 }
 
 /* ---- regular expressions ---- */
