@@ -70,6 +70,121 @@ Test(structured, an_answer_is_one_of_the_choices_or_matches_and_ends_by_itself)
     cr_expect_eq(own_engine_stop(&engine), 0);
 }
 
+#define CHOICES 3u
+
+/* A stream's choices, put together again. */
+struct streamed {
+    char text[CHOICES][4096];
+    char reason[CHOICES][16];
+    uint32_t events;
+};
+
+static void take_event(struct client_call *call, void *context, const char *data, size_t size)
+{
+    (void)call;
+    struct streamed *streamed = context;
+    json_t *event = json_loadb(data, size, 0, NULL);
+    json_t *choice = json_array_get(json_object_get(event, "choices"), 0);
+    json_t *delta = json_object_get(choice, "delta");
+    json_int_t index = json_integer_value(json_object_get(choice, "index"));
+    cr_assert_lt(index, CHOICES);
+    const char *text =
+        json_string_value(delta != NULL ? json_object_get(delta, "content") : json_object_get(choice, "text"));
+    const char *reason = json_string_value(json_object_get(choice, "finish_reason"));
+    strncat(streamed->text[index], text != NULL ? text : "",
+            sizeof(streamed->text[0]) - 1 - strlen(streamed->text[index]));
+    if (reason != NULL)
+        snprintf(streamed->reason[index], sizeof(streamed->reason[index]), "%s", reason);
+    streamed->events++;
+    json_decref(event);
+}
+
+static void stream(json_t *body, const char *path, struct streamed *streamed)
+{
+    *streamed = (struct streamed){.events = 0};
+    json_object_set_new(body, "stream", json_true());
+    char *text = json_dumps(body, 0);
+    struct client_call call = {.method = "POST",
+                               .path = path,
+                               .body = text,
+                               .body_size = strlen(text),
+                               .on_event = take_event,
+                               .context = streamed};
+    client_run(engine.socket, &call, 1, 1);
+    cr_assert_eq(call.status, 200, "%s", call.err.text);
+    client_call_free(&call);
+    free(text);
+}
+
+/* All choices of an answer, whole and as a stream: each keeps to the grammar, and both are the same. */
+static void check_choices(json_t *body, const char *path, bool (*is_good)(const char *text))
+{
+    static struct streamed streamed;
+    int status;
+    uint32_t different = 0;
+    json_object_set_new(body, "n", json_integer(CHOICES));
+    char *text = json_dumps(body, 0);
+    json_t *answer = engine_post(&engine, path, text, &status), *choices = json_object_get(answer, "choices");
+    cr_assert_eq(status, 200, "%s gives %s", text, json_dumps(answer, 0));
+    cr_assert_eq(json_array_size(choices), CHOICES);
+    stream(body, path, &streamed);
+    cr_expect_gt(streamed.events, 2 * CHOICES);
+    for (size_t i = 0; i < CHOICES; i++) {
+        json_t *choice = json_array_get(choices, i), *message = json_object_get(choice, "message");
+        const char *whole =
+            json_string_value(message != NULL ? json_object_get(message, "content") : json_object_get(choice, "text"));
+        const char *reason = json_string_value(json_object_get(choice, "finish_reason"));
+        cr_expect_str_eq(streamed.text[i], whole);
+        cr_expect_str_eq(streamed.reason[i], reason);
+        cr_expect(strcmp(reason, "stop") != 0 || is_good(whole), "%s gives %s", text, whole);
+        cr_expect_str_eq(reason, "stop", "%s gives %s", text, whole);
+        different += i > 0 && strcmp(whole, streamed.text[0]) != 0;
+    }
+    cr_expect_gt(different, 0, "choices are drawn each for itself: %s", text);
+    json_decref(answer);
+    json_decref(body);
+    free(text);
+}
+
+static bool is_a_person(const char *text)
+{
+    json_t *value = json_loads(text, 0, NULL);
+    const char *name = json_string_value(json_object_get(value, "name"));
+    bool is_good = name != NULL && json_object_size(value) == 2 && json_is_integer(json_object_get(value, "age"));
+    json_decref(value);
+    return is_good;
+}
+
+static bool is_a_code(const char *text)
+{
+    regex_t pattern;
+    cr_assert_eq(regcomp(&pattern, "^[A-Z]{3}-[0-9]{2}( [a-z]+){2}$", REG_EXTENDED), 0);
+    bool is_good = regexec(&pattern, text, 0, NULL, 0) == 0;
+    regfree(&pattern);
+    return is_good;
+}
+
+Test(structured, every_choice_of_a_stream_keeps_to_the_grammar_too)
+{
+    static const char person[] = "{\"type\":\"object\",\"properties\":{\"name\":{\"type\":\"string\",\"maxLength\":20},"
+                                 "\"age\":{\"type\":\"integer\"}},\"required\":[\"name\",\"age\"]}";
+    engine_start(&engine, "-p 2");
+    for (int seed = 0; seed < 4; seed++) {
+        check_choices(json_pack("{s:s, s:f, s:i, s:s, s:i}", "prompt", "A person:", "temperature", 1.0, "seed", seed,
+                                "guided_json", person, "max_tokens", 120),
+                      "/v1/completions", is_a_person);
+        check_choices(json_pack("{s:[{s:s, s:s}], s:f, s:i, s:i, s:{s:s, s:{s:s, s:o}}}", "messages", "role", "user",
+                                "content", "Invent a person.", "temperature", 1.0, "seed", seed, "max_tokens", 120,
+                                "response_format", "type", "json_schema", "json_schema", "name", "person", "schema",
+                                json_loads(person, 0, NULL)),
+                      "/v1/chat/completions", is_a_person);
+        check_choices(json_pack("{s:s, s:f, s:i, s:s, s:i}", "prompt", "Code:", "temperature", 1.2, "seed", seed,
+                                "guided_regex", "[A-Z]{3}-[0-9]{2}( [a-z]{1,8}){2}", "max_tokens", 60),
+                      "/v1/completions", is_a_code);
+    }
+    cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
 #define ANSWERS 12u
 
 static const char *const roles[] = {"front", "stage", "sched"};
