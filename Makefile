@@ -107,6 +107,7 @@ $(BUILD)/bin/evenflow-sched:      $(BUILD)/engine/main_sched.o $(ENGINE) $(IPC)
 $(BUILD)/bin/evenflow-stage:      $(BUILD)/stages/main_stage.o $(STAGES) $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-kernels:       $(BUILD)/tools/main_bench_kernels.o $(BUILD)/tools/measure.o $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-limits:        $(BUILD)/tools/main_bench_limits.o $(BUILD)/tools/measure.o $(BUILD)/tools/samples.o $(STAGES) $(KERNELS) $(IPC)
+$(BUILD)/bin/bench-cuda:          $(BUILD)/tools/main_bench_cuda.o $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-sched:         $(BUILD)/tools/main_bench_sched.o $(ENGINE) $(IPC)
 $(BUILD)/bin/bench-front:         $(BUILD)/tests/main_bench_front.o $(BUILD)/tests/fake_sched.o $(TOOLS) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-ipc:           $(BUILD)/ipc/main_bench_ipc.o $(IPC)
@@ -266,15 +267,22 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
-.PHONY: bench-peers bench-kernels bench-limits bench-sched bench-front bench-ipc bench-recovery bench-serve bench-structured bench-load bench-timed bench-loaded bench-policies
+.PHONY: bench-peers bench-kernels bench-limits bench-cuda bench-sched bench-front bench-ipc bench-recovery bench-serve bench-structured bench-load bench-timed bench-loaded bench-policies
 .PHONY: benches
-benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-limits bench-sched bench-front bench-ipc) # built by make test, so that they stay whole
+benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-limits bench-cuda bench-sched bench-front bench-ipc) # built by make test, so that they stay whole
 
 bench-kernels: $(BUILD)/bin/bench-kernels ## Speed of every kernel on every instruction path that this processor has
 	$(Q)$<
 
 bench-limits: $(BUILD)/bin/bench-limits model ## What this processor can do (products, caches, memory), and the kernels as shares of it
 	$(Q)$< $(MODEL)
+
+bench-cuda: $(BUILD)/bin/bench-cuda ## Speed of the kernels for devices on cuda:0, beside its own copy rate
+	$(Q)$<
+
+.PHONY: gpu-check
+gpu-check: ## All that only a GPU can prove, on cuda:0, into build/gpu-check (nine minutes at most)
+	$(Q)BUILD=$(BUILD) tools/gpu-check.sh $(BUILD)/gpu-check
 
 bench-sched: $(BUILD)/bin/bench-sched ## What one plan costs with 512 sequences running and thousands waiting
 	$(Q)$<

@@ -205,6 +205,11 @@ void cuda_download(struct cuda *cuda, void *to, cuda_address from, size_t bytes)
     CALL(cuda, copy_to_host, to, from, bytes, cuda->stream);
 }
 
+void cuda_copy(struct cuda *cuda, cuda_address to, cuda_address from, size_t bytes)
+{
+    CALL(cuda, copy_on_device, to, from, bytes, cuda->stream);
+}
+
 void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, uint32_t grid_x, uint32_t grid_y, uint32_t grid_z,
                  const void *args)
 {

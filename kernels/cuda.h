@@ -57,6 +57,7 @@ cuda_address cuda_alloc(struct cuda *cuda, size_t bytes);
 /* In the order of the stream. Host memory stays untouched until cuda_wait(). */
 void cuda_upload(struct cuda *cuda, cuda_address to, const void *from, size_t bytes);
 void cuda_download(struct cuda *cuda, void *to, cuda_address from, size_t bytes);
+void cuda_copy(struct cuda *cuda, cuda_address to, cuda_address from, size_t bytes);
 void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, uint32_t grid_x, uint32_t grid_y, uint32_t grid_z,
                  const void *args);
 

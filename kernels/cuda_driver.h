@@ -83,6 +83,8 @@ struct cuda_stream;
     X(copy_to_device, cuMemcpyHtoDAsync_v2,                                                                            \
       (cuda_address to, const void *from, size_t bytes, struct cuda_stream *stream))                                   \
     X(copy_to_host, cuMemcpyDtoHAsync_v2, (void *to, cuda_address from, size_t bytes, struct cuda_stream *stream))     \
+    X(copy_on_device, cuMemcpyDtoDAsync_v2,                                                                            \
+      (cuda_address to, cuda_address from, size_t bytes, struct cuda_stream * stream))                                 \
     X(memory_granularity, cuMemGetAllocationGranularity,                                                               \
       (size_t * bytes, const struct cuda_allocation *allocation, int option))                                          \
     X(memory_create, cuMemCreate,                                                                                      \

@@ -28,7 +28,7 @@
 #include <mma.h>
 
 #define DEVICE          static __device__ __forceinline__
-#define SHARED          __shared__
+#define SHARED          __shared__ __align__(32) /* what a tile is loaded from */
 #define KERNEL(name)    extern "C" __global__ void name(const struct name##_args a)
 #define EACH_THREAD(t)  for (uint32_t t = threadIdx.x, t##_on = 1; t##_on; t##_on = 0, __syncthreads())
 #define EACH_WARP(w)    for (uint32_t w = threadIdx.x / 32, w##_on = 1; w##_on; w##_on = 0, __syncthreads())

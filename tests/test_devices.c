@@ -18,12 +18,22 @@
 #include "tools/devices.h"
 
 #define REQUESTS 12u
+#define KILLS    24u
 
 static struct completion truth[REQUESTS], seen[REQUESTS];
 static char *bodies[REQUESTS];
 static char folder[] = "/tmp/evenflow-test-devices-XXXXXX", model[64];
 static struct own_engine engine;
 static struct outcome outcome;
+
+/* The second device, where there are two for sure. */
+static const char *second;
+
+static void use_devices(void)
+{
+    second = getenv("EVENFLOW_LIBCUDA") == NULL ? "cuda:1" : "cuda:0";
+    fake_cuda_use();
+}
 
 /* A model of four layers that an engine can serve, and requests for it. */
 static void set_up(void)
@@ -52,10 +62,16 @@ static void tear_down(void)
     rmdir(folder);
 }
 
+/* %s in the options: the second device. */
 static void start(const char *options)
 {
-    char all[512];
-    snprintf(all, sizeof(all), "--isa ref --num-blocks 100 --no-weights-cache --max-num-seqs 8 %s", options);
+    char all[512] = "--isa ref --num-blocks 100 --no-weights-cache --max-num-seqs 8 ";
+    size_t used = strlen(all);
+    for (const char *c = options; *c != '\0' && used + 8 < sizeof(all); c++) {
+        bool is_second = *c == '%';
+        used += (size_t)snprintf(all + used, sizeof(all) - used, "%.*s", is_second ? 6 : 1, is_second ? second : c);
+        c += is_second;
+    }
     engine_start_model(&engine, all, model);
 }
 
@@ -153,7 +169,7 @@ static void take_event(struct client_call *call, void *context, const char *data
 Test(devices, a_stage_on_a_device_beside_one_on_the_processor_serves_answers, .init = set_up, .fini = tear_down,
      .timeout = 60)
 {
-    fake_cuda_use();
+    use_devices();
     start("-p 2 --devices cuda:0,cpu");
     int status;
     json_t *report = engine_get(&engine, "/status", &status), *stages = json_object_get(report, "stages");
@@ -190,9 +206,9 @@ Test(devices, a_stage_on_a_device_beside_one_on_the_processor_serves_answers, .i
  * models of this size are not always so sure, so it is counted. */
 Test(devices, most_greedy_tokens_are_those_of_the_processor, .init = set_up, .fini = tear_down, .timeout = 60)
 {
-    fake_cuda_use();
+    use_devices();
     answers_of("-p 2", truth);
-    answers_of("-p 2 --devices cuda:0,cuda:1", seen);
+    answers_of("-p 2 --devices cuda:0,%s", seen);
     uint32_t same = 0, count = 0;
     for (uint32_t i = 0; i < REQUESTS; i += 4) /* those without penalties */
         for (uint32_t j = 0; j < truth[i].count && truth[i].tokens[j] == seen[i].tokens[j]; j++)
@@ -205,11 +221,11 @@ Test(devices, most_greedy_tokens_are_those_of_the_processor, .init = set_up, .fi
 
 Test(devices, the_same_bits_whatever_the_stages_and_devices, .init = set_up, .fini = tear_down, .timeout = 60)
 {
-    fake_cuda_use();
+    use_devices();
     answers_of("-p 1 --devices cuda:0", truth);
     answers_of("-p 2 --devices cuda:0,cuda:0", seen);
     expect_the_truth("two stages on one device");
-    answers_of("-p 4 --devices cuda:0,cuda:1,cuda:1,cuda:0 --max-num-batched-tokens 8", seen);
+    answers_of("-p 4 --devices cuda:0,%s,%s,cuda:0 --max-num-batched-tokens 8", seen);
     expect_the_truth("four stages on two");
 }
 
@@ -259,17 +275,17 @@ static void spoil_the_model(void)
 Test(devices, successors_of_stages_go_on_from_what_lies_on_their_devices, .init = set_up, .fini = tear_down,
      .timeout = 90)
 {
-    fake_cuda_use();
-    start("--log-level error -p 2 --devices cuda:0,cuda:1");
+    use_devices();
+    start("--log-level error -p 2 --devices cuda:0,%s");
     engine_complete(&engine, bodies, REQUESTS, 6, truth);
     spoil_the_model();
     uint32_t kills = 0;
-    json_int_t steps[2] = {0};
-    while (kills < 10) {
+    json_int_t steps[2] = {0}; /* that it had published when it was killed last */
+    while (kills < KILLS) {
         pthread_t thread;
         is_over = false;
         cr_assert_eq(pthread_create(&thread, NULL, complete_on, NULL), 0);
-        while (!is_over) {
+        while (!is_over && kills < KILLS) {
             int victim = (int)(kills % 2);
             pid_t pid = engine_pid(&engine, "stage", victim);
             if (steps_of(victim) == steps[victim]) { /* lives without a step would be a reason to end the engine */
@@ -291,7 +307,7 @@ Test(devices, successors_of_stages_go_on_from_what_lies_on_their_devices, .init 
 
 Test(devices, a_device_that_is_lost_again_and_again_costs_no_request, .init = set_up, .fini = tear_down, .timeout = 90)
 {
-    fake_cuda_use();
+    fake_cuda_wish("devices=1");
     answers_of("-p 2 --devices cuda:0,cpu", truth);
     fake_cuda_wish("vanish=700"); /* kernels of every life of a stage: some 30 steps */
     start("--log-level error -p 2 --devices cuda:0,cpu");

@@ -155,6 +155,11 @@ int cuMemcpyDtoHAsync_v2(void *to, cuda_address from, size_t bytes, struct cuda_
     return put(stream, &(struct operation){.to = to, .from = (const void *)from, .bytes = bytes});
 }
 
+int cuMemcpyDtoDAsync_v2(cuda_address to, cuda_address from, size_t bytes, struct cuda_stream *stream)
+{
+    return put(stream, &(struct operation){.to = (void *)to, .from = (const void *)from, .bytes = bytes});
+}
+
 /* ---- kernels ---- */
 
 struct cuda_function {
