@@ -15,6 +15,8 @@
 #define CALLS_PER_EVENT_MAX ((SCAN_TEXT_MAX + MESSAGE_ADDED_MAX) / 26u + 1)
 #define SCAN_TEXT_MAX       (STOP_BYTES_MAX + TOKEN_TEXT_MAX)
 
+#define ECHO_TEXT_MAX 4096u /* of an event that holds a part of the prompt and nothing else */
+
 /* Of a token in a list of most probable ones so many bytes are shown: a vocabulary's longest, twenty times, would not fit. */
 #define TOP_TEXT_MAX  48u
 #define TOP_PIECE_MAX (TOP_TEXT_MAX * (JSON_ESCAPE_MAX + 4) + 64)
@@ -26,6 +28,8 @@ static_assert((STOP_BYTES_MAX + TOK_PIECE_MAX + MESSAGE_ADDED_MAX) * JSON_ESCAPE
                       CALL_BEGIN_MAX * CALLS_PER_EVENT_MAX + LOGPROBS_MAX * TOP_PIECE_MAX + 1024 <=
                   ANSWER_PIECE_MAX,
               "an event fits a piece");
+static_assert(ECHO_TEXT_MAX * JSON_ESCAPE_MAX + ANSWER_PREFIX_MAX + HTTP_RESPONSE_HEAD_MAX + 1024 <= ANSWER_PIECE_MAX,
+              "a part of the prompt fits a piece");
 
 enum phase {
     PHASE_HEAD,     /* nothing is out */
@@ -97,6 +101,69 @@ static const struct token_shm *entry_of(const struct answer *a, uint32_t choice,
     uint32_t sequence;
     check(sequence_of(a, choice, &sequence) != NULL);
     return journal_log_entry(a->arena, sequence, index);
+}
+
+static uint32_t log_first_of(const struct answer *a, uint32_t choice)
+{
+    return journal_log_first(arena_request(a->arena, slot_of(a, choice)));
+}
+
+/* Tokens of the answer itself that exist, and whether they are all there will be. */
+static uint32_t generated_of(const struct answer *a, uint32_t choice, bool *is_done)
+{
+    uint32_t committed = committed_of(a, choice, is_done), first = log_first_of(a, choice);
+    return committed > first ? committed - first : 0;
+}
+
+/* The answer's own token `index`. */
+static uint32_t token_of(const struct answer *a, uint32_t choice, uint32_t index)
+{
+    return entry_of(a, choice, log_first_of(a, choice) + index)->token;
+}
+
+static uint32_t prompt_tokens_of(const struct answer *a, uint32_t choice)
+{
+    return arena_request(a->arena, slot_of(a, choice))->prompt_tokens;
+}
+
+static uint32_t prompt_token_of(const struct answer *a, uint32_t choice, uint32_t index)
+{
+    uint32_t token;
+    journal_prompt_read(a->arena, slot_of(a, choice), index, 1, &token);
+    return token;
+}
+
+static bool is_scored(const struct answer *a)
+{
+    return request_of(a)->flags & REQUEST_SCORE;
+}
+
+/* Tokens of the prompt that come before the answer: in its text, and in its lists. */
+static uint32_t echo_of(const struct answer *a, uint32_t choice)
+{
+    return a->format->echoes ? prompt_tokens_of(a, choice) : 0;
+}
+
+static uint32_t listed_of(const struct answer *a, uint32_t choice)
+{
+    return is_scored(a) ? prompt_tokens_of(a, choice) : 0;
+}
+
+/* One element of a choice's lists. */
+struct element {
+    uint32_t token;
+    uint32_t index;                /* in the log */
+    const struct token_shm *entry; /* NULL: nothing predicted the token */
+};
+
+static struct element element_at(const struct answer *a, uint32_t choice, uint32_t i)
+{
+    if (is_scored(a) && i == 0)
+        return (struct element){.token = prompt_token_of(a, choice, 0)};
+    struct element element = {.index = i - is_scored(a)};
+    element.entry = entry_of(a, choice, element.index);
+    element.token = element.entry->token;
+    return element;
 }
 
 static uint32_t finish_reason_of(const struct answer *a, uint32_t choice)
@@ -216,6 +283,22 @@ static size_t scan_token(const struct answer *a, struct answer_scan *scan, uint3
     return certain;
 }
 
+/* Takes the next token of an echoed prompt in: its text ends with it, half a character too, and stop strings are not looked
+ * for. What it gives goes to target (TOKEN_TEXT_MAX bytes); its size. */
+static size_t scan_echo(const struct answer *a, struct answer_scan *scan, uint32_t choice, char *target)
+{
+    if (scan->echoed == 0)
+        scan->decoder.is_text_start = true;
+    scan->offset = scan->characters;
+    size_t size = decoded(a, scan, prompt_token_of(a, choice, scan->echoed++), target);
+    if (scan->echoed < echo_of(a, choice))
+        return size;
+    size_t rest = tok_decoder_end(&scan->decoder, target + size);
+    scan->characters += rest > 0;
+    scan->decoder = (struct tok_decoder){0};
+    return size + rest;
+}
+
 /* No token follows: what was held back is text after all, and half a character becomes U+FFFD. */
 static size_t scan_end(struct answer_scan *scan, char *target)
 {
@@ -261,8 +344,7 @@ static void scan_parts_end(const struct answer *a, struct answer_scan *scan, str
 static void write_prefix(struct answer *a)
 {
     static const char *const objects[][2] = {[ANSWER_COMPLETION] = {"text_completion", "text_completion"},
-                                             [ANSWER_CHAT] = {"chat.completion", "chat.completion.chunk"},
-                                             [ANSWER_SCORE] = {"text_completion", "text_completion"}};
+                                             [ANSWER_CHAT] = {"chat.completion", "chat.completion.chunk"}};
     const struct request_shm *request = request_of(a);
     const char *model = a->arena->plan->served_model_name;
     struct json_writer w = {a->prefix, 0, sizeof(a->prefix)};
@@ -283,7 +365,7 @@ static void write_usage(const struct answer *a, struct json_writer *w)
         prompt_tokens += arena_request(a->arena, a->slots[prompt])->prompt_tokens;
         cached_tokens += first != NULL ? first->cached_tokens : 0;
     }
-    for (uint32_t c = 0; c < a->choice_count && a->format->kind != ANSWER_SCORE; c++)
+    for (uint32_t c = 0; c < a->choice_count; c++)
         completion_tokens += choice_at(a, c)->scan.tokens;
     json_format(w,
                 "\"usage\":{\"prompt_tokens\":%llu,\"completion_tokens\":%llu,\"total_tokens\":%llu,"
@@ -335,11 +417,10 @@ static const struct top_shm *tops_of(const struct answer *a, uint32_t index)
     return journal_log_tops(a->arena, sequence, index);
 }
 
-static void write_chat_logprob(const struct answer *a, struct json_writer *w, const struct token_shm *entry,
-                               uint32_t index)
+static void write_chat_logprob(const struct answer *a, struct json_writer *w, const struct element *element)
 {
-    const struct top_shm *tops = tops_of(a, index);
-    write_chat_token(a, w, entry->token, entry->logprob, TOK_PIECE_MAX);
+    const struct top_shm *tops = tops_of(a, element->index);
+    write_chat_token(a, w, element->token, element->entry->logprob, TOK_PIECE_MAX);
     json_text(w, ",\"top_logprobs\":[");
     for (uint32_t i = 0; tops != NULL && i < request_of(a)->top_logprobs; i++) {
         json_raw(w, ",", i > 0);
@@ -349,10 +430,39 @@ static void write_chat_logprob(const struct answer *a, struct json_writer *w, co
     json_text(w, "]}");
 }
 
-/* {"token": logprob, ...}, the most probable one first. */
-static void write_tops(const struct answer *a, struct json_writer *w, uint32_t index)
+/* A completion's: what the entry says of a token, null where there is none. */
+static void write_hash_of(struct json_writer *w, const struct element *element)
 {
-    const struct top_shm *tops = tops_of(a, index);
+    if (element->entry != NULL)
+        write_hash(w, element->entry->logits_hash);
+    else
+        json_text(w, "null");
+}
+
+static void write_logprob(struct json_writer *w, const struct element *element)
+{
+    if (element->entry != NULL)
+        json_float(w, element->entry->logprob);
+    else
+        json_text(w, "null");
+}
+
+static void write_top(struct json_writer *w, const struct element *element)
+{
+    if (element->entry != NULL)
+        json_number(w, element->entry->top_token);
+    else
+        json_text(w, "null");
+}
+
+/* {"token": logprob, ...}, the most probable one first. */
+static void write_tops(const struct answer *a, struct json_writer *w, const struct element *element)
+{
+    if (element->entry == NULL) {
+        json_text(w, "null");
+        return;
+    }
+    const struct top_shm *tops = tops_of(a, element->index);
     json_text(w, "{");
     for (uint32_t i = 0; i < request_of(a)->top_logprobs; i++) {
         uint8_t bytes[TOK_PIECE_MAX];
@@ -386,25 +496,29 @@ static void chunk_end(const struct answer *a, struct json_writer *w, size_t begi
     json_text(w, "\r\n");
 }
 
-static void write_event_logprobs(const struct answer *a, struct json_writer *w, const struct token_shm *entry)
+static void write_event_logprobs(const struct answer *a, struct json_writer *w, const struct element *element)
 {
     json_text(w, ",\"logprobs\":");
-    if (entry == NULL || !a->format->returns_logprobs) {
+    if (element == NULL || !a->format->returns_logprobs) {
         json_text(w, "null");
     } else if (a->format->kind == ANSWER_CHAT) {
         json_text(w, "{\"content\":[");
-        write_chat_logprob(a, w, entry, choice_at(a, a->choice)->scan.tokens - 1);
+        write_chat_logprob(a, w, element);
         json_text(w, "]}");
     } else {
         json_text(w, "{\"tokens\":[");
-        write_token_text(a, w, entry->token);
+        write_token_text(a, w, element->token);
         json_text(w, "],\"text_offset\":[");
         json_number(w, choice_at(a, a->choice)->scan.offset);
         json_text(w, "],\"token_logprobs\":[");
-        json_float(w, entry->logprob);
+        write_logprob(w, element);
         if (request_of(a)->top_logprobs > 0) {
             json_text(w, "],\"top_logprobs\":[");
-            write_tops(a, w, choice_at(a, a->choice)->scan.tokens - 1);
+            write_tops(a, w, element);
+        }
+        if (is_scored(a)) {
+            json_text(w, "],\"top_token_ids\":[");
+            write_top(w, element);
         }
         json_text(w, "]}");
     }
@@ -466,7 +580,7 @@ static void write_delta_calls(const struct answer *a, struct json_writer *w, con
 
 /* What of a message has become certain. A token's event has content, even if it is empty, unless it has something else. */
 static void write_delta(const struct answer *a, struct json_writer *w, const struct message_output *output,
-                        const struct token_shm *entry)
+                        const struct element *element)
 {
     json_text(w, ",\"delta\":{");
     bool is_behind = write_delta_text(w, output, MESSAGE_REASONING, "reasoning_content");
@@ -476,17 +590,17 @@ static void write_delta(const struct answer *a, struct json_writer *w, const str
     if (has_content) {
         json_text(w, is_behind ? "," : "");
         is_behind = write_delta_text(w, output, MESSAGE_CONTENT, "content");
-    } else if (entry != NULL && output->count == 0) {
+    } else if (element != NULL && output->count == 0) {
         json_text(w, "\"content\":\"\"");
     }
     write_delta_calls(a, w, output, is_behind);
     json_text(w, "}");
 }
 
-/* One event of one choice. Without an entry it is the first one of a chat (delta with the role) or, with a finish reason,
- * the last one. */
+/* One event of one choice. Without an element it is the first one of a chat (delta with the role), a part of the prompt or,
+ * with a finish reason, the last one. */
 static void write_event(const struct answer *a, struct json_writer *w, const struct message_output *output,
-                        const struct token_shm *entry, const char *finish_reason)
+                        const struct element *element, const char *finish_reason)
 {
     size_t begin = w->size;
     chunk_begin(a, w);
@@ -500,22 +614,22 @@ static void write_event(const struct answer *a, struct json_writer *w, const str
     } else if (output == NULL) {
         json_text(w, ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"}");
     } else {
-        write_delta(a, w, output, entry);
+        write_delta(a, w, output, element);
     }
-    write_event_logprobs(a, w, entry);
+    write_event_logprobs(a, w, element);
     json_text(w, ",\"finish_reason\":");
     if (finish_reason != NULL)
         json_quoted(w, finish_reason, strlen(finish_reason));
     else
         json_text(w, "null");
-    if (entry != NULL && a->format->returns_token_ids) {
+    if (element != NULL && a->format->returns_token_ids) {
         json_text(w, ",\"token_ids\":[");
-        json_number(w, entry->token);
+        json_number(w, element->token);
         json_text(w, "]");
     }
-    if (entry != NULL && a->format->returns_logits_hash) {
+    if (element != NULL && a->format->returns_logits_hash) {
         json_text(w, ",\"logits_hash\":[");
-        write_hash(w, entry->logits_hash);
+        write_hash_of(w, element);
         json_text(w, "]");
     }
     json_text(w, a->format->includes_usage ? "}],\"usage\":null}\n\n" : "}]}\n\n");
@@ -541,13 +655,35 @@ static bool next_choice(struct answer *a)
     return false;
 }
 
+/* The event of the prompt's next token, or, where it is not scored, of so many of them as it holds. */
+static void write_echo_event(const struct answer *a, struct json_writer *w)
+{
+    struct answer_scan *scan = &choice_at(a, a->choice)->scan;
+    uint32_t first = scan->echoed, echo = echo_of(a, a->choice);
+    char text[ECHO_TEXT_MAX];
+    struct message_output output = {.text = text};
+    do {
+        output.size += (uint32_t)scan_echo(a, scan, a->choice, text + output.size);
+    } while (!is_scored(a) && scan->echoed < echo && output.size <= ECHO_TEXT_MAX - TOKEN_TEXT_MAX);
+    struct element element = {0};
+    if (is_scored(a))
+        element = element_at(a, a->choice, first);
+    write_event(a, w, &output, is_scored(a) ? &element : NULL, NULL);
+}
+
 /* The next event of the choice in turn, if the log allows it. False: it has to wait. */
 static bool render_turn(struct answer *a, struct json_writer *w)
 {
     struct answer_scan *scan = &choice_at(a, a->choice)->scan;
     bool is_done;
     uint32_t committed = committed_of(a, a->choice, &is_done);
-    bool has_token = !scan->is_stopped && scan->tokens < committed;
+    /* what a scored prompt's token k shows is entry k - 1 */
+    if (scan->echoed < echo_of(a, a->choice) && (!is_scored(a) || scan->echoed <= committed)) {
+        write_echo_event(a, w);
+        next_choice(a);
+        return true;
+    }
+    bool has_token = !scan->is_stopped && log_first_of(a, a->choice) + scan->tokens < committed;
     if (!has_token && !scan->is_stopped && !is_done)
         return false;
     if (a->format->kind == ANSWER_CHAT && scan->tokens == 0 && !a->has_role) {
@@ -558,9 +694,9 @@ static bool render_turn(struct answer *a, struct json_writer *w)
     a->has_role = false;
     struct parts parts;
     if (has_token) {
-        const struct token_shm *entry = entry_of(a, a->choice, scan->tokens);
-        scan_parts(a, scan, &choice_at(a, a->choice)->message, entry->token, &parts);
-        write_event(a, w, &parts.output, entry, NULL);
+        const struct element element = element_at(a, a->choice, listed_of(a, a->choice) + scan->tokens);
+        scan_parts(a, scan, &choice_at(a, a->choice)->message, element.token, &parts);
+        write_event(a, w, &parts.output, &element, NULL);
     } else {
         uint32_t reason = finish_reason_of(a, a->choice);
         if (reason == FINISH_ERROR) {
@@ -587,9 +723,9 @@ static void look_ahead(struct answer *a)
     for (uint32_t c = 0; c < a->choice_count && a->format->stop_count > 0; c++) {
         struct answer_scan *scan = &choice_at(a, c)->ahead;
         bool is_done;
-        uint32_t committed = committed_of(a, c, &is_done);
-        while (!scan->is_stopped && scan->tokens < committed)
-            scan_token(a, scan, entry_of(a, c, scan->tokens)->token, text);
+        uint32_t generated = generated_of(a, c, &is_done);
+        while (!scan->is_stopped && scan->tokens < generated)
+            scan_token(a, scan, token_of(a, c, scan->tokens), text);
     }
 }
 
@@ -616,8 +752,7 @@ static void render_stream_end(struct answer *a, struct json_writer *w)
 
 /* ---- answers that are no streams ---- */
 
-/* Elements of a choice's lists, in this order. A scored prompt has an element for each of its tokens, the first one
- * without a log entry: nothing predicts it. */
+/* Elements of a choice's lists, in this order. */
 enum list {
     LIST_TEXT,
     LIST_REASONING,
@@ -651,7 +786,6 @@ static bool has_list(const struct answer *a, enum list list)
 {
     const struct answer_format *format = a->format;
     const struct message *message = &choice_at(a, a->choice)->message;
-    bool is_score = format->kind == ANSWER_SCORE;
     bool is_chat = format->kind == ANSWER_CHAT;
     switch (list) {
     case LIST_TEXT:
@@ -667,11 +801,11 @@ static bool has_list(const struct answer *a, enum list list)
     case LIST_TOKENS:
     case LIST_OFFSETS:
     case LIST_LOGPROBS:
-        return is_score || (format->returns_logprobs && !is_chat);
+        return format->returns_logprobs && !is_chat;
     case LIST_TOPS:
-        return (is_score || (format->returns_logprobs && !is_chat)) && request_of(a)->top_logprobs > 0;
+        return format->returns_logprobs && !is_chat && request_of(a)->top_logprobs > 0;
     case LIST_TOP:
-        return is_score;
+        return format->returns_logprobs && !is_chat && is_scored(a);
     case LIST_CHAT:
         return format->returns_logprobs && is_chat;
     default:
@@ -707,27 +841,10 @@ static const char *list_closing(const struct answer *a, enum list list)
     }
 }
 
-static uint32_t prompt_tokens_of(const struct answer *a, uint32_t choice)
-{
-    return arena_request(a->arena, slot_of(a, choice))->prompt_tokens;
-}
-
 static uint32_t element_count(const struct answer *a)
 {
-    return a->format->kind == ANSWER_SCORE ? prompt_tokens_of(a, a->choice) : choice_at(a, a->choice)->scan.tokens;
-}
-
-/* Element i's token, and its log entry or NULL. */
-static uint32_t element_at(const struct answer *a, uint32_t i, const struct token_shm **entry)
-{
-    if (a->format->kind != ANSWER_SCORE) {
-        *entry = entry_of(a, a->choice, i);
-        return (*entry)->token;
-    }
-    uint32_t token;
-    journal_prompt_read(a->arena, slot_of(a, a->choice), i, 1, &token);
-    *entry = i > 0 ? entry_of(a, a->choice, i - 1) : NULL;
-    return token;
+    uint32_t before = a->list <= LIST_CALLS ? echo_of(a, a->choice) : listed_of(a, a->choice);
+    return before + choice_at(a, a->choice)->scan.tokens;
 }
 
 /* The pieces that belong to a list: a message is read once for its content, once for its reasoning, once for its calls. */
@@ -749,53 +866,54 @@ static void write_pieces(const struct answer *a, struct json_writer *w, enum lis
     }
 }
 
-static void write_text_element(struct answer *a, struct json_writer *w, enum list list, uint32_t token)
+static void write_text_element(struct answer *a, struct json_writer *w, enum list list, uint32_t i)
 {
-    if (a->format->kind == ANSWER_SCORE) {
+    uint32_t echo = echo_of(a, a->choice);
+    if (i < echo) {
         char text[TOKEN_TEXT_MAX];
-        json_escaped(w, text, decoded(a, &a->text_scan, token, text));
+        json_escaped(w, text, scan_echo(a, &a->text_scan, a->choice, text));
         return;
     }
     struct parts parts;
-    scan_parts(a, &a->text_scan, &a->text_message, token, &parts);
+    scan_parts(a, &a->text_scan, &a->text_message, token_of(a, a->choice, i - echo), &parts);
     write_pieces(a, w, list, &parts.output);
 }
 
 /* The list is read from its first token on, as the text is. */
-static void write_offset(struct answer *a, struct json_writer *w, uint32_t token)
+static void write_offset(struct answer *a, struct json_writer *w, uint32_t i, uint32_t token)
 {
     char text[TOKEN_TEXT_MAX];
     json_number(w, a->text_scan.characters);
-    decoded(a, &a->text_scan, token, text);
+    if (i < listed_of(a, a->choice))
+        scan_echo(a, &a->text_scan, a->choice, text);
+    else
+        decoded(a, &a->text_scan, token, text);
 }
 
 static void write_element(struct answer *a, struct json_writer *w, enum list list, uint32_t i)
 {
-    const struct token_shm *entry;
-    uint32_t token = element_at(a, i, &entry);
     if (list <= LIST_CALLS) {
-        write_text_element(a, w, list, token);
+        write_text_element(a, w, list, i);
         return;
     }
+    const struct element element = element_at(a, a->choice, i);
     json_raw(w, ",", i > 0);
     if (list == LIST_TOKEN_IDS)
-        json_number(w, token);
+        json_number(w, element.token);
     else if (list == LIST_TOKENS)
-        write_token_text(a, w, token);
+        write_token_text(a, w, element.token);
     else if (list == LIST_OFFSETS)
-        write_offset(a, w, token);
-    else if (entry == NULL)
-        json_text(w, "null");
+        write_offset(a, w, i, element.token);
     else if (list == LIST_HASHES)
-        write_hash(w, entry->logits_hash);
+        write_hash_of(w, &element);
     else if (list == LIST_LOGPROBS)
-        json_float(w, entry->logprob);
+        write_logprob(w, &element);
     else if (list == LIST_TOP)
-        json_number(w, entry->top_token);
+        write_top(w, &element);
     else if (list == LIST_TOPS)
-        write_tops(a, w, a->format->kind == ANSWER_SCORE ? i - 1 : i);
+        write_tops(a, w, &element);
     else
-        write_chat_logprob(a, w, entry, i);
+        write_chat_logprob(a, w, &element);
 }
 
 static void open_choice(struct answer *a, struct json_writer *w)
@@ -894,11 +1012,11 @@ static bool scan_all(struct answer *a)
     for (uint32_t c = 0; c < a->choice_count; c++) {
         struct answer_scan *scan = &choice_at(a, c)->scan;
         bool is_done;
-        uint32_t committed = committed_of(a, c, &is_done);
-        if (is_plain || a->format->kind == ANSWER_SCORE)
-            scan->tokens = committed;
-        while (!scan->is_stopped && scan->tokens < committed)
-            scan_parts(a, scan, &choice_at(a, c)->message, entry_of(a, c, scan->tokens)->token, &parts);
+        uint32_t generated = generated_of(a, c, &is_done);
+        if (is_plain)
+            scan->tokens = generated;
+        while (!scan->is_stopped && scan->tokens < generated)
+            scan_parts(a, scan, &choice_at(a, c)->message, token_of(a, c, scan->tokens), &parts);
         if (scan->is_stopped || is_done)
             scan_parts_end(a, scan, &choice_at(a, c)->message, &parts);
         have_all_ended = have_all_ended && (scan->is_stopped || is_done);
@@ -911,8 +1029,8 @@ static bool has_failed(const struct answer *a)
     for (uint32_t c = 0; c < a->choice_count; c++) {
         if (finish_reason_of(a, c) == FINISH_ERROR)
             return true;
-        /* every token of a scored prompt but the first has an entry */
-        if (a->format->kind == ANSWER_SCORE && choice_at(a, c)->scan.tokens + 1 != prompt_tokens_of(a, c))
+        bool is_done;
+        if (committed_of(a, c, &is_done) < log_first_of(a, c)) /* there is no text without the scores before it */
             return true;
     }
     return false;
@@ -928,7 +1046,6 @@ void answer_begin(struct answer *answer, const struct arena *arena, const struct
     answer->choice_count = answer->prompt_count * request_of(answer)->choices;
     for (uint32_t c = 0; c < answer->choice_count; c++)
         *choice_at(answer, c) = (struct answer_choice){0};
-    check(format->kind != ANSWER_SCORE || !format->is_stream);
     write_prefix(answer);
 }
 

@@ -6,7 +6,10 @@
  * large the pieces are. So an answer can be rendered again from its start and gone on with at any byte. To that end
  *   - a stream has one event per token, choices taking turns: token 0 of every choice, then token 1, ...; when a choice
  *     has ended its turn is one more event with the finish reason and what text was held back;
- *   - an answer that is no stream begins when its last token is there, and is written piece by piece.
+ *   - an answer that is no stream begins when its last token is there, and is written piece by piece;
+ *   - an echoed prompt comes before the answer's own text. One that is scored has an element in every list and an event for
+ *     each of its tokens, the first of them without a log entry: nothing predicts it. Any other is text alone, in events
+ *     of a few thousand bytes.
  * Stop strings are found here: text that might be the beginning of one is held back until it is known. What passes them is
  * told apart into content, reasoning and tool calls (message.h) by the same rule.
  */
@@ -28,11 +31,7 @@
 #define ANSWER_PREFIX_MAX 2048u  /* of an event, up to its choices */
 #define TOKEN_TEXT_MAX    (3 * (TOK_PIECE_MAX + 4)) /* what one token can give, see tok_decoder_push() */
 
-enum answer_kind {
-    ANSWER_COMPLETION,
-    ANSWER_CHAT,
-    ANSWER_SCORE, /* a completion that echoes its prompt with its log-probabilities and generates nothing */
-};
+enum answer_kind { ANSWER_COMPLETION, ANSWER_CHAT };
 
 /* How the client wants it. Plain data: lies in the connection's shared memory, so that a successor can go on. */
 struct answer_format {
@@ -42,9 +41,9 @@ struct answer_format {
     uint8_t returns_token_ids;
     uint8_t returns_logits_hash;
     uint8_t returns_logprobs;
-    uint8_t closes;         /* the connection ends with this answer */
-    uint8_t is_version_1_0; /* of HTTP */
-    uint8_t pad;
+    uint8_t closes;                /* the connection ends with this answer */
+    uint8_t is_version_1_0;        /* of HTTP */
+    uint8_t echoes;                /* a completion: the prompt comes first */
     struct message_format message; /* of a chat: what is told apart from its content */
     uint32_t stop_count;
     uint32_t stop_size[STOP_STRINGS_MAX];
@@ -53,9 +52,10 @@ struct answer_format {
     char allow_origin[HTTP_ORIGIN_MAX + 1]; /* "": none */
 };
 
-/* What of one choice's log has been read. */
+/* What of one choice has been read. */
 struct answer_scan {
-    uint32_t tokens;            /* entries taken in */
+    uint32_t echoed;            /* tokens of an echoed prompt taken in */
+    uint32_t tokens;            /* the answer's own, behind them */
     bool is_stopped;            /* a stop string has ended it: the text is complete, later tokens do not count */
     struct tok_decoder decoder; /* bytes that are no character yet */
     uint32_t characters;        /* that the decoder has given */

@@ -596,26 +596,34 @@ static int get_messages(const struct body *b, struct api_request *request)
     return 0;
 }
 
+/* max_tokens has two names. */
+static const char *limit_name(const struct body *b)
+{
+    return field(b, "max_completion_tokens") != NULL ? "max_completion_tokens" : "max_tokens";
+}
+
+/* Nothing follows the echoed prompt: all there can be of it is its scores. */
+static bool is_only_scored(const struct body *b, const struct api_request *request)
+{
+    json_t *limit = field(b, limit_name(b));
+    return request->format.echoes && json_is_integer(limit) && json_integer_value(limit) == 0;
+}
+
 static int get_echo(const struct body *b, struct api_request *request)
 {
-    bool echo = false;
-    if (get_bool(b, "echo", &echo) != 0)
+    bool echoes = false;
+    if (get_bool(b, "echo", &echoes) != 0)
         return -1;
-    int64_t max_tokens = -1;
-    json_t *given = field(b, "max_tokens");
-    if (json_is_integer(given))
-        max_tokens = json_integer_value(given);
-    if (!echo)
-        return 0;
-    if (max_tokens != 0)
-        return api_fail(b->error, 400, "echo", "unsupported_parameter",
-                        "echo is supported only together with max_tokens 0: the prompt with its log-probabilities");
-    if (request->format.is_stream)
-        return FAIL(b, "stream", "an echoed prompt cannot be streamed");
-    if (request->choices != 1)
-        return FAIL(b, "n", "n is %u; an echoed prompt has one choice", request->choices);
-    request->format.kind = ANSWER_SCORE;
-    request->flags |= REQUEST_SCORE | REQUEST_LOGPROB;
+    request->format.echoes = echoes;
+    bool only_scores = is_only_scored(b, request);
+    if (echoes && request->format.returns_logprobs && !only_scores)
+        return api_fail(b->error, 400, "logprobs", "unsupported_parameter",
+                        "echo and logprobs are supported together only with max_tokens 0: the prompt with its "
+                        "log-probabilities");
+    if (only_scores) {
+        request->format.returns_logprobs = 1;
+        request->flags |= REQUEST_SCORE | REQUEST_LOGPROB;
+    }
     return 0;
 }
 
@@ -624,10 +632,9 @@ static int get_echo(const struct body *b, struct api_request *request)
 static int get_lengths(const struct body *b, enum api_endpoint endpoint, struct api_request *request)
 {
     const struct api *api = b->api;
-    const char *prompt = endpoint == API_COMPLETIONS ? "prompt" : "messages";
+    const char *prompt = endpoint == API_COMPLETIONS ? "prompt" : "messages", *name = limit_name(b);
     json_t *newer = field(b, "max_completion_tokens"), *older = field(b, "max_tokens");
-    const char *name = newer != NULL ? "max_completion_tokens" : "max_tokens";
-    bool is_score = request->format.kind == ANSWER_SCORE;
+    bool is_score = is_only_scored(b, request);
     if (newer != NULL && older != NULL && !json_equal(newer, older))
         return FAIL(b, "max_tokens", "max_tokens and max_completion_tokens differ; give one of them");
     if (request->prompt_tokens == 0)

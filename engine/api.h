@@ -38,7 +38,7 @@ struct api_request {
     uint32_t prompt_index; /* of */
     uint32_t prompt_count;
     uint64_t prompt_pages; /* of this one and those before */
-    uint32_t max_tokens;   /* 0: ANSWER_SCORE */
+    uint32_t max_tokens;   /* 0: an echoed prompt is scored, and that is all */
     uint32_t min_tokens;
     uint32_t choices;
     uint32_t flags; /* enum request_flag */

@@ -127,7 +127,7 @@ static struct token_shm *log_entry(const struct arena *arena, uint32_t sequence,
 
 uint32_t journal_log_entries(const struct request_shm *request)
 {
-    return request->flags & REQUEST_SCORE ? request->prompt_tokens - 1 : request->max_tokens;
+    return journal_log_first(request) + request->max_tokens;
 }
 
 static uint32_t entry_pages(const struct request_shm *request)

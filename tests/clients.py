@@ -140,6 +140,16 @@ check("echo with lists", both.top_logprobs[0] is None and len(both.top_logprobs[
 only = complete(echo=True, logprobs=1, max_tokens=0)
 check("text_offset of a prompt", stands(only.choices[0]))
 check("echo alone", only.choices[0].text == PROMPT and only.usage.completion_tokens == 0)
+echoed = complete(echo=True, n=2)
+check("echo before an answer", [c.text for c in echoed.choices] == [PROMPT + plain.choices[0].text] * 2 and
+      ids(echoed) == ids(plain) and echoed.usage.completion_tokens == 2 * plain.usage.completion_tokens, echoed)
+check("echo in a stream", "".join(e.choices[0].text for e in complete(echo=True, stream=True)) == echoed.choices[0].text)
+check("echo: a stop string is not looked for in the prompt",
+      complete(echo=True, stop=PROMPT[4:9]).choices[0].text.startswith(PROMPT))
+parts = [e.choices[0].logprobs for e in complete(echo=True, logprobs=2, max_tokens=0, stream=True, n=2)
+         if e.choices[0].logprobs and e.choices[0].index == 1]
+check("scores of a prompt in a stream", [x for p in parts for x in p.token_logprobs] == both.token_logprobs and
+      [x for p in parts for x in p.text_offset] == both.text_offset)
 
 # prompts
 check("a prompt of ids", ids(complete(tokens_of(PROMPT))) == ids(plain))

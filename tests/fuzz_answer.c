@@ -1,5 +1,5 @@
-/* fuzz_answer.c - answers: the text is what a naive reader of all tokens would say, stop strings included; the bytes are the
- * same however tokens and room come; what is streamed and what is not is one text.
+/* fuzz_answer.c - answers: the text is what a naive reader of all tokens would say, stop strings and an echoed prompt included;
+ * the bytes are the same however tokens and room come; what is streamed and what is not is one text.
  */
 #include <jansson.h>
 #include <stdio.h>
@@ -14,8 +14,9 @@
 #include "tests/tiny_vocab.h"
 
 #define TOKENS_MAX 64u
+#define PROMPT_MAX 5u
 #define BYTES_MAX  (1u << 20)
-#define TEXT_MAX   (TOKENS_MAX * TOKEN_TEXT_MAX)
+#define TEXT_MAX   ((PROMPT_MAX + TOKENS_MAX) * TOKEN_TEXT_MAX)
 
 static struct plan plan;
 static struct arena arena;
@@ -25,8 +26,8 @@ static char *bytes_a, *bytes_b, *wanted;
 /* One case. */
 static struct answer_format format;
 static struct answer_choice choices[2 * CHOICES_MAX];
-static uint32_t min_tokens, token_count;
-static uint32_t tokens[TOKENS_MAX];
+static uint32_t min_tokens, token_count, prompt_count;
+static uint32_t tokens[TOKENS_MAX], prompt[PROMPT_MAX];
 
 static void set_up(void)
 {
@@ -80,6 +81,9 @@ static void make_case(struct fuzz_input *input)
         }
         format.stop_count++;
     }
+    prompt_count = 1 + fuzz_number(input, PROMPT_MAX - 1);
+    for (uint32_t i = 0; i < prompt_count; i++)
+        prompt[i] = make_token(fuzz_byte(input));
     token_count = 0;
     while (input->size > 0 && token_count < TOKENS_MAX) {
         uint32_t token = make_token(fuzz_byte(input));
@@ -89,11 +93,21 @@ static void make_case(struct fuzz_input *input)
     }
 }
 
+/* The text of the prompt, where it is echoed. */
+static size_t read_prompt(void)
+{
+    struct tok_decoder decoder = {.is_text_start = true};
+    size_t size = 0;
+    for (uint32_t i = 0; i < prompt_count && format.echoes; i++)
+        size += tok_decoder_push(&decoder, &tok, prompt[i], wanted + size);
+    return size + tok_decoder_end(&decoder, wanted + size);
+}
+
 /* The text and the tokens that count, by looking at everything again after each token. */
 static size_t read_naively(uint32_t *used)
 {
     struct tok_decoder decoder = {0};
-    size_t size = 0, seen = 0;
+    size_t own = read_prompt(), size = own, seen = own;
     for (*used = 0; *used < token_count;) {
         uint32_t token = tokens[(*used)++];
         if (!is_end(token) || *used < min_tokens)
@@ -103,7 +117,7 @@ static size_t read_naively(uint32_t *used)
         const char *stop = format.stops;
         size_t first = size;
         for (uint32_t i = 0; i<format.stop_count && * used> min_tokens; stop += format.stop_size[i++]) {
-            size_t from = seen >= format.stop_size[i] ? seen + 1 - format.stop_size[i] : 0;
+            size_t from = max_u64(seen + 1, own + format.stop_size[i]) - format.stop_size[i];
             const char *at = memmem(wanted + from, size - from, stop, format.stop_size[i]);
             if (at != NULL)
                 first = min_u64(first, (size_t)(at - wanted));
@@ -123,7 +137,9 @@ static void begin_request(void)
     request->id = 0x0123456789abcdef;
     request->created_s = 1700000000;
     request->choices = 1;
-    request->prompt_tokens = 5;
+    request->prompt_tokens = prompt_count;
+    arena_prompt_list(&arena, 0)[0] = 0;
+    journal_prompt_write(&arena, 0, 0, prompt_count, prompt);
     request->max_tokens = TOKENS_MAX;
     request->min_tokens = min_tokens;
     journal_request_set_state(request, REQUEST_ACCEPTED);
@@ -230,7 +246,7 @@ static void expect_text(char *bytes, size_t size, size_t wanted_size, uint32_t u
         size_t text_size;
         uint32_t events;
         take_events(body, text, &text_size, &events);
-        check(events == used);
+        check(events == used + format.echoes);
         check(text_size == wanted_size && memcmp(text, wanted, text_size) == 0);
         return;
     }
@@ -249,11 +265,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct fuzz_input input = {data, size}, whole = input;
     make_case(&input);
     uint32_t used;
-    size_t wanted_size = read_naively(&used);
-    static const enum answer_kind kinds[] = {ANSWER_COMPLETION, ANSWER_CHAT};
-    for (uint32_t i = 0; i < 4; i++) {
+    static const enum answer_kind kinds[] = {ANSWER_COMPLETION, ANSWER_CHAT, ANSWER_COMPLETION};
+    for (uint32_t i = 0; i < 6; i++) {
         format.kind = kinds[i / 2];
         format.is_stream = i % 2;
+        format.echoes = i >= 4;
+        size_t wanted_size = read_naively(&used);
         struct fuzz_input portions = whole;
         size_t size_a = render(bytes_a, NULL), size_b = render(bytes_b, &portions);
         check(size_a == size_b && memcmp(bytes_a, bytes_b, size_a) == 0);

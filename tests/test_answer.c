@@ -444,14 +444,155 @@ Test(answer, a_request_that_gets_no_sequence_is_an_error, .init = set_up)
     cr_expect_not_null(strstr(body, "\"finish_reason\":\"error\""));
 }
 
+/* ---- echo ---- */
+
+/* The prompt, in the answer too. */
+static void set_prompt(const uint32_t *prompt, uint32_t count)
+{
+    for (uint32_t page = 0; page * PAGE_TOKENS < count; page++)
+        arena_prompt_list(&arena, 0)[page] = page;
+    request->prompt_tokens = count;
+    journal_prompt_write(&arena, 0, 0, count, prompt);
+    format.echoes = 1;
+}
+
+static uint32_t count_of(const char *text, const char *part)
+{
+    uint32_t count = 0;
+    for (; (text = strstr(text, part)) != NULL; text += strlen(part))
+        count++;
+    return count;
+}
+
+/* Half a character ends with the prompt; what looks like a stop string within it or across its end is none. */
+Test(answer, an_echoed_prompt_comes_before_the_answer, .init = set_up)
+{
+    const uint32_t prompt[] = {TINY_IM_START, TINY_HE, TINY_LLO, TINY_BYTE_FIRST + 0xe2};
+    set_prompt(prompt, 4);
+    add_stop("ello");
+    add_stop("\xef\xbf\xbdq");
+    format.returns_token_ids = format.returns_logits_hash = 1;
+    fake_sched_take(&arena, 0);
+    commit(0, TINY_BYTE_FIRST + 'q');
+    commit(0, TINY_BYTE_FIRST + 'r');
+    fake_sched_end(&arena, 0, 0, FINISH_LENGTH);
+    char *body = body_of(render_all(65536));
+    cr_expect_not_null(strstr(body, "{\"index\":0,\"text\":\"hello\xef\xbf\xbdqr\",\"token_ids\":[116,117],"
+                                    "\"logits_hash\":[\"abcd000000000074\",\"abcd000000000075\"],"
+                                    "\"logprobs\":null,\"finish_reason\":\"length\"}"),
+                       "%s", body);
+    cr_expect_not_null(strstr(body, "\"prompt_tokens\":4,\"completion_tokens\":2,\"total_tokens\":6"), "%s", body);
+    format.is_stream = 1;
+    body = body_of(render_all(65536));
+    cr_expect_not_null(strstr(body, "{\"index\":0,\"text\":\"hello\xef\xbf\xbd\",\"logprobs\":null,"
+                                    "\"finish_reason\":null}]}"),
+                       "%s", body);
+    cr_expect_eq(count_of(body, "\"token_ids\":["), 2, "%s", body);
+}
+
+Test(answer, an_echoed_prompt_is_sent_before_there_is_a_token, .init = set_up)
+{
+    static struct answer answer;
+    char *bytes = malloc(BYTES_MAX);
+    size_t size = 0;
+    set_prompt((const uint32_t[]){TINY_HELLO}, 1);
+    format.is_stream = 1;
+    request->choices = 2;
+    answer_begin(&answer, &arena, &tok, &format, 0, choices);
+    cr_expect_eq(render(&answer, bytes, &size, 65536), ANSWER_WAITS);
+    cr_expect_eq(count_of(bytes, "\"text\":\"hello\""), 2, "one of each choice: %s", bytes);
+}
+
+Test(answer, a_long_echoed_prompt_needs_little_room, .init = set_up)
+{
+    static uint32_t prompt[3000];
+    char reason[32], *wanted = calloc(1, 20000);
+    uint32_t tokens;
+    for (uint32_t i = 0; i < ARRAY_COUNT(prompt); i++) {
+        prompt[i] = i % 2 ? TINY_HELLO : TINY_BYTE_FIRST + 1; /* six bytes in JSON */
+        strcat(wanted, i % 2 ? "hello" : "\x01");
+    }
+    strcat(wanted, "q");
+    set_prompt(prompt, ARRAY_COUNT(prompt));
+    request->choices = 3;
+    fake_sched_take(&arena, 0);
+    for (uint32_t c = 0; c < 3; c++) {
+        commit(c, TINY_BYTE_FIRST + 'q');
+        fake_sched_end(&arena, 0, c, FINISH_LENGTH);
+    }
+    for (uint32_t is_stream = 0; is_stream < 2; is_stream++) {
+        format.is_stream = (uint8_t)is_stream;
+        char *small = render_all(ANSWER_PIECE_MAX), *large = render_all(1u << 20);
+        cr_expect_str_eq(small, large);
+        for (uint32_t c = 0; c < 3; c++)
+            cr_expect_str_eq(text_of(body_of(small), c, reason, &tokens), wanted);
+    }
+    uint32_t events = count_of(body_of(render_all(65536)), "\"index\":2,");
+    cr_expect(events > 3 && events < 10, "%u events", events);
+}
+
+/* Committed one by one or at once, in turns of two choices; streamed or not: each list has the prompt's tokens first. */
+Test(answer, a_scored_prompt_may_have_an_answer, .init = set_up)
+{
+    const uint32_t prompt[] = {TINY_HE, TINY_BYTE_FIRST + 0xe2, TINY_LLO}, own[] = {TINY_EURO, TINY_BYTE_FIRST + '!'};
+    set_prompt(prompt, 3);
+    request->flags = REQUEST_SCORE | REQUEST_LOGPROB;
+    request->choices = 2;
+    add_stop("llo");
+    format.returns_logprobs = format.returns_token_ids = format.returns_logits_hash = 1;
+    for (uint32_t is_stream = 0; is_stream < 2; is_stream++) {
+        static struct answer answer;
+        char *bytes = malloc(BYTES_MAX);
+        size_t size = 0;
+        format.is_stream = (uint8_t)is_stream;
+        request->generation++;
+        answer_begin(&answer, &arena, &tok, &format, 0, choices);
+        cr_expect_eq(render(&answer, bytes, &size, 65536), ANSWER_WAITS);
+        fake_sched_take(&arena, 0);
+        for (uint32_t i = 1; i < 5; i++)
+            for (uint32_t c = 2; c-- > 0;) {
+                commit(c, i < 3 ? prompt[i] : own[i - 3]);
+                cr_expect_eq(render(&answer, bytes, &size, 65536), ANSWER_WAITS);
+            }
+        fake_sched_end(&arena, 0, 0, FINISH_LENGTH);
+        fake_sched_end(&arena, 0, 1, FINISH_LENGTH);
+        cr_expect_eq(render(&answer, bytes, &size, 65536), ANSWER_COMPLETE);
+        cr_expect_str_eq(bytes, render_all(ANSWER_PIECE_MAX));
+        char reason[32], *body = body_of(bytes);
+        uint32_t tokens;
+        cr_expect_str_eq(text_of(body, 1, reason, &tokens), "he\xef\xbf\xbdllo\xe2\x82\xac!");
+        cr_expect_eq(tokens, 5);
+        if (is_stream) {
+            cr_expect_not_null(
+                strstr(body, "{\"index\":1,\"text\":\"he\",\"logprobs\":{\"tokens\":[\"he\"],\"text_offset\":[0],"
+                             "\"token_logprobs\":[null],\"top_token_ids\":[null]},\"finish_reason\":null,"
+                             "\"token_ids\":[259],\"logits_hash\":[null]}"),
+                "%s", body);
+            cr_expect_not_null(
+                strstr(body, "{\"index\":1,\"text\":\"\xe2\x82\xac\",\"logprobs\":{\"tokens\":[\"\xe2\x82\xac\"],"
+                             "\"text_offset\":[6],\"token_logprobs\":[-0.5],\"top_token_ids\":[263]},"),
+                "%s", body);
+        } else {
+            cr_expect_not_null(
+                strstr(body,
+                       "\"token_ids\":[259,229,261,263,36],\"logits_hash\":[null,\"abcd0000000000e5\","
+                       "\"abcd000000000105\",\"abcd000000000107\",\"abcd000000000024\"],\"logprobs\":{\"tokens\":["
+                       "\"he\",\"\xef\xbf\xbd\",\"llo\",\"\xe2\x82\xac\",\"!\"],\"text_offset\":[0,2,2,6,7],"
+                       "\"token_logprobs\":[null,-0.625,-0.25,-0.5,-0.125],"
+                       "\"top_token_ids\":[null,229,261,263,36]},\"finish_reason\":\"length\"}"),
+                "%s", body);
+            cr_expect_not_null(strstr(body, "\"prompt_tokens\":3,\"completion_tokens\":4,\"total_tokens\":7"));
+        }
+    }
+}
+
 Test(answer, a_scored_prompt_has_an_element_for_each_token, .init = set_up)
 {
     const uint32_t prompt[3] = {TINY_HE, TINY_LLO, TINY_BYTE_FIRST + '!'};
-    arena_prompt_list(&arena, 0)[0] = 0;
-    request->prompt_tokens = 3;
+    set_prompt(prompt, 3);
+    request->max_tokens = 0;
     request->flags = REQUEST_SCORE | REQUEST_LOGPROB;
-    journal_prompt_write(&arena, 0, 0, 3, prompt);
-    format.kind = ANSWER_SCORE;
+    format.returns_logprobs = 1;
     fake_sched_take(&arena, 0);
     struct token_shm first = {.token = TINY_LLO, .top_token = TINY_LL, .logprob = -1.5f};
     struct token_shm second = {.token = prompt[2], .top_token = prompt[2], .logprob = -0.1f};

@@ -220,12 +220,24 @@ Test(api, a_chat_takes_both_names_of_the_limit, .init = set_up)
     cr_expect_eq(request.max_tokens, 8);
 }
 
-Test(api, an_echoed_prompt_is_scored, .init = set_up)
+Test(api, an_echoed_prompt_is_scored_where_nothing_follows_it, .init = set_up)
 {
-    completion("{\"prompt\":\"abc\",\"echo\":true,\"max_tokens\":0,\"logprobs\":1}");
-    cr_expect_eq(request.format.kind, ANSWER_SCORE);
-    cr_expect_eq(request.flags, REQUEST_SCORE | REQUEST_LOGPROB);
-    cr_expect_eq(request.max_tokens, 0);
+    static const char *const limits[] = {"max_tokens", "max_completion_tokens"};
+    for (size_t i = 0; i < 4; i++) {
+        char body[256];
+        snprintf(body, sizeof(body), "{\"prompt\":\"abc\",\"echo\":true,\"%s\":0,\"n\":2,\"stream\":true%s}",
+                 limits[i % 2], i < 2 ? ",\"logprobs\":1" : "");
+        completion(body);
+        cr_expect(request.format.echoes && request.format.returns_logprobs);
+        cr_expect_eq(request.flags, REQUEST_SCORE | REQUEST_LOGPROB);
+        cr_expect_eq(request.max_tokens, 0);
+    }
+    completion("{\"prompt\":\"abc\",\"echo\":true,\"max_tokens\":5}");
+    cr_expect(request.format.echoes && !request.format.returns_logprobs);
+    cr_expect_eq(request.flags, 0);
+    cr_expect_eq(request.max_tokens, 5);
+    completion("{\"prompt\":\"abc\",\"echo\":false}");
+    cr_expect_not(request.format.echoes);
 }
 
 Test(api, values_that_ask_for_nothing_are_let_pass, .init = set_up)
@@ -323,11 +335,9 @@ Test(api, names_the_field_and_what_is_allowed, .init = set_up)
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"stop_token_ids\":[264]}", "stop_token_ids", "0 to 263", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"logprobs\":21}", "logprobs", "from 0 to 20", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"logprobs\":true}", "logprobs", "integer", 400},
-        {API_COMPLETIONS, "{\"prompt\":\"a\",\"echo\":true}", "echo", "max_tokens 0", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"echo\":true,\"max_tokens\":0}", "prompt", "one token", 400},
-        {API_COMPLETIONS, "{\"prompt\":\"ab\",\"echo\":true,\"max_tokens\":0,\"n\":2}", "n", "one choice", 400},
-        {API_COMPLETIONS, "{\"prompt\":\"ab\",\"echo\":true,\"max_tokens\":0,\"stream\":true}", "stream", "streamed",
-         400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"echo\":true,\"logprobs\":0}", "logprobs", "max_tokens 0", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"echo\":false,\"max_tokens\":0}", "max_tokens", "1 to 511", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"presence_penalty\":2.5}", "presence_penalty", "from -2 to 2", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"frequency_penalty\":\"1\"}", "frequency_penalty", "a number", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"repetition_penalty\":0}", "repetition_penalty", "more than 0", 400},

@@ -387,6 +387,8 @@ static struct talk {
      .body = "{\"prompt\":\"ai\",\"max_tokens\":200,\"stream\":true,\"n\":3,\"stop\":[\"q\",\"kf\"]}"},
     {.head = COMPLETIONS, .body = "{\"prompt\":\"aj\",\"max_tokens\":200,\"n\":3,\"stop\":[\"hz\",\"ub\",\"tt\"]}"},
     {.head = COMPLETIONS, .body = "{\"prompt\":[\"ak\",\"al\",\"am\"],\"max_tokens\":60,\"stream\":true,\"n\":2}"},
+    {.head = COMPLETIONS,
+     .body = "{\"prompt\":[\"ao\",\"ap\"],\"max_tokens\":60,\"stream\":true,\"n\":2,\"echo\":true}"},
     {.head = COMPLETIONS, .body = "{\"prompt\":[[9,8],\"an\"],\"max_tokens\":150,\"stop\":[\"hz\",\"ub\",\"tt\"]}"},
     {.head = COMPLETIONS "Expect: 100-continue\r\n", .body = "{\"prompt\":\"ag\",\"max_tokens\":120}"},
     {.head = "POST /v1/completions HTTP/1.0\r\n",
