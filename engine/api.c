@@ -25,7 +25,7 @@ int api_open(struct api *api, const struct plan *plan, const struct tok *tok, st
 {
     uint64_t kv_tokens = (uint64_t)plan->num_blocks * plan->block_size;
     *api = (struct api){.plan = plan, .tok = tok, .tokens_max = (uint32_t)min_u64(plan->max_model_len, kv_tokens)};
-    api->tokens = base_alloc(((size_t)api->tokens_max + 1) * sizeof(*api->tokens));
+    api->tokens = base_alloc(((size_t)api->tokens_max + 2) * sizeof(*api->tokens));
     api->biases = base_alloc(2 * LOGIT_BIAS_MAX * sizeof(*api->biases));
     api->text_bytes = api_text_bytes(plan);
     api->text = base_alloc(api->text_bytes);
@@ -224,10 +224,10 @@ static uint32_t count_unknown(const struct body *b, enum api_endpoint endpoint)
                                          "audio",
                                          "structured_outputs",
                                          "response_format"};
-    static const char *const special[2][8] = {[API_COMPLETIONS] = {"prompt", "echo", "parse_special"},
-                                              [API_CHAT_COMPLETIONS] = {"messages", "top_logprobs", "tool_choice",
-                                                                        "chat_template_kwargs", "add_generation_prompt",
-                                                                        "documents", "parallel_tool_calls"}};
+    static const char *const special[2][8] = {
+        [API_COMPLETIONS] = {"prompt", "echo", "parse_special", "add_special_tokens"},
+        [API_CHAT_COMPLETIONS] = {"messages", "top_logprobs", "tool_choice", "chat_template_kwargs",
+                                  "add_generation_prompt", "documents", "parallel_tool_calls"}};
     uint32_t unknown = 0;
     const char *key;
     json_t *value;
@@ -532,11 +532,17 @@ static int take_ids(const struct body *b, json_t *list, const char *name, struct
     return 0;
 }
 
-/* At most tokens_max + 1 ids: one more than allowed shows that there are too many. */
-static uint32_t encode_text(const struct api *api, const char *text, size_t size, bool parse_special)
+/* Ids from *ids on, at most tokens_max + 1: one more than allowed shows that there are too many. */
+static uint32_t encode_text(const struct body *b, json_t *text, bool parse_special, bool add_special,
+                            const uint32_t **ids)
 {
-    struct tok_range whole = {0, size};
-    return tok_encode(api->tok, text, size, &whole, parse_special, api->tokens, api->tokens_max + 1);
+    const struct api *api = b->api;
+    struct tok_range whole = {0, json_string_length(text)};
+    uint32_t begin = !add_special && tok_adds_begin(api->tok); /* the token that is not wanted */
+    uint32_t count = tok_encode(api->tok, json_string_value(text), whole.size, &whole, parse_special, api->tokens,
+                                api->tokens_max + 1 + begin);
+    *ids = api->tokens + begin;
+    return count - begin;
 }
 
 /* A list of prompts, as against one prompt of ids. */
@@ -550,8 +556,8 @@ static bool is_list_of_prompts(const json_t *prompt)
 static int get_prompt(const struct body *b, struct api_request *request)
 {
     json_t *prompt = field(b, "prompt");
-    bool parse_special = false;
-    if (get_bool(b, "parse_special", &parse_special) != 0)
+    bool parse_special = false, add_special = true;
+    if (get_bool(b, "parse_special", &parse_special) != 0 || get_bool(b, "add_special_tokens", &add_special) != 0)
         return -1;
     if (prompt == NULL)
         return FAIL(b, "prompt", "prompt is missing: a string, a list of token ids, or a list of these");
@@ -568,7 +574,7 @@ static int get_prompt(const struct body *b, struct api_request *request)
         return take_ids(b, prompt, "prompt", request);
     if (!json_is_string(prompt))
         return FAIL(b, "prompt", "prompt must be a string, a list of token ids, or a list of these");
-    request->prompt_tokens = encode_text(b->api, json_string_value(prompt), json_string_length(prompt), parse_special);
+    request->prompt_tokens = encode_text(b, prompt, parse_special, add_special, &request->prompt);
     return 0;
 }
 
@@ -734,18 +740,17 @@ int api_tokenize(struct api *api, const char *body, size_t size, struct json_wri
     json_t *prompt = field(&b, "prompt");
     if (!json_is_string(prompt))
         return FAIL(&b, "prompt", "prompt must be a string");
-    uint32_t count = encode_text(api, json_string_value(prompt), json_string_length(prompt), parse_special);
+    const uint32_t *ids;
+    uint32_t count = encode_text(&b, prompt, parse_special, add_special, &ids);
     /* ten digits and a comma each; the answer goes out in one piece */
     uint32_t count_max = (uint32_t)min_u64(api->tokens_max, (writer->room - writer->size - 128) / 11);
     if (count > count_max)
         return api_fail(error, 413, "prompt", "body_too_large", "the text has at least %u tokens; %u fit an answer",
                         count, count_max);
-    uint32_t first = !add_special && tok_adds_begin(api->tok) ? 1 : 0;
-    count -= first;
     json_format(writer, "{\"count\":%u,\"max_model_len\":%u,\"tokens\":[", count, api->plan->max_model_len);
     for (uint32_t i = 0; i < count; i++) {
         json_raw(writer, ",", i > 0);
-        json_number(writer, api->tokens[first + i]);
+        json_number(writer, ids[i]);
     }
     json_text(writer, "]}");
     return 0;

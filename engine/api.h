@@ -67,7 +67,7 @@ struct api {
     const struct plan *plan;
     const struct tok *tok;
     uint32_t tokens_max; /* of prompt and answer together: the model's limit or the KV cache's */
-    uint32_t *tokens;    /* (tokens_max + 1): one more shows that there were too many */
+    uint32_t *tokens;    /* (tokens_max + 2): one more shows that there were too many, another may not be wanted */
     uint32_t *biases;    /* (2 * LOGIT_BIAS_MAX) */
     char *text;          /* (text_bytes): a conversation as the template has it */
     size_t text_bytes;

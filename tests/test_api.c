@@ -513,6 +513,27 @@ Test(api, the_begin_token_is_in_front_unless_the_client_wants_none, .init = set_
                   "{\"count\":1,\"max_model_len\":512,\"tokens\":[1]}");
 }
 
+Test(api, a_completion_may_do_without_the_begin_token, .init = set_up_with_begin)
+{
+    completion("{\"prompt\":[\"hello\",\"he\"],\"add_special_tokens\":false}");
+    cr_expect(request.prompt_tokens == 1 && request.prompt[0] == TINY_HELLO);
+    cr_expect_eq(request.unknown_fields, 0);
+    cr_assert_eq(api_next_prompt(&api, &request, &error), 0);
+    cr_expect(request.prompt_tokens == 1 && request.prompt[0] == TINY_HE);
+    completion("{\"prompt\":[7],\"add_special_tokens\":false}"); /* ids are as they are */
+    cr_expect(request.prompt_tokens == 1 && request.prompt[0] == 7);
+    /* the longest, and one that is longer by one */
+    char body[1024];
+    snprintf(body, sizeof(body), "{\"prompt\":\"%0512d\",\"add_special_tokens\":false,\"echo\":true,\"max_tokens\":0}",
+             0);
+    completion(body);
+    cr_expect_eq(request.prompt_tokens, 512);
+    snprintf(body, sizeof(body), "{\"prompt\":\"%0513d\",\"add_special_tokens\":false,\"echo\":true,\"max_tokens\":0}",
+             0);
+    cr_expect_eq(api_parse(&api, API_COMPLETIONS, body, strlen(body), &request, &error), -1);
+    cr_expect_not_null(strstr(error.message, "at least 513 tokens"), "%s", error.message);
+}
+
 Test(api, a_model_without_a_begin_token_has_none_to_leave_out, .init = set_up)
 {
     expect_tokens("{\"prompt\":\"hello\",\"add_special_tokens\":false}",
