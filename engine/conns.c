@@ -129,6 +129,13 @@ void conn_reply_sent(struct conn_shm *conn)
     commit_u32(&conn->reply, CONN_SENT, FAULT_CONN_REPLY_SENT);
 }
 
+void conn_drop_input(struct conn_shm *conn)
+{
+    check(conn->reply == CONN_SENT && conn->closes);
+    commit_u64(&conn->message_first, conn->received, FAULT_CONN_DROP_INPUT);
+    conn_move_message(conn);
+}
+
 void conn_next_message(struct conn_shm *conn)
 {
     check(conn->reply == CONN_SENT && conn->send.serial == 0);

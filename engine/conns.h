@@ -164,6 +164,8 @@ void conn_reply_withdraw(struct conn_shm *conn);
 
 /* All of the reply is sent, or nobody wants it any more. */
 void conn_reply_sent(struct conn_shm *conn);
+/* It was the last one: whatever has come behind its message is of no use. No receive is in flight. */
+void conn_drop_input(struct conn_shm *conn);
 /* The next message. */
 void conn_next_message(struct conn_shm *conn);
 

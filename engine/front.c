@@ -16,6 +16,7 @@
 
 #define EVENTS_PER_TURN 256u
 #define ACCEPT_AGAIN_NS 100000000ull
+#define LINGER_NS       2000000000ull
 #define OTHER_FDS       96u /* descriptors beside those of connections: bells, listeners, rings, and a reserve */
 
 /* ---- accepting ---- */
@@ -92,10 +93,13 @@ static void on_receive(struct front *f, uint32_t slot, const struct io_event *ev
 {
     bool is_noted = conn_end_receive(shm_of(f, slot), event->tag, event->result);
     check(is_noted);
-    if (f->connections[slot].phase != CONN_READING)
+    bool is_lingering = f->connections[slot].phase == CONN_LINGERING;
+    if (f->connections[slot].phase != CONN_READING && !is_lingering)
         return; /* it came too late: the message has been refused */
     if (event->result <= 0)
         front_connection_close(f, slot); /* no request will follow; what was asked before has been answered */
+    else if (is_lingering)
+        front_linger(f, slot);
     else
         front_read_more(f, slot);
 }
@@ -117,8 +121,8 @@ static void on_send(struct front *f, uint32_t slot, const struct io_event *event
 static void on_hangup(struct front *f, uint32_t slot, const struct io_event *event)
 {
     struct connection *c = &f->connections[slot];
-    if (c->phase == CONN_CLOSING)
-        return;
+    if (c->phase == CONN_CLOSING || c->phase == CONN_LINGERING)
+        return; /* a lingering one ends when all it has sent is received */
     if (event->result != 0) {
         front_connection_close(f, slot); /* the client is gone */
     } else if (event->is_last) {
@@ -279,6 +283,7 @@ int front_init(struct front **front, const struct arena *arena, struct err *err)
     *f = (struct front){.arena = arena, .plan = plan, .is_started = arena->epoch > 1};
     f->heads = (struct wait_list){NO_SLOT, NO_SLOT, plan->header_timeout_ms * 1000000ull};
     f->others = (struct wait_list){NO_SLOT, NO_SLOT, plan->request_timeout_ms * 1000000ull};
+    f->ends = (struct wait_list){NO_SLOT, NO_SLOT, min_u64(LINGER_NS, f->others.limit_ns)};
     if (conns_region_bytes(plan) > arena->layout.region_bytes[REGION_CONNS])
         return err_set(err, -EPROTO, "region conns: has %zu bytes, %llu are needed; mixed builds?",
                        arena->layout.region_bytes[REGION_CONNS], (unsigned long long)conns_region_bytes(plan));

@@ -7,13 +7,14 @@
 #include "ipc/clock.h"
 #include "ipc/fault.h"
 
-#define IN_ROOM_MIN 4096u /* less room behind the received bytes: the message moves to the front */
+#define IN_ROOM_MIN      4096u       /* less room behind the received bytes: the message moves to the front */
+#define LINGER_BYTES_MAX (16u << 20) /* what a client may still send behind its last reply */
 
 /* ---- time limits ---- */
 
 static struct wait_list *list_of(struct front *f, enum wait wait)
 {
-    return wait == WAIT_HEAD ? &f->heads : &f->others;
+    return wait == WAIT_HEAD ? &f->heads : wait == WAIT_END ? &f->ends : &f->others;
 }
 
 static void wait_end(struct front *f, uint32_t slot)
@@ -50,6 +51,7 @@ uint64_t front_next_deadline(const struct front *f)
 {
     uint64_t next = f->accept_again_ns != 0 ? f->accept_again_ns : IO_NO_TIMEOUT;
     next = min_u64(next, front_keep_deadline(f));
+    next = min_u64(next, deadline_of(f, &f->ends));
     return min_u64(next, min_u64(deadline_of(f, &f->heads), deadline_of(f, &f->others)));
 }
 
@@ -64,14 +66,14 @@ static void give_up(struct front *f, uint32_t slot)
     case WAIT_BODY:
         front_refuse(f, slot, 408, "the body was not complete in time");
         break;
-    default: /* nothing was asked, or nobody reads */
+    default: /* nothing was asked, nobody reads, or all is said */
         front_connection_close(f, slot);
     }
 }
 
 void front_end_waits(struct front *f, uint64_t now_ns)
 {
-    struct wait_list *lists[] = {&f->heads, &f->others};
+    struct wait_list *lists[] = {&f->heads, &f->ends, &f->others};
     for (size_t i = 0; i < ARRAY_COUNT(lists); i++)
         while (deadline_of(f, lists[i]) <= now_ns)
             give_up(f, lists[i]->oldest);
@@ -199,7 +201,10 @@ void front_reply_done(struct front *f, uint32_t slot)
     struct connection *c = &f->connections[slot];
     struct conn_shm *shm = shm_of(f, slot);
     if (shm->closes) {
-        front_connection_close(f, slot);
+        shutdown(c->fd, SHUT_WR);
+        front_connection_set_phase(f, slot, CONN_LINGERING);
+        wait_begin(f, slot, WAIT_END);
+        front_linger(f, slot);
         return;
     }
     conn_next_message(shm);
@@ -268,6 +273,26 @@ static void say_continue(struct front *f, uint32_t slot)
     front_send_out(f, slot);
 }
 
+static void begin_receive(struct front *f, uint32_t slot)
+{
+    struct connection *c = &f->connections[slot];
+    struct conn_shm *shm = shm_of(f, slot);
+    c->ops |= OP_RECEIVE;
+    uint32_t serial = conn_begin_receive(shm);
+    io_receive(f->io, slot, serial, c->fd, conn_room(shm), conn_room_bytes(shm, f->plan));
+}
+
+void front_linger(struct front *f, uint32_t slot)
+{
+    struct conn_shm *shm = shm_of(f, slot);
+    if (shm->received - shm->message_end > LINGER_BYTES_MAX) {
+        front_connection_close(f, slot);
+    } else if (!(f->connections[slot].ops & OP_RECEIVE)) { /* else one that a time limit has overtaken */
+        conn_drop_input(shm);
+        begin_receive(f, slot);
+    }
+}
+
 static void receive(struct front *f, uint32_t slot)
 {
     struct connection *c = &f->connections[slot];
@@ -279,9 +304,7 @@ static void receive(struct front *f, uint32_t slot)
         front_refuse(f, slot, 413, "the body's chunks add too many bytes to it");
         return;
     }
-    c->ops |= OP_RECEIVE;
-    uint32_t serial = conn_begin_receive(shm);
-    io_receive(f->io, slot, serial, c->fd, conn_room(shm), conn_room_bytes(shm, f->plan));
+    begin_receive(f, slot);
     enum wait wait = size == 0 ? WAIT_REQUEST : c->reader.has_head ? WAIT_BODY : WAIT_HEAD;
     if (c->wait != wait)
         wait_begin(f, slot, wait);

@@ -24,15 +24,16 @@
 #define WAITING_MAX 1024u /* accepted connections that have no slot yet: the backlog's size once more */
 #define REPLY_MAX   (CONN_OUT_BYTES - HTTP_RESPONSE_HEAD_MAX - 64u) /* 64: an interim response may stand before it */
 
-/*   FREE ─accepted─► KEEPING ─kept─► READING ◄─► ANSWERING
- *     ▲                 └───────────────┴──► CLOSING ─┐
- *     └────────────────────── nothing in flight ──────┘
+/*   FREE ─accepted─► KEEPING ─kept─► READING ◄─► ANSWERING ─last reply sent─► LINGERING
+ *     ▲                 └───────────────┴────────────┴──► CLOSING ◄─────────────────┘
+ *     └────────────────────── nothing in flight ─────────────┘
  */
 enum phase {
     CONN_FREE,      /* no connection */
     CONN_KEEPING,   /* nothing is read before somebody keeps it */
     CONN_READING,   /* a message is being received */
     CONN_ANSWERING, /* it has a reply, which is being rendered and sent */
+    CONN_LINGERING, /* we say no more; what the client still says is dropped, so that its kernel keeps our reply for it */
     CONN_CLOSING,   /* shut down; operations are coming to their ends */
 };
 
@@ -43,6 +44,7 @@ enum wait {
     WAIT_HEAD,    /* the rest of the header section: has its own limit, from the first byte on */
     WAIT_BODY,    /* the rest of the message, from the header section on */
     WAIT_READER,  /* the client takes bytes of the reply: from the last progress on */
+    WAIT_END,     /* the client closes too, after the last reply */
 };
 
 /* Operations in flight: a slot is used again only when none is. */
@@ -122,7 +124,7 @@ struct front {
     uint64_t
         accept_again_ns; /* accepting has failed for want of descriptors or memory: when to try again; 0: it has not */
 
-    struct wait_list heads, others; /* by limit: WAIT_HEAD, everything else */
+    struct wait_list heads, ends, others; /* by limit: WAIT_HEAD, WAIT_END, everything else */
 
     struct keep_order *keep_orders; /* ring (keep_order_max): what the keeper has not been told yet */
     uint32_t keep_order_max, keep_first, keep_count;
@@ -164,6 +166,8 @@ void front_send_out(struct front *f, uint32_t slot);
 void front_pump(struct front *f, uint32_t slot);
 /* CONN_SENT: ends the connection or begins the next message. */
 void front_reply_done(struct front *f, uint32_t slot);
+/* CONN_LINGERING: takes what the client still sends. */
+void front_linger(struct front *f, uint32_t slot);
 
 /* The earliest deadline of all; IO_NO_TIMEOUT: there is none. And what has passed one. */
 uint64_t front_next_deadline(const struct front *f);

@@ -36,6 +36,7 @@
     X(CONN_NEXT_OUT, "conn/next-out")                                                                                  \
     X(CONN_NEXT_INTERIM, "conn/next-interim")                                                                          \
     X(CONN_NEXT, "conn/next")                                                                                          \
+    X(CONN_DROP_INPUT, "conn/drop-input")                                                                              \
     X(IO_OPENED, "io/opened")                                                                                          \
     X(IO_BEFORE_SUBMIT, "io/before-submit")                                                                            \
     X(IO_AFTER_SUBMIT, "io/after-submit")                                                                              \

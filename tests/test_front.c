@@ -853,6 +853,73 @@ static const char *ask_tcp(int fd, const char *request)
     return answer;
 }
 
+/* Sends up to `size` bytes, all that the client can; how many. */
+static size_t send_much(int fd, size_t size)
+{
+    static const char noise[65536];
+    size_t sent = 0;
+    for (uint64_t end = clock_ns() + 20000000000ull; sent < size && clock_ns() < end;) {
+        ssize_t more = send(fd, noise, min_u64(sizeof(noise), size - sent), MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (more < 0 && errno != EAGAIN)
+            break;
+        sent += more > 0 ? (size_t)more : 0;
+        cr_assert_geq(front_do_work(front, false), 0);
+    }
+    return sent;
+}
+
+#define TOO_MUCH "POST /v1/completions HTTP/1.1\r\nContent-Length: 1000000000\r\n\r\n"
+
+FRONT_TEST(a_refused_client_that_goes_on_sending_gets_its_answer, set_up_plan)
+{
+    has_tcp = true;
+    start();
+    for (int i = 0; i < 2; i++) {
+        char answer[4096];
+        size_t size = 0;
+        ssize_t got = -1;
+        int fd = i == 0 ? connect_tcp() : connect_client();
+        send_text(fd, TOO_MUCH);
+        cr_expect_eq(send_much(fd, 4000000), 4000000);
+        for (uint64_t end = clock_ns() + 5000000000ull; got != 0 && clock_ns() < end;) {
+            settle();
+            got = recv(fd, answer + size, sizeof(answer) - size - 1, MSG_DONTWAIT);
+            cr_assert(got >= 0 || errno == EAGAIN, "%s", strerror(errno));
+            size += got > 0 ? (size_t)got : 0;
+        }
+        answer[size] = '\0';
+        cr_expect_eq(got, 0, "not closed");
+        cr_expect_eq(status_of(answer), 413, "%s", answer);
+        close(fd);
+    }
+    for (uint64_t end = clock_ns() + 5000000000ull; counter(COUNTER_FRONT_CONNECTIONS_OPEN) > 0 && clock_ns() < end;)
+        settle();
+    expect_nothing_left();
+}
+
+FRONT_TEST(a_refused_client_cannot_send_for_ever, set_up)
+{
+    int fd = connect_client();
+    send_text(fd, TOO_MUCH);
+    size_t sent = send_much(fd, 1u << 30);
+    cr_expect(sent > (8u << 20) && sent < (64u << 20), "%zu bytes were taken", sent);
+    expect_nothing_left();
+    close(fd);
+}
+
+FRONT_TEST(a_refused_client_that_does_not_close_is_dropped, set_up_plan)
+{
+    plan.request_timeout_ms = 30;
+    start();
+    int fd = connect_client();
+    send_text(fd, TOO_MUCH);
+    for (uint64_t end = clock_ns() + 5000000000ull; counter(COUNTER_FRONT_CONNECTIONS_OPEN) > 0 && clock_ns() < end;)
+        cr_assert_geq(front_do_work(front, true), 0); /* sleeps until the deadline */
+    expect_nothing_left();
+    cr_expect_eq(status_of(receive(fd, NULL)), 413);
+    close(fd);
+}
+
 FRONT_TEST(over_tcp_a_key_is_needed, set_up_plan)
 {
     static const struct {
