@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "engine/json_arena.h"
-#include "ipc/layout.h"
+#include "ipc/journal.h"
 
 /* Values of a body: an array of ids costs 32 bytes an element and its table, twice over while it grows; other bodies some
  * multiple of their own size. What does not fit is refused. */
@@ -621,15 +621,10 @@ static int get_echo(const struct body *b, struct api_request *request)
     if (get_bool(b, "echo", &echoes) != 0)
         return -1;
     request->format.echoes = echoes;
-    bool only_scores = is_only_scored(b, request);
-    if (echoes && request->format.returns_logprobs && !only_scores)
-        return api_fail(b->error, 400, "logprobs", "unsupported_parameter",
-                        "echo and logprobs are supported together only with max_tokens 0: the prompt with its "
-                        "log-probabilities");
-    if (only_scores) {
+    if (is_only_scored(b, request))
         request->format.returns_logprobs = 1;
+    if (echoes && request->format.returns_logprobs)
         request->flags |= REQUEST_SCORE | REQUEST_LOGPROB;
-    }
     return 0;
 }
 
@@ -671,10 +666,19 @@ static int get_lengths(const struct body *b, enum api_endpoint endpoint, struct 
     return 0;
 }
 
-/* Prompts take pages of one pool; a list that it can never hold is not to be tried again. */
+/* Prompts take pages of one pool, tokens of another; what these can never hold is not to be tried again. */
 static int count_pages(const struct body *b, struct api_request *request)
 {
     const struct plan *plan = b->api->plan;
+    const struct request_shm words = {.prompt_tokens = request->prompt_tokens,
+                                      .max_tokens = request->max_tokens,
+                                      .flags = request->flags,
+                                      .top_logprobs = request->top_logprobs};
+    uint64_t log_pages = (uint64_t)request->choices * journal_log_pages(&words);
+    if (log_pages > plan->log_pages)
+        return api_fail(b->error, 400, "n", "context_length_exceeded",
+                        "%u choices of %u tokens take %llu pages of the token log; this server has %u",
+                        request->choices, journal_log_entries(&words), (unsigned long long)log_pages, plan->log_pages);
     request->prompt_pages +=
         div_up_u64((uint64_t)request->prompt_tokens + 2 * request->bias_count + request->grammar_words, PAGE_TOKENS);
     if (request->prompt_index > 0 && request->prompt_pages > plan->prompt_pages)

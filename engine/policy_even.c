@@ -122,7 +122,7 @@ static void ended(struct sched *sched, uint32_t sequence)
     const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
     uint32_t tokens = sched->table.seqs[sequence].known - shm->prompt_tokens;
     even->ended++;
-    if (!(policy_request(sched, sequence)->flags & REQUEST_SCORE))
+    if (policy_request(sched, sequence)->max_tokens > 0)
         lengths_observe(&even->lengths, tokens, shm->finish_reason == FINISH_LENGTH);
 }
 
@@ -188,10 +188,10 @@ static struct outlook outlook_of(const struct sched *sched, uint32_t sequence)
 {
     const struct seq *seq = &sched->table.seqs[sequence];
     uint32_t generated = seq->known - arena_sequence(sched->arena, sequence)->prompt_tokens;
-    bool is_score = policy_request(sched, sequence)->flags & REQUEST_SCORE;
+    uint32_t max_tokens = policy_request(sched, sequence)->max_tokens;
     return (struct outlook){.known = seq->known,
                             .generated = generated,
-                            .more = is_score ? 0 : seq->log_capacity - generated - 1}; /* the last is never computed */
+                            .more = max_tokens == 0 ? 0 : max_tokens - generated - 1}; /* the last is never computed */
 }
 
 static void forecast_running(struct sched *sched)

@@ -112,10 +112,8 @@ static void recover_sequence(struct sched *sched, uint32_t sequence)
     struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
     const struct request_shm *request = arena_request(sched->arena, shm->request);
     uint32_t committed = journal_log_committed(shm);
-    bool is_score = request->flags & REQUEST_SCORE;
     struct seq *seq = &sched->table.seqs[sequence];
-    *seq = (struct seq){.known = shm->prompt_tokens + (is_score ? 0 : committed) - is_score,
-                        .log_capacity = journal_log_entries(request),
+    *seq = (struct seq){.known = sched_known(request, committed),
                         .priority = request->priority,
                         .order = request->order,
                         .arrived_us = sched->now_us};

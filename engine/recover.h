@@ -30,6 +30,9 @@ void sched_recover(struct sched *sched, uint64_t returned);
 
 /* ---- what sched.c lends for it ---- */
 
+/* Tokens whose KV can be computed when so many entries are committed; nothing follows the last one of a prompt that is only
+ * scored. */
+uint32_t sched_known(const struct request_shm *request, uint32_t committed);
 /* Hashes of the blocks that have become full. */
 void sched_extend_hashes(struct sched *sched, uint32_t sequence);
 /* Blocks that are full once the steps so far are computed can be found from now on: whoever is given one runs behind those

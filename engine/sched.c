@@ -96,17 +96,22 @@ bool sched_next_news(struct sched *sched, uint32_t *slot)
 
 /* ---- requests ---- */
 
+uint32_t sched_known(const struct request_shm *request, uint32_t committed)
+{
+    uint32_t first = journal_log_first(request), generated = committed > first ? committed - first : 0;
+    return request->prompt_tokens + generated - (request->max_tokens == 0);
+}
+
 /* What front promised; another process's word is looked at before it is used. */
 static bool is_sound(const struct sched *sched, const struct request_shm *request)
 {
     uint64_t capacity =
         min_u64(sched->plan->max_model_len, (uint64_t)sched->plan->num_blocks * sched->plan->block_size);
-    bool is_score = request->flags & REQUEST_SCORE;
     return request->generation != 0 && request->choices >= 1 && request->choices <= CHOICES_MAX &&
-           request->prompt_tokens >= (is_score ? 2 : 1) && (is_score || request->max_tokens >= 1) &&
-           (uint64_t)request->prompt_tokens + request->max_tokens <= capacity &&
-           request->stop_token_count <= STOP_TOKENS_MAX && request->bias_count <= LOGIT_BIAS_MAX &&
-           request->top_logprobs <= LOGPROBS_MAX && request->grammar_words <= GRAMMAR_WORDS_MAX;
+           request->prompt_tokens >= 1 && (uint64_t)request->prompt_tokens + request->max_tokens <= capacity &&
+           journal_log_entries(request) >= 1 && request->stop_token_count <= STOP_TOKENS_MAX &&
+           request->bias_count <= LOGIT_BIAS_MAX && request->top_logprobs <= LOGPROBS_MAX &&
+           request->grammar_words <= GRAMMAR_WORDS_MAX;
 }
 
 /* Its pages exist and hold tokens of the vocabulary: a stage ends the engine over any other. */
@@ -138,11 +143,12 @@ static bool can_be_taken_in(const struct sched *sched, const struct request_shm 
 static void copy_tokens(const struct sched *sched, uint32_t sequence, uint32_t first, uint32_t count, uint32_t *tokens)
 {
     const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    uint32_t log_first = journal_log_first(arena_request(sched->arena, shm->request));
     uint32_t from_prompt = first < shm->prompt_tokens ? (uint32_t)min_u64(count, shm->prompt_tokens - first) : 0;
     if (from_prompt > 0)
         journal_prompt_read(sched->arena, shm->request, first, from_prompt, tokens);
     for (uint32_t i = from_prompt; i < count; i++)
-        tokens[i] = journal_log_entry(sched->arena, sequence, first + i - shm->prompt_tokens)->token;
+        tokens[i] = journal_log_entry(sched->arena, sequence, log_first + first + i - shm->prompt_tokens)->token;
 }
 
 void sched_extend_hashes(struct sched *sched, uint32_t sequence)
@@ -179,7 +185,6 @@ static void create_sequence(struct sched *sched, uint32_t slot, uint32_t choice)
     seq_list_remove(&sched->table, sequence);
     struct sequence_shm *shm = arena_sequence(arena, sequence);
     check(journal_sequence_state(shm) == SEQUENCE_FREE);
-    bool is_score = request->flags & REQUEST_SCORE;
     shm->generation++;
     shm->request = slot;
     shm->request_generation = request->generation;
@@ -191,8 +196,7 @@ static void create_sequence(struct sched *sched, uint32_t slot, uint32_t choice)
     shm->log_page_count = journal_log_pages(request);
     for (uint32_t i = 0; i < shm->log_page_count; i++)
         arena_log_list(arena, sequence)[i] = sched->free_log_pages[--sched->free_log_page_count];
-    *seq_of(sched, sequence) = (struct seq){.known = request->prompt_tokens - is_score,
-                                            .log_capacity = journal_log_entries(request),
+    *seq_of(sched, sequence) = (struct seq){.known = sched_known(request, 0),
                                             .priority = request->priority,
                                             .order = request->order,
                                             .arrived_us = sched->now_us};
@@ -401,7 +405,7 @@ struct policy_hit policy_find_prefix(const struct sched *sched, uint32_t sequenc
     const struct seq *seq = seq_of(sched, sequence);
     const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
     /* Scores of cached tokens would have to be cached too. */
-    if (arena_request(sched->arena, shm->request)->flags & REQUEST_SCORE)
+    if (journal_log_committed(shm) < journal_log_first(arena_request(sched->arena, shm->request)))
         return hit;
     uint32_t most = (uint32_t)min_u64(seq->hashed, (seq->known - 1) / sched->plan->block_size);
     for (; hit.blocks < most; hit.blocks++) {
@@ -440,8 +444,9 @@ static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence
     const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
     const struct request_shm *request = arena_request(sched->arena, shm->request);
     struct step_shm *record = sched->record;
-    bool is_score = request->flags & REQUEST_SCORE;
-    bool samples = !is_score && shm->computed + tokens == seq_of(sched, sequence)->known;
+    uint32_t log_first = journal_log_first(request);
+    bool is_score = shm->computed < log_first;
+    bool samples = request->max_tokens > 0 && shm->computed + tokens == seq_of(sched, sequence)->known;
     *row = (struct row_shm){
         .sequence = sequence,
         .sequence_generation = shm->generation,
@@ -452,9 +457,7 @@ static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence
         .block_count = (uint32_t)div_up_u64(shm->computed + tokens, sched->plan->block_size),
         .result_first = record->result_count,
         .result_count = is_score ? tokens : samples,
-        .flags = (is_score  ? ROW_SCORE
-                  : samples ? ROW_SAMPLE
-                            : 0u) |
+        .flags = (is_score ? ROW_SCORE : 0u) | (samples ? ROW_SAMPLE : 0u) |
                  (request->flags & REQUEST_LOGITS_HASH ? ROW_LOGITS_HASH : 0u) |
                  (request->flags & REQUEST_LOGPROB ? ROW_LOGPROB : 0u) |
                  (samples && shm->computed + tokens < shm->prompt_tokens + request->min_tokens ? ROW_NO_END : 0u),
@@ -472,9 +475,10 @@ static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence
         .bias_count = request->bias_count,
         .top_logprobs = request->top_logprobs,
         .grammar_words = request->grammar_words,
+        .log_first = log_first,
     };
     copy_tokens(sched, sequence, row->first_pos, tokens, arena_step_tokens(sched->arena, record) + row->token_first);
-    if (is_score) /* all but the last token are computed, so one always follows */
+    if (is_score && !samples)
         copy_tokens(sched, sequence, row->first_pos + tokens, 1, &row->score_next);
     memcpy(arena_step_blocks(sched->arena, record) + row->block_first, arena_block_table(sched->arena, sequence),
            row->block_count * sizeof(uint32_t));
@@ -709,32 +713,33 @@ struct step_shm *sched_plan(struct sched *sched)
 
 /* ---- results ---- */
 
-/* What the last of `committed` tokens makes of its sequence; FINISH_NONE: it goes on. */
-static enum finish_reason end_by(const struct sched *sched, uint32_t sequence, const struct token_shm *last,
-                                 uint32_t committed)
+/* What the last of `generated` tokens makes of its sequence; FINISH_NONE: it goes on. */
+static enum finish_reason end_by(const struct plan *plan, const struct request_shm *request,
+                                 const struct token_shm *last, uint32_t generated)
 {
-    uint32_t token = last->token;
-    const struct request_shm *request = policy_request(sched, sequence);
     for (uint32_t i = 0; i < request->stop_token_count; i++)
-        if (request->stop_tokens[i] == token && committed >= request->min_tokens)
+        if (request->stop_tokens[i] == last->token && generated >= request->min_tokens)
             return FINISH_STOP;
-    bool can_end = !(request->flags & REQUEST_IGNORE_EOS) && committed >= request->min_tokens;
-    for (uint32_t i = 0; i < sched->plan->end_token_count && can_end; i++)
-        if (sched->plan->end_tokens[i] == token)
+    bool can_end = !(request->flags & REQUEST_IGNORE_EOS) && generated >= request->min_tokens;
+    for (uint32_t i = 0; i < plan->end_token_count && can_end; i++)
+        if (plan->end_tokens[i] == last->token)
             return FINISH_STOP;
     if (last->flags & TOKEN_LAST)
         return FINISH_STOP;
-    return committed == seq_of(sched, sequence)->log_capacity ? FINISH_LENGTH : FINISH_NONE;
+    return generated == request->max_tokens ? FINISH_LENGTH : FINISH_NONE;
 }
 
 void sched_finish_if_ended(struct sched *sched, uint32_t sequence)
 {
     uint32_t committed = journal_log_committed(arena_sequence(sched->arena, sequence));
+    const struct request_shm *request = policy_request(sched, sequence);
+    uint32_t log_first = journal_log_first(request);
     enum finish_reason reason = FINISH_NONE;
-    if (policy_request(sched, sequence)->flags & REQUEST_SCORE)
-        reason = committed == seq_of(sched, sequence)->log_capacity ? FINISH_LENGTH : FINISH_NONE;
-    else if (committed > 0)
-        reason = end_by(sched, sequence, journal_log_entry(sched->arena, sequence, committed - 1), committed);
+    if (committed > log_first)
+        reason = end_by(sched->plan, request, journal_log_entry(sched->arena, sequence, committed - 1),
+                        committed - log_first);
+    else if (committed == log_first && request->max_tokens == 0)
+        reason = FINISH_LENGTH;
     if (reason != FINISH_NONE)
         sched_finish(sched, sequence, reason);
 }
@@ -745,28 +750,23 @@ static const struct top_shm *tops_of(const struct sched *sched, const struct fli
     return row->top_logprobs > 0 ? sched->tops + (size_t)(row->result_first + result) * LOGPROBS_MAX : NULL;
 }
 
-/* A new token of a sequence: into its log first, then everything that follows from it. A token that is there already was
- * committed by a predecessor, which died before it let go of the step's results; what follows was made up for at the start. */
-static void commit_token(struct sched *sched, const struct flight_row *row, const struct token_shm *token)
+/* What a row gave: into the sequence's log first, then everything that follows from it. Entries that are there already are the
+ * same bits again: scores from before a preemption, or what a predecessor committed that died before it let go of the step's
+ * results; what follows from these was made up for at the start. */
+static void commit_row(struct sched *sched, const struct flight_row *row, const struct token_shm *results)
 {
     struct seq *seq = seq_of(sched, row->sequence);
-    if (row->first_pos + row->token_count < seq->known)
-        return;
-    journal_log_append(sched->arena, row->sequence, token, tops_of(sched, row, 0));
-    seq->known++;
-    sched_extend_hashes(sched, row->sequence);
-    sched->generated_tokens++;
-    sched_add_news(sched, arena_sequence(sched->arena, row->sequence)->request);
-    sched_finish_if_ended(sched, row->sequence);
-}
-
-/* Scores of a row's tokens; those that are there already (from before a preemption) are the same bits again. */
-static void commit_scores(struct sched *sched, const struct flight_row *row, const struct token_shm *results)
-{
-    struct sequence_shm *shm = arena_sequence(sched->arena, row->sequence);
+    const struct sequence_shm *shm = arena_sequence(sched->arena, row->sequence);
+    const struct request_shm *request = policy_request(sched, row->sequence);
+    uint32_t position = row->first_pos + row->token_count - row->result_count + 1; /* of the first result's token */
+    uint32_t entry = journal_log_first(request) + position - shm->prompt_tokens;
     for (uint32_t i = 0; i < row->result_count; i++)
-        if (row->first_pos + i == journal_log_committed(shm))
+        if (entry + i == journal_log_committed(shm)) {
             journal_log_append(sched->arena, row->sequence, &results[i], tops_of(sched, row, i));
+            sched->generated_tokens += position + i >= shm->prompt_tokens;
+        }
+    seq->known = sched_known(request, journal_log_committed(shm));
+    sched_extend_hashes(sched, row->sequence);
     sched_add_news(sched, shm->request);
     sched_finish_if_ended(sched, row->sequence);
 }
@@ -838,10 +838,8 @@ bool sched_return(struct sched *sched, uint64_t step, const struct token_shm *re
             continue; /* aborted meanwhile, perhaps forgotten already */
         if (flight->is_cancelled)
             continue;
-        if (row->flags & ROW_SCORE)
-            commit_scores(sched, row, results + row->result_first);
-        else if (row->result_count == 1)
-            commit_token(sched, row, &results[row->result_first]);
+        if (row->result_count > 0)
+            commit_row(sched, row, results + row->result_first);
     }
     return true;
 }

@@ -27,9 +27,8 @@ struct seq {
     int32_t priority;        /* smaller runs first, where priorities count */
     uint64_t order;          /* of its request: earlier runs first */
     uint64_t arrived_us;     /* when it was made, on the scheduler's clock */
-    uint32_t known;          /* tokens whose KV can be computed: prompt and committed ones (scored: all but the last) */
+    uint32_t known;          /* tokens whose KV can be computed: prompt and committed ones, see sched_known() */
     uint32_t in_flight;      /* steps in flight that hold a row of it */
-    uint32_t log_capacity;   /* entries reserved in the token log */
     uint32_t hashed;         /* full blocks whose hash is known (arena_block_hashes) */
     uint32_t published;      /* of the blocks it holds, those that can be found by their hash */
 };

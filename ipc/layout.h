@@ -183,7 +183,7 @@ enum request_flag {
     REQUEST_IGNORE_EOS = 1 << 0,  /* the model's end tokens do not end it */
     REQUEST_LOGITS_HASH = 1 << 1, /* hash of the row of logits with every token */
     REQUEST_LOGPROB = 1 << 2,     /* log-probability of every token */
-    REQUEST_SCORE = 1 << 3,       /* teacher-forced: no sampling; the log holds entry i for prompt token i + 1 */
+    REQUEST_SCORE = 1 << 3, /* the log holds entry i for prompt token i + 1, and then those of the answer, if any */
 };
 
 struct request_shm {
@@ -304,7 +304,8 @@ static_assert(sizeof(struct top_shm) == 8, "shared");
 
 enum row_flag {
     ROW_SAMPLE = 1 << 0, /* the last token of the row gives a new token */
-    ROW_SCORE = 1 << 1,  /* every token of the row is scored against the one behind it */
+    ROW_SCORE =
+        1 << 1, /* every token of the row is scored against the one behind it; with ROW_SAMPLE all but the last */
     ROW_LOGITS_HASH = 1 << 2,
     ROW_LOGPROB = 1 << 3,
     ROW_NO_END = 1 << 4, /* no token is drawn that would end the answer: min_tokens are not there yet */
@@ -322,9 +323,10 @@ struct row_shm {
     uint32_t block_first;  /* index of its block table in the step's blocks */
     uint32_t block_count;  /* blocks that hold positions 0..first_pos + token_count - 1 */
     uint32_t result_first; /* index of its first entry in the step's results */
-    uint32_t result_count; /* 1 with ROW_SAMPLE, token_count (or one less at the prompt's end) with ROW_SCORE, else 0 */
-    uint32_t flags;        /* enum row_flag */
-    uint32_t score_next;   /* ROW_SCORE: the token behind the row's last one */
+    uint32_t
+        result_count; /* of its last tokens, one each: of all with ROW_SCORE, of one with ROW_SAMPLE alone, else of none */
+    uint32_t flags;      /* enum row_flag */
+    uint32_t score_next; /* ROW_SCORE alone: the token behind the row's last one */
     uint32_t choice;
     uint32_t top_k;
     uint64_t seed; /* the sampled token is a function of (logits, seed, choice, first_pos + token_count) */
@@ -339,7 +341,7 @@ struct row_shm {
     uint32_t bias_count;
     uint32_t top_logprobs;  /* entries of the result's list of most probable tokens */
     uint32_t grammar_words; /* what the token has to keep to; found as history and biases are. 0: nothing */
-    uint32_t pad;
+    uint32_t log_first;     /* entry of the log that holds the token behind the prompt */
 };
 static_assert(sizeof(struct row_shm) == 120, "shared");
 

@@ -403,7 +403,7 @@ static void gather_wanted(struct forward *forward, const struct forward_step *st
         uint32_t wanted_from = judge_first(row);
         for (uint32_t j = 0; j < segment->token_count; j++) {
             uint32_t token = segment->first_token + j;
-            if (token < wanted_from || token - wanted_from >= row->result_count)
+            if (token < wanted_from)
                 continue;
             if (forward->wanted_count == FORWARD_HEAD_ROWS)
                 flush_wanted(forward, step, results, tops);

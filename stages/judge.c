@@ -61,13 +61,12 @@ struct token_shm judge_token(struct judge *judge, const struct forward_step *ste
 {
     const struct row_shm *row = &step->rows[wanted->row];
     struct token_shm result = {0};
+    bool is_last = wanted->token + 1 == row->token_first + row->token_count;
     result.top_token = sampler_greedy(&judge->sampler, logits);
-    if (row->flags & ROW_SCORE) {
-        bool is_last = wanted->token + 1 == row->token_first + row->token_count;
-        result.token = is_last ? row->score_next : step->tokens[wanted->token + 1];
-    } else {
+    if (is_last && row->flags & ROW_SAMPLE)
         draw(judge, step, row, logits, &result);
-    }
+    else
+        result.token = is_last ? row->score_next : step->tokens[wanted->token + 1];
     if (row->flags & (ROW_SCORE | ROW_LOGPROB)) {
         double log_sum = sampler_log_sum(&judge->sampler, logits);
         result.logprob = sampler_logprob(logits, log_sum, result.token);

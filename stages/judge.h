@@ -44,11 +44,10 @@ struct judge {
 void judge_init(struct judge *judge, const struct kernels *kernels, uint32_t vocab_size);
 void judge_free(struct judge *judge); /* for tests and tools */
 
-/* The first of a row's tokens whose logits are wanted, which are result_count in all: a scored row has results for its first
- * tokens, a sampled one for its last; others for none. */
+/* The first of a row's tokens whose logits are wanted: its last result_count ones. */
 static inline uint32_t judge_first(const struct row_shm *row)
 {
-    return row->token_first + (row->flags & ROW_SCORE ? 0 : row->token_count - row->result_count);
+    return row->token_first + row->token_count - row->result_count;
 }
 
 /* One entry of the results from one row of logits, and its list of most probable tokens where it is asked for. */

@@ -240,17 +240,13 @@ static const char *row_fault(const struct stage *stage, const struct row_shm *ro
     for (uint32_t i = 0; i < row->block_count; i++)
         if (stage->blocks[row->block_first + i] >= plan->num_blocks)
             return "block number out of bounds";
-    if (row->flags & ~(uint32_t)ROW_FLAGS_KNOWN || (row->flags & ROW_SAMPLE && row->flags & ROW_SCORE))
+    if (row->flags & ~(uint32_t)ROW_FLAGS_KNOWN)
         return "flags out of bounds";
     if (row->result_first > stage->result_count || row->result_count > stage->result_count - row->result_first)
         return "results out of bounds";
-    bool is_count_right = row->flags & ROW_SAMPLE ? row->result_count == 1
-                          : row->flags & ROW_SCORE
-                              ? row->result_count == row->token_count || row->result_count == row->token_count - 1
-                              : row->result_count == 0;
-    if (!is_count_right)
+    if (row->result_count != (row->flags & ROW_SCORE ? row->token_count : row->flags & ROW_SAMPLE ? 1 : 0))
         return "result count out of bounds";
-    if (row->flags & ROW_SCORE && row->result_count == row->token_count && row->score_next >= plan->vocab_size)
+    if (row->flags & ROW_SCORE && !(row->flags & ROW_SAMPLE) && row->score_next >= plan->vocab_size)
         return "scored token out of bounds";
     if (row->top_logprobs > LOGPROBS_MAX)
         return "more log-probabilities than there are places";
@@ -259,8 +255,8 @@ static const char *row_fault(const struct stage *stage, const struct row_shm *ro
     bool has_grammar = row->flags & ROW_SAMPLE && row->grammar_words > 0;
     if ((adjust_is_wanted(row) || has_grammar) &&
         (row->request >= plan->requests_max || row->sequence >= plan->sequences_max ||
-         row->prompt_tokens > row->first_pos + row->token_count || row->bias_count > LOGIT_BIAS_MAX ||
-         row->grammar_words > GRAMMAR_WORDS_MAX))
+         row->prompt_tokens > row->first_pos + row->token_count || row->log_first > row->prompt_tokens ||
+         row->bias_count > LOGIT_BIAS_MAX || row->grammar_words > GRAMMAR_WORDS_MAX))
         return "history out of bounds";
     return NULL;
 }
@@ -276,6 +272,12 @@ static uint32_t find_ends(struct stage *stage, const struct row_shm *row)
     return own + stops;
 }
 
+/* Token `index` of the answer that a row goes on with. */
+static uint32_t answered_token(const struct stage *stage, const struct row_shm *row, uint32_t index)
+{
+    return journal_log_entry(stage->arena, row->sequence, row->log_first + index)->token;
+}
+
 /* The tokens before a row's next one: prompt and log, which do not change while the row's result is of use to anybody. Where it
  * is not, the slots may have new owners: what is read then are numbers of no meaning, within bounds all the same. */
 static void find_history(void *context, const struct row_shm *row, struct adjust_history *history)
@@ -284,7 +286,7 @@ static void find_history(void *context, const struct row_shm *row, struct adjust
     uint32_t count = row->first_pos + row->token_count;
     journal_prompt_read(stage->arena, row->request, 0, row->prompt_tokens, stage->history);
     for (uint32_t i = row->prompt_tokens; i < count; i++)
-        stage->history[i] = journal_log_entry(stage->arena, row->sequence, i - row->prompt_tokens)->token;
+        stage->history[i] = answered_token(stage, row, i - row->prompt_tokens);
     journal_prompt_read(stage->arena, row->request, row->prompt_tokens, 2 * row->bias_count,
                         (uint32_t *)(void *)stage->biases);
     *history = (struct adjust_history){.tokens = stage->history,
@@ -310,7 +312,7 @@ static struct mask_place *find_place(void *context, const struct row_shm *row)
         place = mask_learn(masker, row->sequence, row->sequence_generation, row->grammar_words);
     }
     while (place != NULL && place->tokens < generated)
-        mask_take(masker, place, journal_log_entry(stage->arena, row->sequence, place->tokens)->token);
+        mask_take(masker, place, answered_token(stage, row, place->tokens));
     return place;
 }
 
@@ -324,10 +326,11 @@ static void prepare_masks(struct stage *stage, uint64_t number)
         const struct mask_place *place = row->grammar_words > 0 && is_drawn
                                              ? mask_find(&stage->masker, row->sequence, row->sequence_generation)
                                              : NULL;
-        if (place == NULL || results[row->result_first].flags & TOKEN_LAST)
+        const struct token_shm *drawn = &results[row->result_first + row->result_count - 1];
+        if (place == NULL || drawn->flags & TOKEN_LAST)
             continue;
         struct mask_place behind = *place;
-        mask_take(&stage->masker, &behind, results[row->result_first].token);
+        mask_take(&stage->masker, &behind, drawn->token);
         mask_bits(&stage->masker, &behind);
     }
 }

@@ -54,14 +54,14 @@ void timed_results(const struct plan *plan, const struct forward_step *step, str
 {
     for (uint32_t i = 0; i < step->row_count; i++) {
         const struct row_shm *row = &step->rows[i];
-        /* a scored row has results for its first tokens, a sampled one for its last */
-        uint32_t first = row->flags & ROW_SCORE ? 0 : row->token_count - row->result_count;
+        uint32_t first = row->token_count - row->result_count;
         for (uint32_t j = 0; j < row->result_count; j++) {
             uint32_t at = first + j, position = row->first_pos + at + 1;
             uint32_t token = timed_token(plan, step->tokens[row->token_first + at], position);
             struct token_shm result = {.token = token, .top_token = token};
-            if (row->flags & ROW_SCORE)
-                result.token = at + 1 == row->token_count ? row->score_next : step->tokens[row->token_first + at + 1];
+            bool is_last = at + 1 == row->token_count;
+            if (!is_last || !(row->flags & ROW_SAMPLE))
+                result.token = is_last ? row->score_next : step->tokens[row->token_first + at + 1];
             if (row->flags & ROW_LOGITS_HASH)
                 result.logits_hash = ((uint64_t)token << 32 | position) * 0x9E3779B97F4A7C15ull;
             results[row->result_first + j] = result;

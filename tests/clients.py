@@ -146,6 +146,19 @@ check("echo before an answer", [c.text for c in echoed.choices] == [PROMPT + pla
 check("echo in a stream", "".join(e.choices[0].text for e in complete(echo=True, stream=True)) == echoed.choices[0].text)
 check("echo: a stop string is not looked for in the prompt",
       complete(echo=True, stop=PROMPT[4:9]).choices[0].text.startswith(PROMPT))
+full, own = complete(echo=True, logprobs=2, n=2), complete(logprobs=2).choices[0].logprobs
+check("echo with logprobs: the prompt's, then the answer's", all(
+    c.logprobs.token_logprobs == both.token_logprobs + own.token_logprobs and
+    c.logprobs.tokens == both.tokens + own.tokens and c.logprobs.top_logprobs == both.top_logprobs + own.top_logprobs and
+    c.text == PROMPT + plain.choices[0].text and stands(c) for c in full.choices), full)
+check("echo with logprobs: usage", full.usage.completion_tokens == echoed.usage.completion_tokens)
+streamed = {0: [], 1: []}
+for event in complete(echo=True, logprobs=2, n=2, stream=True):
+    streamed[event.choices[0].index] += event.choices[0].logprobs.token_logprobs if event.choices[0].logprobs else []
+check("echo with logprobs in a stream", [streamed[i] for i in range(2)] == [c.logprobs.token_logprobs for c in full.choices])
+penal_echo = complete(repeated, echo=True, logprobs=0, extra={"repetition_penalty": 1.3, "frequency_penalty": 0.5})
+check("echo with logprobs: penalties are the same", ids(penal_echo)[-12:] == ids(complete(
+    repeated, extra={"repetition_penalty": 1.3, "frequency_penalty": 0.5})))
 parts = [e.choices[0].logprobs for e in complete(echo=True, logprobs=2, max_tokens=0, stream=True, n=2)
          if e.choices[0].logprobs and e.choices[0].index == 1]
 check("scores of a prompt in a stream", [x for p in parts for x in p.token_logprobs] == both.token_logprobs and

@@ -111,10 +111,12 @@ void runner_close(struct runner *runner)
 static bool plan_row(const struct runner *runner, const struct runner_request *request, uint32_t index,
                      uint32_t computed, uint32_t chunk, struct row_shm *row)
 {
-    uint32_t known = request->prompt_count + (request->is_score ? 0 : request->result_count);
+    /* nothing follows a scored prompt's last token */
+    uint32_t prompt = request->prompt_count - request->is_score;
+    uint32_t known = prompt + (request->is_score ? 0 : request->result_count);
     if (computed == known || (!request->is_score && request->result_count == request->generate))
         return false;
-    uint32_t count = computed < request->prompt_count ? (uint32_t)min_u64(chunk, request->prompt_count - computed) : 1;
+    uint32_t count = computed < prompt ? (uint32_t)min_u64(chunk, prompt - computed) : 1;
     bool is_sampled = computed + count == known;
     *row = (struct row_shm){
         .first_pos = computed,
@@ -130,8 +132,8 @@ static bool plan_row(const struct runner *runner, const struct runner_request *r
     };
     if (request->is_score) {
         row->flags = ROW_SCORE | ROW_LOGITS_HASH;
-        row->result_count = count - (computed + count == request->prompt_count);
-        row->score_next = computed + count < request->prompt_count ? request->tokens[computed + count] : 0;
+        row->result_count = count;
+        row->score_next = request->tokens[computed + count];
     } else if (is_sampled) {
         row->flags = ROW_SAMPLE | ROW_LOGITS_HASH | ROW_LOGPROB;
         row->result_count = 1;

@@ -220,7 +220,7 @@ Test(api, a_chat_takes_both_names_of_the_limit, .init = set_up)
     cr_expect_eq(request.max_tokens, 8);
 }
 
-Test(api, an_echoed_prompt_is_scored_where_nothing_follows_it, .init = set_up)
+Test(api, an_echoed_prompt_is_scored_for_logprobs_and_where_nothing_follows_it, .init = set_up)
 {
     static const char *const limits[] = {"max_tokens", "max_completion_tokens"};
     for (size_t i = 0; i < 4; i++) {
@@ -232,6 +232,9 @@ Test(api, an_echoed_prompt_is_scored_where_nothing_follows_it, .init = set_up)
         cr_expect_eq(request.flags, REQUEST_SCORE | REQUEST_LOGPROB);
         cr_expect_eq(request.max_tokens, 0);
     }
+    completion("{\"prompt\":\"a\",\"echo\":true,\"max_tokens\":5,\"logprobs\":0}");
+    cr_expect_eq(request.flags, REQUEST_SCORE | REQUEST_LOGPROB);
+    cr_expect_eq(request.max_tokens, 5);
     completion("{\"prompt\":\"abc\",\"echo\":true,\"max_tokens\":5}");
     cr_expect(request.format.echoes && !request.format.returns_logprobs);
     cr_expect_eq(request.flags, 0);
@@ -336,7 +339,8 @@ Test(api, names_the_field_and_what_is_allowed, .init = set_up)
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"logprobs\":21}", "logprobs", "from 0 to 20", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"logprobs\":true}", "logprobs", "integer", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"echo\":true,\"max_tokens\":0}", "prompt", "one token", 400},
-        {API_COMPLETIONS, "{\"prompt\":\"a\",\"echo\":true,\"logprobs\":0}", "logprobs", "max_tokens 0", 400},
+        {API_COMPLETIONS, "{\"prompt\":\"a\",\"n\":16,\"logprobs\":20,\"max_tokens\":500}", "n",
+         "pages of the token log", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"echo\":false,\"max_tokens\":0}", "max_tokens", "1 to 511", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"presence_penalty\":2.5}", "presence_penalty", "from -2 to 2", 400},
         {API_COMPLETIONS, "{\"prompt\":\"a\",\"frequency_penalty\":\"1\"}", "frequency_penalty", "a number", 400},

@@ -158,6 +158,10 @@ static void check_record(struct world *w, const struct step_shm *record)
         /* the row itself says whether an end may be drawn: it depends on the place alone */
         bool is_early = row->first_pos + row->token_count - shm->prompt_tokens < request->min_tokens;
         cr_assert_eq((row->flags & ROW_NO_END) != 0, row->flags & ROW_SAMPLE && is_early);
+        uint32_t behind = row->first_pos + row->token_count;
+        cr_assert_eq(row->result_count, row->flags & ROW_SCORE ? row->token_count : row->flags & ROW_SAMPLE ? 1 : 0);
+        if (row->flags & ROW_SCORE && !(row->flags & ROW_SAMPLE) && behind < shm->prompt_tokens)
+            cr_assert_eq(row->score_next, token_at((uint32_t)request->id, 99, behind));
         token += row->token_count;
         block += row->block_count;
         result += row->result_count;
@@ -192,9 +196,9 @@ static void return_step(struct world *w)
         const struct sequence_shm *shm = arena_sequence(&w->arena, row->sequence);
         const struct request_shm *request = request_at(w, shm->request);
         for (uint32_t r = 0; r < row->result_count; r++) {
-            bool is_score = row->flags & ROW_SCORE;
+            uint32_t position = row->first_pos + row->token_count - row->result_count + r + 1;
+            bool is_score = position < request->prompt_tokens;
             uint32_t order = (uint32_t)(is_score ? request->id : request->order);
-            uint32_t position = is_score ? row->first_pos + r + 1 : row->first_pos + row->token_count;
             results[row->result_first + r] =
                 (struct token_shm){.token = token_at(order, is_score ? 99 : row->choice, position)};
         }
@@ -219,11 +223,14 @@ static void run_until_quiet(struct world *w)
 static void check_tokens(struct world *w, uint32_t slot, uint32_t choice)
 {
     const struct sequence_shm *shm = sequence_at(w, slot, choice);
-    uint32_t sequence = arena_answer(&w->arena, slot)->sequences[choice];
-    for (uint32_t i = 0; i < journal_log_committed(shm); i++)
-        cr_assert_eq(journal_log_entry(&w->arena, sequence, i)->token,
-                     token_at((uint32_t)request_at(w, slot)->order, choice, shm->prompt_tokens + i), "slot %u token %u",
-                     slot, i);
+    const struct request_shm *request = request_at(w, slot);
+    uint32_t sequence = arena_answer(&w->arena, slot)->sequences[choice], first = journal_log_first(request);
+    for (uint32_t i = 0; i < journal_log_committed(shm); i++) {
+        uint32_t position = shm->prompt_tokens + i - first;
+        uint32_t token = i < first ? token_at((uint32_t)request->id, 99, position)
+                                   : token_at((uint32_t)request->order, choice, position);
+        cr_assert_eq(journal_log_entry(&w->arena, sequence, i)->token, token, "slot %u entry %u", slot, i);
+    }
 }
 
 static void check_nothing_is_held(struct world *w)
@@ -531,16 +538,46 @@ Test(sched, a_scored_prompt_has_an_entry_for_every_token_but_the_first)
         add(&w, 3, 10, 40);
         run_until_quiet(&w);
         for (uint32_t slot = 0; slot < 3; slot++) {
-            const struct sequence_shm *shm = sequence_at(&w, slot, 0);
-            uint32_t sequence = arena_answer(&w.arena, slot)->sequences[0];
-            cr_assert_eq(journal_log_committed(shm), 99);
-            for (uint32_t i = 0; i < 99; i++)
-                cr_assert_eq(journal_log_entry(&w.arena, sequence, i)->token,
-                             token_at((uint32_t)request_at(&w, slot)->id, 99, i + 1));
+            cr_assert_eq(journal_log_committed(sequence_at(&w, slot, 0)), 99);
+            check_tokens(&w, slot, 0);
         }
         cr_assert(is_done(&w, 3));
         close_world(&w);
     }
+}
+
+/* Entries of the prompt's tokens, then of the answer's: whatever is preempted, whichever rows hold the end of the prompt. */
+Test(sched, a_scored_prompt_may_have_an_answer)
+{
+    static const uint32_t block_counts[] = {64, 9, 7};
+    uint64_t preemptions = 0;
+    for (size_t run = 0; run < ARRAY_COUNT(block_counts); run++) {
+        struct world w;
+        struct plan plan = plan_for_tests();
+        plan.num_blocks = block_counts[run];
+        plan.max_model_len = 112;
+        plan.max_num_batched_tokens = 16 + 7 * (uint32_t)run;
+        plan.enable_prefix_caching = 1;
+        open_world(&w, &plan);
+        w.families = 1;
+        for (uint32_t slot = 0; slot < 3; slot++) {
+            struct request_shm *request = prepare(&w, slot, 1 + 30 * slot, 40);
+            request->flags = REQUEST_SCORE;
+            request->choices = 2;
+            request->min_tokens = 3;
+            accept(&w, slot);
+        }
+        add(&w, 3, 10, 40);
+        run_until_quiet(&w);
+        for (uint32_t slot = 0; slot < 3; slot++)
+            for (uint32_t choice = 0; choice < 2; choice++) {
+                cr_assert_eq(journal_log_committed(sequence_at(&w, slot, choice)), 30 * slot + 40);
+                check_tokens(&w, slot, choice);
+            }
+        preemptions += w.sched.preemptions;
+        close_world(&w);
+    }
+    cr_expect_gt(preemptions, 0, "nothing was preempted, so nothing was shown");
 }
 
 /* ---- other processes' words ---- */
@@ -1126,17 +1163,18 @@ static uint64_t random_run(uint64_t seed, uint32_t turns, struct totals *totals)
                 request->choices = 1;
             if (random_below(9) == 0) {
                 request->flags = REQUEST_SCORE;
-                request->choices = 1;
-                request->max_tokens = 0;
+                if (random_below(2) == 0)
+                    request->max_tokens = 0;
+                if (request->choices * journal_log_pages(request) > w.plan.log_pages)
+                    request->choices = 1;
             }
             accept(&w, slot);
         } else if (state == REQUEST_ACCEPTED && is_done(&w, slot)) {
             for (uint32_t c = 0; c < arena_answer(&w.arena, slot)->sequence_count; c++) {
-                if (!(request_at(&w, slot)->flags & REQUEST_SCORE))
-                    check_tokens(&w, slot, c);
+                check_tokens(&w, slot, c);
                 const struct sequence_shm *shm = sequence_at(&w, slot, c);
-                if (shm->finish_reason == FINISH_LENGTH && !(request_at(&w, slot)->flags & REQUEST_SCORE))
-                    cr_assert_eq(journal_log_committed(shm), request_at(&w, slot)->max_tokens);
+                if (shm->finish_reason == FINISH_LENGTH)
+                    cr_assert_eq(journal_log_committed(shm), journal_log_entries(request_at(&w, slot)));
             }
             drain(&w, slot);
             ended++;

@@ -208,7 +208,8 @@ SPOIL(block_first_wrap, row->block_first = UINT32_MAX)
 SPOIL(block_count, row->block_count = 1)
 SPOIL(block_number, arena_step_blocks(&arena, record)[1] = plan.num_blocks)
 SPOIL(flags, row->flags |= 1u << 31)
-SPOIL(both_flags, row->flags = ROW_SAMPLE | ROW_SCORE)
+SPOIL(both_flags, row->flags = ROW_SAMPLE | ROW_SCORE) /* a result for its last token alone */
+SPOIL(log_first, row->bias_count = 1; row->prompt_tokens = 3; row->log_first = 4)
 SPOIL(result_first, row->result_first = 1)
 SPOIL(result_first_wrap, row->result_first = UINT32_MAX)
 SPOIL(result_count, row->result_count = 0)
@@ -240,6 +241,7 @@ Test(stage, refuses_every_field_that_is_out_of_bounds)
     REFUSED(block_number);
     REFUSED(flags);
     REFUSED(both_flags);
+    REFUSED(log_first);
     REFUSED(result_first);
     REFUSED(result_first_wrap);
     REFUSED(result_count);
