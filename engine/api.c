@@ -500,14 +500,11 @@ static int get_grammar(const struct body *b, struct api_request *request)
         return api_fail(b->error, 400, wanted.name, "unsupported_parameter",
                         "%s: the stages of this server take a described time and compute nothing", wanted.name);
     int64_t min_tokens = 0;
-    json_t *echo = field(b, "echo");
     if (get_integer(b, "min_tokens", 0, INT64_MAX, &min_tokens) != 0)
         return -1;
-    if (ignores_eos || min_tokens > 0 || json_is_true(echo))
+    if (ignores_eos || min_tokens > 0)
         return FAIL(b, wanted.name, "%s: the answer ends where what it keeps to ends; leave out %s", wanted.name,
-                    ignores_eos      ? "ignore_eos"
-                    : min_tokens > 0 ? "min_tokens"
-                                     : "echo");
+                    ignores_eos ? "ignore_eos" : "min_tokens");
     if (grammar_make(grammar, wanted.kind, wanted.value, &err) != 0)
         return FAIL(b, wanted.name, "%s: %s", wanted.name, err.text);
     request->grammar = grammar->words;

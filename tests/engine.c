@@ -90,13 +90,13 @@ const char *engine_parameters(uint32_t index)
         "",
         ",\"presence_penalty\":0.7,\"frequency_penalty\":0.4",
         ",\"repetition_penalty\":1.3,\"logprobs\":3",
-        "",
+        ",\"echo\":true,\"logprobs\":2,\"repetition_penalty\":1.2",
         ",\"top_k\":20,\"min_p\":0.05",
         ",\"n\":2,\"logit_bias\":{\"28\":5,\"253\":-100,\"30\":2.5}",
         "",
         ",\"frequency_penalty\":-0.3,\"presence_penalty\":-1,\"min_p\":0.02,\"logprobs\":5",
         ",\"logit_bias\":{\"198\":-100},\"repetition_penalty\":1.1,\"top_k\":7",
-        "",
+        ",\"echo\":true,\"n\":2",
         ",\"n\":3,\"logprobs\":1,\"presence_penalty\":1.5,\"repetition_penalty\":0.9,\"top_k\":40",
     };
     return mixtures[index % ARRAY_COUNT(mixtures)];
@@ -127,8 +127,7 @@ static void take_completion(struct completion *completion, const struct client_c
     for (uint32_t i = 0; i < completion->count; i++) {
         completion->tokens[i] = (uint32_t)json_integer_value(json_array_get(tokens, i));
         const char *hash = json_string_value(json_array_get(hashes, i));
-        if (hash != NULL)
-            completion->hashes[i] = strtoull(hash, NULL, 16);
+        completion->hashes[i] = hash != NULL ? strtoull(hash, NULL, 16) : 0; /* a scored prompt's first */
     }
     const char *text = json_string_value(json_object_get(choice, "text"));
     const char *reason = json_string_value(json_object_get(choice, "finish_reason"));
