@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -159,6 +160,72 @@ Test(notify, whoever_connects_before_the_engine_listens_waits_and_is_answered, .
     kill(engine.pid, SIGTERM);
     cr_expect_eq(waitpid(engine.pid, &status, 0), engine.pid);
     cr_expect_eq(status, 0);
+}
+
+/* The programs once more, with stages that begin when somebody writes a line each into `gate`. */
+static char programs[128], gate[160];
+static const char *const others[] = {"evenflow-supervisor", "evenflow-front", "evenflow-sched"};
+
+static void make_programs(void)
+{
+    char from[640], to[160],
+        *here = realpath(getenv("EVENFLOW_BUILD") != NULL ? getenv("EVENFLOW_BUILD") : "build", NULL);
+    snprintf(programs, sizeof(programs), "%s/programs", engine.directory);
+    snprintf(gate, sizeof(gate), "%s/gate", programs);
+    cr_assert_eq(mkdir(programs, 0700), 0);
+    cr_assert_eq(mkfifo(gate, 0600), 0);
+    for (size_t i = 0; i < ARRAY_COUNT(others); i++) {
+        snprintf(from, sizeof(from), "%s/bin/%s", here, others[i]);
+        snprintf(to, sizeof(to), "%s/%s", programs, others[i]);
+        cr_assert_eq(symlink(from, to), 0);
+    }
+    snprintf(to, sizeof(to), "%s/evenflow-stage", programs);
+    FILE *script = fopen(to, "we");
+    fprintf(script, "#!/bin/sh\nread line <%s\nexec %s/bin/evenflow-stage \"$@\"\n", gate, here);
+    fclose(script);
+    cr_assert_eq(chmod(to, 0700), 0);
+    setenv("EVENFLOW_PROGRAM_DIR", programs, 1);
+    free(here);
+}
+
+static void remove_programs(void)
+{
+    char path[160];
+    for (size_t i = 0; i < ARRAY_COUNT(others); i++) {
+        snprintf(path, sizeof(path), "%s/%s", programs, others[i]);
+        unlink(path);
+    }
+    snprintf(path, sizeof(path), "%s/evenflow-stage", programs);
+    unlink(path);
+    unlink(gate);
+    rmdir(programs);
+}
+
+Test(notify, who_asks_before_the_engine_is_ready_is_told_to_come_again, .init = set_up, .fini = tear_down,
+     .timeout = 120)
+{
+    int status;
+    make_programs();
+    start(engine.socket, listener);
+    json_t *answer = engine_post(&engine, "/v1/completions", "{\"prompt\":\"one two\"}", &status);
+    const char *code = json_string_value(json_object_get(json_object_get(answer, "error"), "code"));
+    cr_expect_eq(status, 503);
+    cr_expect(code != NULL && strcmp(code, "starting") == 0, "%s", code);
+    json_decref(engine_get(&engine, "/ready", &status));
+    cr_expect_eq(status, 503);
+    json_decref(engine_get(&engine, "/health", &status));
+    cr_expect_eq(status, 200);
+    json_decref(answer);
+    int fd = open(gate, O_WRONLY | O_CLOEXEC); /* waits until a stage is there */
+    cr_assert_eq(write(fd, "\n\n", 2), 2);     /* a line for each */
+    cr_expect_str_eq(hear_news(), "READY=1");
+    close(fd);
+    expect_answer();
+    kill(engine.pid, SIGTERM);
+    cr_expect_str_eq(hear_news(), "STOPPING=1");
+    cr_expect_eq(waitpid(engine.pid, &status, 0), engine.pid);
+    cr_expect_eq(status, 0);
+    remove_programs();
 }
 
 Test(notify, a_supervisor_that_takes_over_says_so_and_goes_on_saying_that_it_lives, .init = set_up, .fini = tear_down,
