@@ -61,7 +61,8 @@ static inline void journal_order(void)
 void journal_sequence_set_state(struct sequence_shm *sequence, enum sequence_state state);
 enum sequence_state journal_sequence_state(const struct sequence_shm *sequence);
 
-/* Entry of a log that holds the answer's first token: a scored prompt has entries for all its tokens but the first before it. */
+/* Entry of a log that holds the answer's first token: before it, a scored prompt has entries for all its tokens but the
+ * first. */
 static inline uint32_t journal_log_first(const struct request_shm *request)
 {
     return request->flags & REQUEST_SCORE ? request->prompt_tokens - 1 : 0;
