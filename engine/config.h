@@ -12,6 +12,7 @@ struct config {
     uint64_t pipeline_parallel_size, threads_per_stage;
     char split[OPTION_TEXT_MAX];
     char devices[OPTION_TEXT_MAX];
+    char gpu_memory[OPTION_TEXT_MAX];
     char policy[OPTION_TEXT_MAX];
     bool use_batch_scheduler;
     uint64_t itl_slo;

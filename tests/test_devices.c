@@ -131,6 +131,7 @@ Test(devices, what_cannot_be_had_is_refused_at_the_start_and_says_why, .init = s
     expect_refusal("export=0", "--devices cuda:0", 1, "cannot export memory");
     expect_refusal("memory=4194304", "--devices cuda:0", 1, "the KV cache; 4 MiB were free at the start");
     expect_refusal("", "--devices cuda:0,cpu,cpu", 2, "names 3 for 2 stages");
+    expect_refusal("", "--devices cuda:0 --gpu-memory ipc", 2, "this build has: vmm");
     expect_refusal("", "--devices tpu:0", 2, "\"tpu:0\" is no device");
     expect_refusal("", "--devices cuda:0 --backend timed --cost tests/data/timed_fast.pipeline.json", 2,
                    "timed stages compute nothing");
@@ -229,6 +230,19 @@ Test(devices, the_same_bits_whatever_the_stages_and_devices, .init = set_up, .fi
     expect_the_truth("four stages on two");
 }
 
+Test(devices, only_stages_and_the_launcher_hold_anything_of_cuda)
+{
+    static const char *const programs[] = {"supervisor", "front", "sched", "stage"};
+    const char *build = getenv("EVENFLOW_BUILD");
+    for (size_t i = 0; i < ARRAY_COUNT(programs); i++) {
+        char command[256];
+        snprintf(command, sizeof(command), "nm %s/bin/evenflow-%s | grep -Eq ' (cu[A-Z]|cuda_)|dlopen'",
+                 build != NULL ? build : "build", programs[i]);
+        bool has_cuda = system(command) == 0;
+        cr_expect_eq(has_cuda, strcmp(programs[i], "stage") == 0, "%s", programs[i]);
+    }
+}
+
 /* ---- deaths ---- */
 
 static _Atomic bool is_over;
@@ -322,4 +336,18 @@ Test(devices, a_device_that_is_lost_again_and_again_costs_no_request, .init = se
     cr_expect_geq(restarts, 1, "nothing was lost");
     printf("%d devices lost\n", (int)restarts);
     cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
+Test(devices, a_device_that_is_gone_for_good_costs_its_requests_and_no_more, .init = set_up, .fini = tear_down,
+     .timeout = 90)
+{
+    fake_cuda_wish("vanish=1"); /* the first kernel of every life */
+    start("--log-level error -p 2 --devices cuda:0,cpu");
+    int status;
+    json_t *answer = engine_post(&engine, "/v1/completions", bodies[0], &status);
+    cr_expect_eq(status, 500);
+    cr_expect_not_null(json_object_get(answer, "error"));
+    json_decref(answer);
+    cr_expect_eq(engine_pid(&engine, "sched", 0) > 0, true);
+    own_engine_stop(&engine);
 }

@@ -75,7 +75,8 @@ static bool open_devices(struct cuda *cuda, const struct plan *plan, struct answ
         if (!plan_uses_device(plan, i + 1))
             continue;
         answer->code = cuda_open(&cuda[i], i);
-        snprintf(answer->text, sizeof(answer->text), "%s", cuda[i].error);
+        snprintf(answer->text, sizeof(answer->text), "%s%s", cuda[i].error,
+                 answer->code == -ENOENT ? "; is it installed? Stages on cpu need none" : "");
         snprintf(answer->kinds[i].text, sizeof(answer->kinds[i].text), "cuda%d", cuda[i].capability);
         answer->page_bytes = max_u64(answer->page_bytes, cuda[i].granularity);
     }

@@ -113,6 +113,8 @@ static int plan_slices(struct plan *plan, const struct config *config, const str
 static int plan_devices(struct plan *plan, const struct config *config, const struct model_desc *desc, struct err *err)
 {
     uint32_t devices[STAGES_MAX];
+    if (strcmp(config->gpu_memory, "vmm") != 0)
+        return err_set(err, -EINVAL, "--gpu-memory %s: this build has: vmm", config->gpu_memory);
     int ret = devices_parse(config->devices, plan->stage_count, devices, err);
     for (uint32_t stage = 0; stage < plan->stage_count && ret == 0; stage++) {
         plan->slices[stage].device = devices[stage];
