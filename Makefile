@@ -111,6 +111,7 @@ $(BUILD)/bin/bench-cuda:          $(BUILD)/tools/main_bench_cuda.o $(KERNELS) $(
 $(BUILD)/bin/bench-sched:         $(BUILD)/tools/main_bench_sched.o $(ENGINE) $(IPC)
 $(BUILD)/bin/bench-front:         $(BUILD)/tests/main_bench_front.o $(BUILD)/tests/fake_sched.o $(TOOLS) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-ipc:           $(BUILD)/ipc/main_bench_ipc.o $(IPC)
+$(BUILD)/bin/logits:              $(BUILD)/tests/main_logits.o $(STAGES) $(KERNELS) $(IPC)
 $(BUILD)/bin/threads:             $(BUILD)/tests/main_threads.o $(IPC)
 
 $(BUILD)/bin/%:
@@ -267,9 +268,9 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
-.PHONY: bench-peers bench-kernels bench-limits bench-cuda bench-sched bench-front bench-ipc bench-recovery bench-serve bench-structured bench-load bench-timed bench-loaded bench-policies
+.PHONY: bench-accuracy bench-peers bench-kernels bench-limits bench-cuda bench-sched bench-front bench-ipc bench-recovery bench-serve bench-structured bench-load bench-timed bench-loaded bench-policies
 .PHONY: benches
-benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-limits bench-cuda bench-sched bench-front bench-ipc) # built by make test, so that they stay whole
+benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-limits bench-cuda bench-sched bench-front bench-ipc logits) # built by make test, so that they stay whole
 
 bench-kernels: $(BUILD)/bin/bench-kernels ## Speed of every kernel on every instruction path that this processor has
 	$(Q)$<
@@ -316,6 +317,13 @@ bench-peers: all model ## Beside llama.cpp and OpenVINO on the same file and cor
 	$(Q)tools/setup.sh $(PACKAGES_BUILD) python3-venv g++
 	$(Q)tools/setup-peers.sh $(CURDIR)/.peers $(PEERS)
 	$(Q)python3 tools/bench-peers.py $(MODEL) $(BUILD) $(CURDIR)/.peers $(PEERS)
+
+ACCURACY_TOKENS := 4048
+bench-accuracy: all model $(BUILD)/bin/logits ## Distributions of a text of 4,048 tokens beside a float64 pass (ACCURACY_MODEL=..., ACCURACY_TEXT=...; minutes)
+	$(Q)test -d .venv-accuracy || { python3 -m venv .venv-accuracy && .venv-accuracy/bin/pip install -q numpy==2.2.6; }
+	$(Q)cat $(or $(ACCURACY_TEXT),docs/*.md) | $(BUILD)/bin/evenflow tokenize $(or $(ACCURACY_MODEL),$(MODEL)) | \
+	    .venv-accuracy/bin/python -c 'import json; print(json.loads(input())[:$(ACCURACY_TOKENS)])' >$(BUILD)/accuracy.ids
+	$(Q).venv-accuracy/bin/python tests/data/reference_nll.py --logits $(or $(ACCURACY_MODEL),$(MODEL)) $(BUILD)/bin/logits $(BUILD)/accuracy.ids
 
 bench-policies: all model ## One real engine per policy, with 2 and 3 stages: what clients see; the same bits from all (minutes)
 	$(Q)tools/bench-policies.sh $(MODEL)

@@ -12,13 +12,18 @@ and tokenizers:
 {"tokens": [ids], "nll": [...], "top1": [ids], "margin": [...]}: nll[i] is -ln p(token i+1 | tokens 0..i), in nats; top1[i] the
 likeliest token there and margin[i] how far its logit is above the next one. BOS comes first where the model says so.
 
+With --logits MODEL.gguf PROGRAM IDS (numpy alone) it prints how far the distributions that PROGRAM (tests/main_logits.c) gives for the ids in
+the file IDS are from those of the float64 pass: `make bench-accuracy`.
+
 With --experiment it prints instead what rounding activations to int8 costs: the mean absolute difference of the nll per
 token, for plain scales and for scales with an offset (as the kernels do) in each place of the pass.
 """
 import json
 import os
 import struct
+import subprocess
 import sys
+import threading
 
 import numpy as np
 
@@ -172,6 +177,9 @@ def tokenize(meta, text):
     return tokenizer.encode(text).ids
 
 
+ROWS = 512  # that are computed together
+
+
 def exact(x, place):
     return x
 
@@ -180,8 +188,9 @@ def rms_norm(x, gain, eps):
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * gain
 
 
-def forward_nll(meta, tensors, tokens, rounding=exact, kv=lambda x: x):
-    """rounding(x, place) is applied to what enters each product: qkv, out, gate_up, down, head."""
+def forward_logits(meta, tensors, tokens, rounding=exact, kv=lambda x: x):
+    """One row of logits after the other. rounding(x, place) is applied to what enters each product: qkv, out, gate_up, down,
+    head."""
     arch = meta["general.architecture"]
     get = lambda key, default=None: meta.get(f"{arch}.{key}", default)
     layers, heads = get("block_count"), get("attention.head_count")
@@ -219,9 +228,11 @@ def forward_nll(meta, tensors, tokens, rounding=exact, kv=lambda x: x):
         mixed = np.empty((n, heads, head_dim))
         for head in range(heads):
             shared = head // (heads // kv_heads)
-            score = q[:, head] @ k[:, shared].T / np.sqrt(head_dim) + mask
-            score = np.exp(score - score.max(axis=-1, keepdims=True))
-            mixed[:, head] = score / score.sum(axis=-1, keepdims=True) @ v[:, shared]
+            for first in range(0, n, ROWS):  # none of them attends to what comes later
+                rows, seen = slice(first, first + ROWS), slice(0, first + ROWS)
+                score = q[rows, head] @ k[seen, shared].T / np.sqrt(head_dim) + mask[rows, seen]
+                score = np.exp(score - score.max(axis=-1, keepdims=True))
+                mixed[rows, head] = score / score.sum(axis=-1, keepdims=True) @ v[seen, shared]
         branch = rounding(mixed.reshape(n, heads * head_dim), "out") @ w("attn_output").T
         x = x + (rms_norm(branch, w("post_attention_norm"), eps) if is_gemma else branch)
         h = rounding(rms_norm(x, w("ffn_norm"), eps), "gate_up")
@@ -234,9 +245,13 @@ def forward_nll(meta, tensors, tokens, rounding=exact, kv=lambda x: x):
         x = x + (rms_norm(branch, w("post_ffw_norm"), eps) if is_gemma else branch)
     h = rounding(rms_norm(x, tensors["output_norm.weight"], eps), "head")
     head = tensors.get("output.weight", embedding)
+    for first in range(0, n, 32):  # all logits of a large vocabulary are large
+        yield from h[first:first + 32] @ head.T
+
+
+def forward_nll(meta, tensors, tokens, rounding=exact, kv=lambda x: x):
     nll, top1, margin = [], [], []
-    for at in range(n - 1):  # one by one: all logits of a large vocabulary are large
-        logits = head @ h[at]
+    for at, logits in zip(range(len(tokens) - 1), forward_logits(meta, tensors, tokens, rounding, kv)):
         second, first = np.argpartition(logits, -2)[-2:]
         if logits[second] > logits[first]:
             second, first = first, second
@@ -280,12 +295,36 @@ def experiment(meta, tensors, tokens, truth):
         report(f"int8 with offset, {place} only", lambda x, at: int8_offset(x, 32) if at == place else x)
 
 
+def compare_logits(meta, tensors, tokens, model, program):
+    """What the distributions of another program are beside those of the float64 pass. It is given the ids, and gives rows of
+    32-bit floats."""
+    log_softmax = lambda x: x - x.max() - np.log(np.exp(x - x.max()).sum())
+    other = subprocess.Popen([program, model], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    threading.Thread(target=lambda: (other.stdin.write(json.dumps(tokens).encode()), other.stdin.close())).start()
+    kl, difference, disagreed = [], [], [0.0]
+    for at, logits in enumerate(forward_logits(meta, tensors, tokens)):
+        theirs = np.frombuffer(other.stdout.read(4 * len(logits)), dtype=np.float32).astype(np.float64)
+        ours, theirs = log_softmax(logits), log_softmax(theirs)
+        kl.append(np.sum(np.exp(ours) * (ours - theirs)))
+        if at + 1 < len(tokens):
+            difference.append(theirs[tokens[at + 1]] - ours[tokens[at + 1]])
+        if ours.argmax() != theirs.argmax():
+            disagreed.append(np.sort(ours)[-1] - np.sort(ours)[-2])
+    print(f"{len(kl)} tokens: mean KL {np.mean(kl):.5f} nats (99 % below {np.quantile(kl, 0.99):.4f}), loss per token: mean "
+          f"|difference| {np.mean(np.abs(difference)):.4f}, mean {np.mean(difference):+.4f}; likeliest token the same "
+          f"{100 * (1 - (len(disagreed) - 1) / len(kl)):.1f} %, never another above a margin of {max(disagreed):.2f}")
+
+
 def main():
     here = os.path.dirname(os.path.abspath(__file__))
     paths = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
-    if len(paths) not in (1, 2):
-        raise SystemExit("usage: reference_nll.py [--experiment] MODEL.gguf [FILE]")
+    if len(paths) not in (1, 2) and "--logits" not in sys.argv:
+        raise SystemExit("usage: reference_nll.py [--experiment] MODEL.gguf [FILE] | --logits MODEL.gguf PROGRAM IDS")
     meta, tensors = read_model(paths[0])
+    if "--logits" in sys.argv:
+        with open(paths[2], encoding="utf-8") as file:
+            compare_logits(meta, tensors, json.load(file), paths[0], paths[1])
+        return
     with open(os.path.join(here, "page.txt"), encoding="utf-8") as file:
         tokens = tokenize(meta, file.read())
     nll, top1, margin = forward_nll(meta, tensors, tokens)
