@@ -1,6 +1,6 @@
 /* recover.h - a scheduler that goes on where a dead one stopped.
  *
- * Used by: sched (main_sched.c, at start), tests.   Owns: nothing.   Never blocks; takes scratch memory, before base_seal().
+ * Used by: sched_process.c, at start, tests.   Owns: nothing.   Never blocks; takes scratch memory, before base_seal().
  *
  * Everything the dead scheduler knew follows from shared memory: requests (front's), sequences with their token logs and
  * block tables, and the step table. Between any two of its stores it may have died, so:

@@ -1,6 +1,6 @@
 /* sched.h - the scheduler's core: requests in, steps out, results in, tokens committed.
  *
- * Used by: main_sched.c, tests, the simulator.   Owns: lists and free lists; records lie in the arena.
+ * Used by: sched_process.c, tests, the simulator.   Owns: lists and free lists; records lie in the arena.
  * Never blocks, never allocates after sched_init(). Deterministic: no socket, no text, no clock but the one it is told; the
  * same calls in the same order give the same steps.
  *

@@ -1,6 +1,6 @@
 /* suspect.h - finds the one sequence of a step that a stage dies of, and fails it alone.
  *
- * Used by: sched.c, recover.c, main_sched.c, tests.   Owns: its marks.   Never blocks.
+ * Used by: sched.c, recover.c, sched_process.c, tests.   Owns: its marks.   Never blocks.
  *
  *   a stage died of its own fault in step s     every step in flight is cancelled: stages pass over them. Whoever ran waits
  *                                               again, without blocks, and no prefix is found any more: what the cancelled
