@@ -1,5 +1,6 @@
 #include "engine/supervisor_inside.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -25,6 +26,23 @@ uint64_t supervisor_step_at_hand(const struct supervisor *s, const struct child 
     return given > done ? done + 1 : 0;
 }
 
+static bool is_readable(int fd)
+{
+    return poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, 0) == 1; /* -1 never is */
+}
+
+/* A client connects, or has sent something. Asked only for a front that is stopped: one that runs takes them when it can. */
+static bool does_a_client_wait(const struct supervisor *s)
+{
+    const struct keep_table *kept = &s->keeper.table;
+    if (is_readable(s->listener) || is_readable(s->listener_tcp))
+        return true;
+    for (uint32_t slot = 0; slot < kept->slot_count; slot++)
+        if (is_readable(kept->slots[slot].fd))
+            return true;
+    return false;
+}
+
 struct watch_look supervisor_look_at(const struct supervisor *s, const struct child *child)
 {
     const uint32_t i = child->index, last = s->plan->stage_count - 1;
@@ -32,7 +50,8 @@ struct watch_look supervisor_look_at(const struct supervisor *s, const struct ch
     switch (child->role) {
     case ROLE_FRONT:
         look.progress = WORD(s, ROLE_FRONT, 0, consumed);
-        look.has_work = WORD(s, ROLE_SCHED, 0, told) > look.progress;
+        look.has_work = WORD(s, ROLE_SCHED, 0, told) > look.progress ||
+                        (watch_read((int)child->pid, &look) && watch_is_stopped(&look) && does_a_client_wait(s));
         break;
     case ROLE_SCHED:
         look.progress = WORD(s, ROLE_SCHED, 0, consumed) + WORD(s, ROLE_SCHED, 0, consumed_second);

@@ -24,6 +24,11 @@ static void start_waiting(struct watch *watch, const struct watch_look *look)
                             .cpu_ns = look->cpu_ns};
 }
 
+bool watch_is_stopped(const struct watch_look *look)
+{
+    return look->state == 'T' || look->state == 't';
+}
+
 enum watch_verdict watch_judge(struct watch *watch, const struct watch_look *look)
 {
     if (!look->has_work || look->state == 0) {
@@ -35,7 +40,7 @@ enum watch_verdict watch_judge(struct watch *watch, const struct watch_look *loo
         return WATCH_FINE;
     }
     watch->last_ns = look->now_ns;
-    bool is_stopped = look->state == 'T' || look->state == 't';
+    bool is_stopped = watch_is_stopped(look);
     if (!is_stopped)
         watch->stopped_since_ns = 0;
     else if (watch->stopped_since_ns == 0)

@@ -47,6 +47,9 @@ enum watch_verdict watch_judge(struct watch *watch, const struct watch_look *loo
 /* State and processor time of a process; false: it cannot be read. */
 bool watch_read(int pid, struct watch_look *look);
 
+/* By a signal or a tracer. */
+bool watch_is_stopped(const struct watch_look *look);
+
 extern const char *const watch_words[]; /* by verdict: "was stopped" ... */
 
 #endif

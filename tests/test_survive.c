@@ -187,6 +187,21 @@ Test(survive, stopped_processes_are_replaced, .timeout = 120)
     stop();
 }
 
+/* Nobody misses it, until there is work for it. */
+Test(survive, a_process_that_was_stopped_while_idle_is_replaced_when_work_comes, .timeout = 120)
+{
+    static const struct blow blows[] = {{"stage", 1, SIGSTOP}, {"sched", 0, SIGSTOP}, {"front", 0, SIGSTOP}};
+    start(OPTIONS);
+    for (size_t i = 0; i < ARRAY_COUNT(blows); i++) {
+        pid_t victim = pid_of(blows[i].role, blows[i].index);
+        kill(victim, blows[i].signal);
+        engine_complete_with(client, bodies, REQUESTS, 12, seen);
+        expect_the_truth();
+        cr_expect_neq(await_other(blows[i].role, blows[i].index, victim), victim);
+    }
+    stop();
+}
+
 Test(survive, a_kill_every_now_and_then_is_survived_for_ever_by_an_idle_engine, .timeout = 120)
 {
     start(OPTIONS);

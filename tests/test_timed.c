@@ -268,6 +268,26 @@ Test(timed, an_engine_stops_in_the_middle_of_a_step, .timeout = 60)
     cr_assert_eq(waitpid(client, NULL, 0), client);
 }
 
+Test(timed, a_stage_whose_link_takes_long_does_not_hang, .timeout = 60)
+{
+    static const char slow[] = "{\"stages\":[{\"base_us\":1},{\"base_us\":1}],\"links\":[{\"latency_us\":2600000}]}";
+    char path[] = "/tmp/evenflow-pipeline-XXXXXX", options[256];
+    int fd = mkstemp(path), status;
+    cr_assert_eq(write(fd, slow, strlen(slow)), (ssize_t)strlen(slow));
+    close(fd);
+    snprintf(options, sizeof(options), "--backend timed -p 2 --cost %s", path);
+    struct own_engine engine;
+    engine_start(&engine, options);
+    uint64_t start_ns = clock_ns();
+    pid_t stage = engine_pid(&engine, "stage", 0);
+    json_decref(engine_post(&engine, "/v1/completions", "{\"max_tokens\":1,\"prompt\":[7]}", &status));
+    cr_expect_eq(status, 200);
+    cr_expect_gt(clock_ns() - start_ns, 2500000000ull);
+    cr_expect_eq(engine_pid(&engine, "stage", 0), stage);
+    cr_assert_eq(own_engine_stop(&engine), 0);
+    unlink(path);
+}
+
 /* ---- what is refused ---- */
 
 static void expect_refused(const char *options, const char *part)
