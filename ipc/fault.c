@@ -1,7 +1,13 @@
 #include "ipc/fault.h"
 
 const char *const fault_names[FAULT_COUNT] = {
-#define X(id, name) name,
+#define X(id, name, by) name,
+    FAULT_TABLE(X)
+#undef X
+};
+
+const uint32_t fault_by[FAULT_COUNT] = {
+#define X(id, name, by) by,
     FAULT_TABLE(X)
 #undef X
 };

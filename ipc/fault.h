@@ -15,76 +15,88 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-/* X(identifier, name) */
+/* Who comes to a point, a bit for each role (enum role), and what else it takes. */
+enum fault_by {
+    FAULT_BY_SUPERVISOR = 1 << 0,
+    FAULT_BY_FRONT = 1 << 1,
+    FAULT_BY_SCHED = 1 << 2,
+    FAULT_BY_STAGE = 1 << 3,
+    FAULT_WITH_URING = 1 << 4, /* with this back end of front alone */
+    FAULT_WITH_EPOLL = 1 << 5, /* likewise */
+    FAULT_AT_FIRST = 1 << 6,   /* only while an engine starts, when it has promised nothing and a death ends it */
+};
+
+/* X(identifier, name, who) */
 #define FAULT_TABLE(X)                                                                                                 \
-    X(IO_BEGUN, "io/begun")                                                                                            \
-    X(CONN_OPEN, "conn/open")                                                                                          \
-    X(CONN_CLOSE, "conn/close")                                                                                        \
-    X(CONN_OP_BEGIN, "conn/op-begin")                                                                                  \
-    X(CONN_OP_COUNT, "conn/op-count")                                                                                  \
-    X(CONN_OP_END, "conn/op-end")                                                                                      \
-    X(CONN_MOVE_BEGIN, "conn/move-begin")                                                                              \
-    X(CONN_MOVE_TO, "conn/move-to")                                                                                    \
-    X(CONN_MOVED, "conn/moved")                                                                                        \
-    X(CONN_MOVE_END, "conn/move-end")                                                                                  \
-    X(CONN_INTERIM, "conn/interim")                                                                                    \
-    X(CONN_REPLY_FIXED, "conn/reply-fixed")                                                                            \
-    X(CONN_REPLY_ANSWER, "conn/reply-answer")                                                                          \
-    X(CONN_REPLY_WITHDRAW, "conn/reply-withdraw")                                                                      \
-    X(CONN_REPLY_SENT, "conn/reply-sent")                                                                              \
-    X(CONN_NEXT_IN, "conn/next-in")                                                                                    \
-    X(CONN_NEXT_OUT, "conn/next-out")                                                                                  \
-    X(CONN_NEXT_INTERIM, "conn/next-interim")                                                                          \
-    X(CONN_NEXT, "conn/next")                                                                                          \
-    X(CONN_DROP_INPUT, "conn/drop-input")                                                                              \
-    X(IO_OPENED, "io/opened")                                                                                          \
-    X(IO_BEFORE_SUBMIT, "io/before-submit")                                                                            \
-    X(IO_AFTER_SUBMIT, "io/after-submit")                                                                              \
-    X(IO_BEFORE_RELEASE, "io/before-release")                                                                          \
-    X(IO_BEFORE_TURN, "io/before-turn")                                                                                \
-    X(IO_AFTER_TURN, "io/after-turn")                                                                                  \
-    X(CONNECTION_BEFORE_CLOSE, "connection/before-close")                                                              \
-    X(CONNECTION_BEFORE_SHUTDOWN, "connection/before-shutdown")                                                        \
-    X(CONNECTION_AFTER_SHUTDOWN, "connection/after-shutdown")                                                          \
-    X(IO_CALL_NONE, "io/call-none")                                                                                    \
-    X(IO_CALL, "io/call")                                                                                              \
-    X(IO_AFTER_CALL, "io/after-call")                                                                                  \
-    X(IO_AFTER_ACCEPT, "io/after-accept")                                                                              \
-    X(IO_BEFORE_WAIT, "io/before-wait")                                                                                \
-    X(IO_AFTER_WAIT, "io/after-wait")                                                                                  \
-    X(KEEP_BEFORE_SEND, "keep/before-send")                                                                            \
-    X(KEEP_AFTER_SEND, "keep/after-send")                                                                              \
-    X(ARENA_MAP, "arena/map")                                                                                          \
-    X(ARENA_STATE, "arena/state")                                                                                      \
-    X(RING_PUSH, "ring/push")                                                                                          \
-    X(RING_RELEASE, "ring/release")                                                                                    \
-    X(BELL_RING, "bell/ring")                                                                                          \
-    X(BELL_WAIT, "bell/wait")                                                                                          \
-    X(JOURNAL_REQUEST, "journal/request")                                                                              \
-    X(JOURNAL_CANCEL, "journal/cancel")                                                                                \
-    X(JOURNAL_SEQUENCE, "journal/sequence")                                                                            \
-    X(JOURNAL_ORDER, "journal/order")                                                                                  \
-    X(JOURNAL_LOG, "journal/log")                                                                                      \
-    X(JOURNAL_ANSWER, "journal/answer")                                                                                \
-    X(LEDGER_PUT, "ledger/put")                                                                                        \
-    X(LEDGER_CLEAR, "ledger/clear")                                                                                    \
-    X(STEP_BEGIN, "step/begin")                                                                                        \
-    X(STEP_PUBLISH, "step/publish")                                                                                    \
-    X(STEP_CANCEL, "step/cancel")                                                                                      \
-    X(PROCESS_NOTE, "process/note")                                                                                    \
-    X(STAGE_WEIGHTS, "stage/weights")                                                                                  \
-    X(STAGE_BEGIN, "stage/begin")                                                                                      \
-    X(STAGE_COMPUTED, "stage/computed")                                                                                \
-    X(STAGE_MEASURED, "stage/measured")                                                                                \
-    X(SUPERVISOR_DEATH, "supervisor/death")                                                                            \
-    X(SUPERVISOR_FORK, "supervisor/fork")                                                                              \
-    X(SUPERVISOR_STANDBY, "supervisor/standby")                                                                        \
-    X(SUPERVISOR_BIRTH, "supervisor/birth")                                                                            \
-    X(SUPERVISOR_TAKEOVER, "supervisor/takeover")                                                                      \
-    X(SUPERVISOR_KEEP, "supervisor/keep")
+    X(IO_BEGUN, "io/begun", FAULT_BY_FRONT)                                                                            \
+    X(CONN_OPEN, "conn/open", FAULT_BY_FRONT)                                                                          \
+    X(CONN_CLOSE, "conn/close", FAULT_BY_FRONT)                                                                        \
+    X(CONN_OP_BEGIN, "conn/op-begin", FAULT_BY_FRONT)                                                                  \
+    X(CONN_OP_COUNT, "conn/op-count", FAULT_BY_FRONT)                                                                  \
+    X(CONN_OP_END, "conn/op-end", FAULT_BY_FRONT)                                                                      \
+    X(CONN_MOVE_BEGIN, "conn/move-begin", FAULT_BY_FRONT)                                                              \
+    X(CONN_MOVE_TO, "conn/move-to", FAULT_BY_FRONT)                                                                    \
+    X(CONN_MOVED, "conn/moved", FAULT_BY_FRONT)                                                                        \
+    X(CONN_MOVE_END, "conn/move-end", FAULT_BY_FRONT)                                                                  \
+    X(CONN_INTERIM, "conn/interim", FAULT_BY_FRONT)                                                                    \
+    X(CONN_REPLY_FIXED, "conn/reply-fixed", FAULT_BY_FRONT)                                                            \
+    X(CONN_REPLY_ANSWER, "conn/reply-answer", FAULT_BY_FRONT)                                                          \
+    X(CONN_REPLY_WITHDRAW, "conn/reply-withdraw", FAULT_BY_FRONT)                                                      \
+    X(CONN_REPLY_SENT, "conn/reply-sent", FAULT_BY_FRONT)                                                              \
+    X(CONN_NEXT_IN, "conn/next-in", FAULT_BY_FRONT)                                                                    \
+    X(CONN_NEXT_OUT, "conn/next-out", FAULT_BY_FRONT)                                                                  \
+    X(CONN_NEXT_INTERIM, "conn/next-interim", FAULT_BY_FRONT)                                                          \
+    X(CONN_NEXT, "conn/next", FAULT_BY_FRONT)                                                                          \
+    X(CONN_DROP_INPUT, "conn/drop-input", FAULT_BY_FRONT)                                                              \
+    X(IO_OPENED, "io/opened", FAULT_BY_FRONT | FAULT_WITH_URING)                                                       \
+    X(IO_BEFORE_SUBMIT, "io/before-submit", FAULT_BY_FRONT | FAULT_WITH_URING)                                         \
+    X(IO_AFTER_SUBMIT, "io/after-submit", FAULT_BY_FRONT | FAULT_WITH_URING)                                           \
+    X(IO_BEFORE_RELEASE, "io/before-release", FAULT_BY_FRONT | FAULT_WITH_URING)                                       \
+    X(IO_BEFORE_TURN, "io/before-turn", FAULT_BY_FRONT | FAULT_WITH_URING)                                             \
+    X(IO_AFTER_TURN, "io/after-turn", FAULT_BY_FRONT | FAULT_WITH_URING)                                               \
+    X(CONNECTION_BEFORE_CLOSE, "connection/before-close", FAULT_BY_FRONT)                                              \
+    X(CONNECTION_BEFORE_SHUTDOWN, "connection/before-shutdown", FAULT_BY_FRONT)                                        \
+    X(CONNECTION_AFTER_SHUTDOWN, "connection/after-shutdown", FAULT_BY_FRONT)                                          \
+    X(IO_CALL_NONE, "io/call-none", FAULT_BY_FRONT | FAULT_WITH_EPOLL)                                                 \
+    X(IO_CALL, "io/call", FAULT_BY_FRONT | FAULT_WITH_EPOLL)                                                           \
+    X(IO_AFTER_CALL, "io/after-call", FAULT_BY_FRONT | FAULT_WITH_EPOLL)                                               \
+    X(IO_AFTER_ACCEPT, "io/after-accept", FAULT_BY_FRONT | FAULT_WITH_EPOLL)                                           \
+    X(IO_BEFORE_WAIT, "io/before-wait", FAULT_BY_FRONT | FAULT_WITH_EPOLL)                                             \
+    X(IO_AFTER_WAIT, "io/after-wait", FAULT_BY_FRONT | FAULT_WITH_EPOLL)                                               \
+    X(KEEP_BEFORE_SEND, "keep/before-send", FAULT_BY_FRONT | FAULT_BY_SUPERVISOR)                                      \
+    X(KEEP_AFTER_SEND, "keep/after-send", FAULT_BY_FRONT | FAULT_BY_SUPERVISOR)                                        \
+    X(ARENA_MAP, "arena/map", FAULT_BY_FRONT | FAULT_BY_SCHED | FAULT_BY_STAGE)                                        \
+    X(ARENA_STATE, "arena/state", FAULT_BY_FRONT | FAULT_BY_SCHED | FAULT_BY_STAGE)                                    \
+    X(RING_PUSH, "ring/push", FAULT_BY_FRONT | FAULT_BY_SCHED | FAULT_BY_STAGE)                                        \
+    X(RING_RELEASE, "ring/release", FAULT_BY_FRONT | FAULT_BY_SCHED | FAULT_BY_STAGE)                                  \
+    X(BELL_RING, "bell/ring", FAULT_BY_FRONT | FAULT_BY_SCHED | FAULT_BY_STAGE)                                        \
+    X(BELL_WAIT, "bell/wait", FAULT_BY_SCHED | FAULT_BY_STAGE)                                                         \
+    X(JOURNAL_REQUEST, "journal/request", FAULT_BY_FRONT)                                                              \
+    X(JOURNAL_CANCEL, "journal/cancel", FAULT_BY_FRONT)                                                                \
+    X(JOURNAL_STOP, "journal/stop", FAULT_BY_FRONT)                                                                    \
+    X(JOURNAL_SEQUENCE, "journal/sequence", FAULT_BY_SCHED)                                                            \
+    X(JOURNAL_ORDER, "journal/order", FAULT_BY_SCHED)                                                                  \
+    X(JOURNAL_LOG, "journal/log", FAULT_BY_SCHED)                                                                      \
+    X(JOURNAL_ANSWER, "journal/answer", FAULT_BY_SCHED)                                                                \
+    X(STEP_BEGIN, "step/begin", FAULT_BY_SCHED)                                                                        \
+    X(STEP_PUBLISH, "step/publish", FAULT_BY_SCHED)                                                                    \
+    X(STEP_CANCEL, "step/cancel", FAULT_BY_SCHED)                                                                      \
+    X(PROCESS_NOTE, "process/note", FAULT_BY_FRONT | FAULT_BY_SCHED | FAULT_BY_STAGE)                                  \
+    X(STAGE_WEIGHTS, "stage/weights", FAULT_BY_STAGE | FAULT_AT_FIRST)                                                 \
+    X(STAGE_BEGIN, "stage/begin", FAULT_BY_STAGE)                                                                      \
+    X(STAGE_COMPUTED, "stage/computed", FAULT_BY_STAGE)                                                                \
+    X(STAGE_MEASURED, "stage/measured", FAULT_BY_STAGE)                                                                \
+    X(LEDGER_PUT, "ledger/put", FAULT_BY_FRONT)                                                                        \
+    X(LEDGER_CLEAR, "ledger/clear", FAULT_BY_FRONT)                                                                    \
+    X(SUPERVISOR_DEATH, "supervisor/death", FAULT_BY_SUPERVISOR)                                                       \
+    X(SUPERVISOR_FORK, "supervisor/fork", FAULT_BY_SUPERVISOR)                                                         \
+    X(SUPERVISOR_STANDBY, "supervisor/standby", FAULT_BY_SUPERVISOR)                                                   \
+    X(SUPERVISOR_BIRTH, "supervisor/birth", FAULT_BY_SUPERVISOR)                                                       \
+    X(SUPERVISOR_TAKEOVER, "supervisor/takeover", FAULT_BY_SUPERVISOR)                                                 \
+    X(SUPERVISOR_KEEP, "supervisor/keep", FAULT_BY_SUPERVISOR)
 
 enum fault_id {
-#define X(id, name) FAULT_##id,
+#define X(id, name, by) FAULT_##id,
     FAULT_TABLE(X)
 #undef X
         FAULT_COUNT
@@ -92,6 +104,7 @@ enum fault_id {
 #define FAULT_ANYWHERE FAULT_COUNT
 
 extern const char *const fault_names[FAULT_COUNT];
+extern const uint32_t fault_by[FAULT_COUNT]; /* enum fault_by */
 
 #define FAULT_PROCESSES_MAX 35u
 

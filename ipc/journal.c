@@ -46,7 +46,9 @@ bool journal_request_is_cancelled(const struct request_shm *request)
 void journal_request_stop(struct request_shm *request, uint32_t choices)
 {
     /* relaxed: bits that only ever go to 1 and carry no data; we are the only writer */
+    fault_point(FAULT_JOURNAL_STOP);
     atomic_store_explicit(&request->stopped, journal_request_stopped(request) | choices, memory_order_relaxed);
+    fault_point(FAULT_JOURNAL_STOP);
 }
 
 uint32_t journal_request_stopped(const struct request_shm *request)

@@ -42,7 +42,11 @@ static void layout_front(struct layout *l, const struct plan *plan)
 static void layout_io(struct layout *l, const struct plan *plan)
 {
     size_t offset = PAGE_BYTES; /* the first page says where in the queues things are */
+#ifdef EVENFLOW_FAULTS
+    l->io_submissions_max = 16; /* few: a turn may want more, and the points there are passed */
+#else
     l->io_submissions_max = IO_SUBMISSIONS_MAX;
+#endif
     l->io_completions_max =
         power_of_two_at_least((uint32_t)max_u64(4ull * plan->connections_max + 1024, 2ull * IO_SUBMISSIONS_MAX));
     l->io_rings = offset;

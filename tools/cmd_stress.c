@@ -1,9 +1,10 @@
 /* cmd_stress.c - evenflow stress: an engine of its own under load while its processes die; every answer is compared.
  *
- * First every request is answered undisturbed: the reference. Then fault after fault, each a function of the seed and its
- * number alone: one process or two, a signal, at any instant or, in an engine built with named points (make points), at one of
- * them; sometimes a successor dies while it starts. When processes are back, the time to the next byte of an answer is
- * noted, part by part. At the end everything that was taken must have come back.
+ * First every request is answered undisturbed: the reference. Then fault after fault, drawn from the seed and its number: one
+ * process or two, a signal, at any instant or, in an engine built with named points (make points), at one of them; sometimes
+ * a successor dies while it starts. Every other fault aims at a point where nobody has died so far, or, when there is none
+ * any more, at the next one in turn. When processes are back, the time to the next byte of an answer is noted, part by part. At
+ * the end of each round everything that was taken must have come back.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -14,7 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -31,11 +31,14 @@
 #include "tools/random.h"
 #include "tools/samples.h"
 #include "tools/stress_load.h"
+#include "tools/stress_points.h"
 
-#define WARM_FAULTS   6u             /* each role once, front twice: from then on what is held must stay as it is */
 #define POINT_WAIT_NS 150000000ull   /* it does not come to its point: it dies here, and its successor there perhaps */
+#define AIM_WAIT_NS   1500000000ull  /* likewise, when it is that point that is wanted */
 #define BACK_WAIT_NS  60000000000ull /* a process that has no successor by then will have none */
 #define SETTLE_NS     30000000000ull
+#define STOPPED_NS    3000000000ull
+#define NEXT_BYTE_NS  2000000000ull
 #define TOGETHER_NS   250000000ull /* who dies so soon after a supervisor died together with it */
 #define MEMORY_SLACK  1024         /* kB */
 #define PART_COUNT    5u
@@ -43,9 +46,9 @@
 /* The options of serve, and more; the struct begins with serve's so that one table reaches both. */
 struct values {
     struct config config;
-    uint64_t seconds, kills, seed, from, clients;
-    char artefacts[OPTION_TEXT_MAX];
-    bool json, single;
+    uint64_t seconds, kills, seed, from, clients, round;
+    char artefacts[OPTION_TEXT_MAX], point[OPTION_TEXT_MAX];
+    bool json, single, every_point;
 };
 
 #define AT(field) offsetof(struct values, field)
@@ -56,6 +59,11 @@ static const struct option_spec own_specs[] = {
     {"seed", NULL, 0, OPTION_NUMBER, AT(seed), "1", 0, 9e15, "N", "The same seed gives the same requests and faults"},
     {"from", NULL, 0, OPTION_NUMBER, AT(from), "0", 0, 1e9, "N", "Begins with this fault of the seed's"},
     {"clients", NULL, 0, OPTION_NUMBER, AT(clients), "12", 1, 256, "N", "Conversations at once"},
+    {"round", NULL, 0, OPTION_NUMBER, AT(round), "500", 1, 1e9, "N",
+     "After so many faults each, everything that was taken must have come back"},
+    {"every-point", NULL, 0, OPTION_FLAG, AT(every_point), NULL, 0, 0, "",
+     "Goes on until somebody has died at every named point, for twice as many faults at most; else it has failed"},
+    {"point", NULL, 0, OPTION_TEXT, AT(point), "", 0, 0, "NAME", "Every fault at this named point"},
     {"artefacts", NULL, 0, OPTION_TEXT, AT(artefacts), "stress-artefacts", 0, 0, "DIR",
      "Where plan, log and failure are left"},
     {"single", NULL, 0, OPTION_FLAG, AT(single), NULL, 0, 0, "",
@@ -79,13 +87,24 @@ __attribute__((constructor)) static void extend_serve_table(void)
  * answer has come. */
 static const char *const part_names[PART_COUNT] = {"reported", "started", "ready", "first work", "next byte"};
 
+#define POINT_NONE UINT32_MAX
+
+/* What is to become of a process. */
+struct doom {
+    uint32_t process; /* its number */
+    int signal;
+    uint32_t point; /* where; POINT_NONE: at any instant */
+    uint32_t countdown;
+    bool is_at_once; /* what it leads to is waited for: that somebody comes to the point */
+};
+
 struct fault {
     uint64_t number;
-    uint32_t victims[2]; /* process numbers */
-    uint32_t victim_count;
-    int signal;
-    bool is_at_point;
-    uint32_t point_pick, countdown, delay_us;
+    struct doom dooms[2];
+    uint32_t count;
+    uint32_t delay_us;
+    uint32_t point_behind; /* where the successor of the first one dies, then; POINT_NONE: nowhere */
+    bool is_aimed;
 };
 
 struct stress {
@@ -94,11 +113,12 @@ struct stress {
     struct own_engine engine;
     struct arena inside;
     struct load *load;
-    struct fault_page_shm *page;
+    struct stress_points points;
     bool has_points;
-    FILE *plan; /* faults and what came of them */
+    uint32_t only_point; /* POINT_NONE: no such order */
+    FILE *plan;          /* faults and what came of them */
     uint32_t process_count;
-    uint64_t kills, at_points, engines, ends_with_supervisor, begin_ns;
+    uint64_t kills, at_points, rounds, engines, ends_with_supervisor, begin_ns;
     struct samples recovery[ROLE_COUNT][PART_COUNT]; /* ms */
     int supervisor_status;                           /* of the last one that ended; -1: none has */
     char failure[512];
@@ -162,12 +182,15 @@ static bool begin_engine(struct stress *s)
 {
     struct err err;
     struct config config = s->values->config;
+    config.max_body = LOAD_BODY_BYTES;
     if (own_engine_start(&s->engine, &config, s->model_path, &err) != 0 ||
         inside_open(&s->inside, s->engine.pid, &err) != 0)
         return fail(s, "the engine does not start: %s", err.text);
     s->engines++;
     s->supervisor_status = -1;
     s->process_count = ROLE_STAGE + s->inside.plan->stage_count;
+    points_begin(&s->points, s->process_count);
+    s->has_points = points_are_there(&s->points);
     return true;
 }
 
@@ -179,58 +202,81 @@ static bool turn(struct stress *s, uint32_t wait_us, bool is_over)
 
 /* ---- faults ---- */
 
+/* At a point that is wanted: whoever comes there, and what makes it. */
+static void aim(const struct stress *s, struct fault *fault, uint64_t *random)
+{
+    uint32_t point = s->only_point != POINT_NONE ? s->only_point : points_target(&s->points, fault->number / 2);
+    uint32_t process = points_victim(&s->points, point, (uint32_t)random_next(random));
+    uint32_t countdown = 1 + (uint32_t)(random_next(random) % 2);
+    uint32_t other = 1 + (uint32_t)(random_next(random) % (s->process_count - 1));
+    uint32_t stage = ROLE_STAGE + (uint32_t)(random_next(random) % (s->process_count - ROLE_STAGE));
+    fault->is_aimed = true;
+    fault->count = 1;
+    fault->dooms[0] = (struct doom){.process = process, .signal = SIGKILL, .point = point, .countdown = countdown};
+    switch (point) {
+    case FAULT_ARENA_MAP: /* these are passed by a successor, when it starts */
+    case FAULT_ARENA_STATE:
+    case FAULT_IO_BEGUN:
+    case FAULT_IO_OPENED:
+    case FAULT_SUPERVISOR_TAKEOVER: /* the standby */
+        fault->dooms[0].countdown = 1;
+        fault->dooms[0].is_at_once = true;
+        break;
+    case FAULT_STEP_CANCEL: /* a stage hangs over its step */
+        fault->dooms[1] = (struct doom){.process = stage, .signal = SIGSTOP, .point = POINT_NONE, .is_at_once = true};
+        fault->count = 2;
+        break;
+    case FAULT_CONN_REPLY_WITHDRAW: /* a request that was not accepted when front died */
+        fault->dooms[0].point = FAULT_CONN_REPLY_ANSWER;
+        fault->dooms[0].countdown = 2;
+        fault->point_behind = point;
+        break;
+    default:
+        if (process != ROLE_SUPERVISOR || point == FAULT_SUPERVISOR_KEEP)
+            break;
+        if (fault_by[point] & FAULT_BY_FRONT) /* it gives a new front what it keeps */
+            other = ROLE_FRONT;
+        fault->dooms[1] = (struct doom){.process = other, .signal = SIGKILL, .point = POINT_NONE, .is_at_once = true};
+        fault->count = 2;
+    }
+}
+
 static struct fault draw(const struct stress *s, uint64_t number)
 {
     static const int signals[] = {SIGKILL, SIGKILL, SIGKILL, SIGKILL, SIGKILL, SIGSEGV, SIGABRT, SIGBUS, SIGSTOP};
     uint64_t random = s->values->seed * 0x9E3779B97F4A7C15ull + number;
     random_next(&random);
     const uint32_t others = s->process_count - 1;
-    struct fault fault = {.number = number, .victim_count = 1, .signal = SIGKILL};
-    fault.victims[0] = 1 + (uint32_t)(random_next(&random) % others);
+    struct fault fault = {.number = number, .count = 1, .point_behind = POINT_NONE};
+    struct doom *first = &fault.dooms[0], *second = &fault.dooms[1];
+    *first = *second = (struct doom){.signal = SIGKILL, .point = POINT_NONE};
+    first->process = 1 + (uint32_t)(random_next(&random) % others);
     if (random_next(&random) % 3 == 0) /* front and sched are as many as all stages */
-        fault.victims[0] = 1 + (uint32_t)(random_next(&random) % 2);
-    uint64_t kind = random_next(&random) % 24;
-    fault.is_at_point = s->has_points && random_next(&random) % 3 != 0;
-    fault.point_pick = (uint32_t)random_next(&random);
-    fault.countdown = 1 + (uint32_t)(random_next(&random) % (random_next(&random) % 2 ? 4 : 40));
+        first->process = 1 + (uint32_t)(random_next(&random) % 2);
     fault.delay_us = (uint32_t)(random_next(&random) % 20000);
-    if (number < WARM_FAULTS) { /* the same in every run */
-        fault.is_at_point = false;
-        fault.victims[0] = number < 3 ? 1 + (uint32_t)number % 2 : 1 + (uint32_t)number % others;
+    if (s->values->single)
+        return fault;
+    if (s->has_points && (number % 2 == 0 || s->only_point != POINT_NONE)) {
+        aim(s, &fault, &random);
         return fault;
     }
-    if (s->values->single) {
-        fault.is_at_point = false;
-        return fault;
-    }
-    fault.signal = signals[random_next(&random) % ARRAY_COUNT(signals)];
+    uint64_t kind = random_next(&random) % 24;
+    bool is_at_point = s->has_points && random_next(&random) % 6 != 0;
+    first->signal = second->signal = signals[random_next(&random) % ARRAY_COUNT(signals)];
     if (kind == 0) {
-        fault.victims[0] = 0; /* the supervisor; at a point only together with another death */
-        fault.signal = SIGKILL;
-        if (fault.is_at_point) {
-            fault.victims[1] = 2 + (uint32_t)(random_next(&random) % (others - 1));
-            fault.victim_count = 2;
-        }
+        *first = (struct doom){.process = ROLE_SUPERVISOR, .signal = SIGKILL, .point = POINT_NONE};
+        second->process = 2 + (uint32_t)(random_next(&random) % (others - 1));
+        fault.count = is_at_point ? 2 : 1; /* at a point only together with another death */
     } else if (kind < 5 && others > 1) {
-        fault.victims[1] = 1 + (fault.victims[0] + (uint32_t)(random_next(&random) % (others - 1))) % others;
-        fault.victim_count = 2;
+        second->process = 1 + (first->process + (uint32_t)(random_next(&random) % (others - 1))) % others;
+        fault.count = 2;
+    }
+    for (uint32_t i = 0; i < fault.count && is_at_point; i++) {
+        struct doom *doom = &fault.dooms[i];
+        doom->point = points_known_to(&s->points, doom->process, (uint32_t)random_next(&random));
+        doom->countdown = 1 + (uint32_t)(random_next(&random) % (random_next(&random) % 2 ? 4 : 40));
     }
     return fault;
-}
-
-/* A point that its victims have been at. */
-static uint32_t point_for(const struct stress *s, const struct fault *fault, uint32_t victim)
-{
-    uint32_t known[FAULT_COUNT], count = 0, rare = FAULT_ANYWHERE;
-    for (uint32_t i = 0; i < FAULT_COUNT; i++)
-        if (fault_hits(s->page, victim, i) > 0) {
-            known[count++] = i;
-            if (rare == FAULT_ANYWHERE && fault_deaths(s->page, victim, i) == 0)
-                rare = i;
-        }
-    if (count == 0)
-        return FAULT_ANYWHERE;
-    return rare != FAULT_ANYWHERE && fault->point_pick % 2 ? rare : known[fault->point_pick % count];
 }
 
 static bool is_gone(pid_t pid)
@@ -239,7 +285,8 @@ static bool is_gone(pid_t pid)
 }
 
 struct victim {
-    uint32_t number, point;
+    const struct doom *doom;
+    uint32_t number;
     pid_t pid;
     int pidfd;
     bool is_stopped;
@@ -315,36 +362,40 @@ static bool begin_another_engine(struct stress *s)
     return true;
 }
 
-static void strike(struct stress *s, struct victim *v, const struct fault *fault)
+static void strike(struct stress *s, struct victim *v)
 {
-    v->is_stopped = fault->signal == SIGSTOP;
+    v->is_stopped = v->doom->signal == SIGSTOP;
     v->dead_ns = clock_ns();
     if (pid_of(s, v->number) == v->pid)
-        kill(v->pid, fault->signal);
+        kill(v->pid, v->doom->signal);
 }
 
-/* Until every victim has a successor, and all are ready. */
+/* Until every victim has a successor, and all are ready; after the death of a supervisor long enough for what died with it. */
 static bool await_all(struct stress *s, struct victim *victims, const struct fault *fault, const pid_t *pids,
                       bool *is_ended)
 {
-    bool may_end = fault->victims[0] == 0;
-    for (uint64_t begin_ns = clock_ns();;) {
+    bool may_end = fault->dooms[0].process == ROLE_SUPERVISOR;
+    for (uint64_t begin_ns = clock_ns(), done_ns = 0;;) {
         bool is_done = true;
         if (!turn(s, 200, false)) {
             *is_ended = may_end && wait_for_end(s, pids);
             return *is_ended;
         }
-        for (uint32_t i = 0; i < fault->victim_count; i++) {
+        for (uint32_t i = 0; i < fault->count; i++) {
             look_at_victim(s, &victims[i]);
             is_done = is_done && victims[i].parts_ns[1] != 0;
-            if (victims[i].is_stopped && victims[i].parts_ns[0] == 0 && clock_ns() - begin_ns > 3000000000u)
+            if (victims[i].is_stopped && victims[i].parts_ns[0] == 0 && clock_ns() - begin_ns > STOPPED_NS)
                 kill(victims[i].pid, SIGKILL); /* it has no work that could be missed */
         }
         if (may_end && has_ended(s, pids)) {
             *is_ended = wait_for_end(s, pids);
             return *is_ended;
         }
-        if (is_done && are_all_ready(s))
+        if (!is_done || !are_all_ready(s))
+            done_ns = 0;
+        else if (done_ns == 0)
+            done_ns = clock_ns();
+        if (done_ns != 0 && (!may_end || clock_ns() - done_ns > TOGETHER_NS))
             return true;
         if (clock_ns() - begin_ns > BACK_WAIT_NS)
             return fail(s, "fault %llu: there is no successor", (unsigned long long)fault->number);
@@ -367,83 +418,113 @@ static bool pass_time_alone(struct stress *s, uint64_t ns)
     return true;
 }
 
+static bool is_ordered(const struct victim *v)
+{
+    return v->doom->point != POINT_NONE;
+}
+
+static bool was_at_point(const struct stress *s, const struct victim *v)
+{
+    return is_ordered(v) && fault_order_left(s->points.page, v->number) == 0;
+}
+
 /* Orders for those that die at points; they have some time to come there. */
 static bool wait_at_points(struct stress *s, struct victim *victims, const struct fault *fault)
 {
-    for (uint32_t i = 0; i < fault->victim_count; i++) {
-        victims[i].point = point_for(s, fault, victims[i].number);
-        fault_order(s->page, victims[i].number, victims[i].point, fault->countdown, fault->signal);
+    uint32_t left = 0;
+    for (uint32_t i = 0; i < fault->count; i++)
+        if (is_ordered(&victims[i]))
+            fault_order(s->points.page, victims[i].number, victims[i].doom->point, victims[i].doom->countdown,
+                        victims[i].doom->signal);
+    for (uint32_t i = 0; i < fault->count; i++) {
+        left += is_ordered(&victims[i]);
+        if (victims[i].doom->is_at_once)
+            strike(s, &victims[i]);
     }
-    uint32_t left = fault->victim_count;
-    for (uint64_t end_ns = clock_ns() + POINT_WAIT_NS; left > 0 && clock_ns() < end_ns;) {
+    for (uint64_t end_ns = clock_ns() + (fault->is_aimed ? AIM_WAIT_NS : POINT_WAIT_NS);
+         left > 0 && clock_ns() < end_ns;) {
         if (!turn(s, 200, false)) {
-            if (fault->victims[0] != 0)
+            if (fault->dooms[0].process != ROLE_SUPERVISOR)
                 return false;
             s->failure[0] = '\0'; /* it may have ended with its supervisor, which the caller looks at */
             break;
         }
         left = 0;
-        for (uint32_t i = 0; i < fault->victim_count; i++)
-            left += fault_order_left(s->page, victims[i].number) > 0;
+        for (uint32_t i = 0; i < fault->count; i++)
+            left += is_ordered(&victims[i]) && !was_at_point(s, &victims[i]);
     }
-    for (uint32_t i = 0; i < fault->victim_count; i++)
-        if (fault_order_left(s->page, victims[i].number) == 0)
-            victims[i].dead_ns = s->page->orders[victims[i].number].died_ns;
+    for (uint32_t i = 0; i < fault->count; i++)
+        if (was_at_point(s, &victims[i]))
+            victims[i].dead_ns = s->points.page->orders[victims[i].number].died_ns;
+    if (fault->point_behind != POINT_NONE && left == 0)
+        fault_order(s->points.page, victims[0].number, fault->point_behind, 1, SIGKILL);
     return true;
+}
+
+/* What became of it, for the plan; orders are taken back. */
+static void note_fault(struct stress *s, struct victim *victims, const struct fault *fault)
+{
+    for (uint32_t i = 0; i < fault->count; i++) {
+        struct victim *v = &victims[i];
+        bool is_there = was_at_point(s, v);
+        s->kills++;
+        s->at_points += is_there;
+        note(s, "fault %llu: %s %u, signal %d%s%s%s", (unsigned long long)fault->number, role_name(role_of(v->number)),
+             v->number < ROLE_STAGE ? 0 : v->number - ROLE_STAGE, v->doom->signal,
+             is_there        ? " at "
+             : is_ordered(v) ? ", not at "
+                             : "",
+             is_there        ? fault_names[s->points.page->orders[v->number].died_at]
+             : is_ordered(v) ? v->doom->point == FAULT_ANYWHERE ? "any point" : fault_names[v->doom->point]
+                             : "",
+             v->doom->is_at_once ? ", for another to come there" : "");
+        fault_order(s->points.page, v->number, FAULT_ANYWHERE, 0, 0);
+        if (v->number == ROLE_FRONT)
+            load_note_front_death(s->load);
+    }
+}
+
+/* One process, killed, that had work: how long it took until the next byte of an answer. */
+static bool measure_recovery(struct stress *s, struct victim *v)
+{
+    bool is_good = true;
+    for (uint64_t end_ns = clock_ns() + NEXT_BYTE_NS; is_good && v->parts_ns[4] == 0 && clock_ns() < end_ns;) {
+        is_good = turn(s, 200, false);
+        look_at_victim(s, v);
+    }
+    for (uint32_t part = 0; v->parts_ns[4] != 0 && part < PART_COUNT; part++)
+        samples_add(&s->recovery[role_of(v->number)][part], (double)(v->parts_ns[part] - v->dead_ns) / 1e6);
+    return is_good;
 }
 
 static bool commit_fault(struct stress *s, const struct fault *fault)
 {
     struct victim victims[2] = {0};
     pid_t pids[PROCESSES_MAX] = {0};
-    char text[160] = "";
-    bool is_ended = false, is_good = true;
+    bool is_ended = false;
     for (uint32_t i = 0; i < s->process_count; i++)
         pids[i] = pid_of(s, i);
-    for (uint32_t i = 0; i < fault->victim_count; i++) {
-        uint32_t number = fault->victims[i];
-        victims[i] = (struct victim){.number = number, .pid = pids[number], .point = FAULT_ANYWHERE};
+    for (uint32_t i = 0; i < fault->count; i++) {
+        uint32_t number = fault->dooms[i].process;
+        victims[i] = (struct victim){.doom = &fault->dooms[i], .number = number, .pid = pids[number]};
         victims[i].pidfd = (int)syscall(SYS_pidfd_open, victims[i].pid, 0);
-        snprintf(text + strlen(text), sizeof(text) - strlen(text), "%s%s %u", i ? " and " : "",
-                 role_name(role_of(number)), number < ROLE_STAGE ? 0 : number - ROLE_STAGE);
         if (number == ROLE_FRONT)
             load_note_front_death(s->load);
     }
-    is_good = pass_time(s, fault->delay_us * 1000ull);
-    if (is_good && fault->is_at_point)
-        is_good = wait_at_points(s, victims, fault);
-    for (uint32_t i = 0; i < fault->victim_count && is_good; i++)
+    bool is_good = pass_time(s, fault->delay_us * 1000ull) && wait_at_points(s, victims, fault);
+    for (uint32_t i = 0; i < fault->count && is_good; i++)
         if (victims[i].dead_ns == 0)
-            strike(s, &victims[i], fault);
+            strike(s, &victims[i]);
     is_good = is_good && await_all(s, victims, fault, pids, &is_ended);
-    for (uint32_t i = 0; i < fault->victim_count; i++) {
-        bool was_at_point = fault->is_at_point && fault_order_left(s->page, victims[i].number) == 0;
-        s->kills++;
-        s->at_points += was_at_point;
-        note(s, "fault %llu: %s, signal %d%s%s", (unsigned long long)fault->number, text, fault->signal,
-             was_at_point ? " at " : "", was_at_point ? fault_names[s->page->orders[victims[i].number].died_at] : "");
-        if (fault->is_at_point)
-            fault_order(s->page, victims[i].number, FAULT_ANYWHERE, 0, 0);
-        if (victims[i].number == ROLE_FRONT)
-            load_note_front_death(s->load);
-    }
+    note_fault(s, victims, fault);
     if (is_good && is_ended) {
         note(s, "the engine has ended with its supervisor; another one");
         is_good = begin_another_engine(s);
-    } else if (is_good) {
-        bool is_single = fault->victim_count == 1 && fault->signal == SIGKILL && victims[0].number != 0;
-        struct victim *v = &victims[0];
-        for (uint64_t end_ns = clock_ns() + 2000000000u;
-             is_good && is_single && v->parts_ns[4] == 0 && clock_ns() < end_ns;) {
-            is_good = turn(s, 200, false);
-            look_at_victim(s, v);
-        }
-        for (uint32_t part = 0; is_single && v->parts_ns[4] != 0 && part < PART_COUNT; part++)
-            samples_add(&s->recovery[role_of(v->number)][part], (double)(v->parts_ns[part] - v->dead_ns) / 1e6);
-        if (fault->victims[0] == 0)
-            is_good = is_good && pass_time(s, TOGETHER_NS);
+    } else if (is_good && fault->count == 1 && fault->dooms[0].process != ROLE_SUPERVISOR &&
+               fault->dooms[0].signal == SIGKILL) {
+        is_good = measure_recovery(s, &victims[0]);
     }
-    for (uint32_t i = 0; i < fault->victim_count; i++)
+    for (uint32_t i = 0; i < fault->count; i++)
         if (victims[i].pidfd >= 0)
             close(victims[i].pidfd);
     return is_good;
@@ -534,15 +615,41 @@ static bool stop_engine(struct stress *s)
 
 /* ---- the run ---- */
 
-/* Each role dies: a successor holds a little more than a first life does (front, what its forerunner left). */
+/* Each process has died in this engine: a successor holds a little more than a first life does (front, what its forerunner
+ * left, from the third life on). */
 static bool warm_up(struct stress *s)
 {
-    for (uint64_t k = 0; k < WARM_FAULTS; k++) {
-        struct fault fault = draw(s, k);
-        if (!commit_fault(s, &fault))
-            return false;
-    }
+    for (uint32_t process = 1; process < s->process_count; process++)
+        while (arena_process_restarts(&s->inside, process) < (process == ROLE_FRONT ? 2 : 1)) {
+            struct fault fault = {.count = 1, .point_behind = POINT_NONE};
+            fault.dooms[0] = (struct doom){.process = process, .signal = SIGKILL, .point = POINT_NONE};
+            if (!commit_fault(s, &fault))
+                return false;
+        }
     return true;
+}
+
+/* Everything is as it was when each process had died once. */
+static bool end_round(struct stress *s, const struct holdings *first, const struct holdings *warm)
+{
+    struct holdings now;
+    if (!warm_up(s) || !quiet_down(s, warm, &now) || !have_pools_come_back(s, first, &now, "at the end of a round") ||
+        !have_processes_come_back(s, warm, &now))
+        return false;
+    s->rounds++;
+    note(s, "round %llu is clean: %llu kills, %llu at points", (unsigned long long)s->rounds,
+         (unsigned long long)s->kills, (unsigned long long)s->at_points);
+    return true;
+}
+
+/* Kills enough; with --every-point also at every point, or so many that there is no hope. */
+static bool are_kills_done(const struct stress *s)
+{
+    char names[256];
+    if (s->kills < s->values->kills)
+        return false;
+    return !s->values->every_point || s->kills >= 2 * s->values->kills ||
+           points_missed(&s->points, names, sizeof(names)) == 0;
 }
 
 static bool run_faults(struct stress *s)
@@ -550,24 +657,32 @@ static bool run_faults(struct stress *s)
     const struct values *values = s->values;
     struct holdings first, warm;
     struct err err;
+    if (!s->has_points && (values->every_point || s->only_point != POINT_NONE))
+        return fail(s, "this engine has no named points; make points, and run build/points/evenflow");
     load_begin(s->load, s->engine.socket);
-    if (load_learn(s->load, &err) != 0)
+    if (load_learn(s->load, NULL, NULL, &err) != 0)
         return fail(s, "%s", err.text);
-    for (uint32_t i = 0; i < s->process_count; i++)
-        s->has_points = s->has_points || fault_hits(s->page, i, FAULT_RING_PUSH) > 0;
     if (!quiet_down(s, NULL, &first) || !warm_up(s) || !quiet_down(s, &first, &warm) ||
         !have_pools_come_back(s, &first, &warm, "after each process has died once"))
         return false;
     uint64_t limit_ns = values->seconds ? s->begin_ns + values->seconds * 1000000000ull : UINT64_MAX;
-    for (uint64_t k = max_u64(values->from, WARM_FAULTS); s->kills < values->kills && clock_ns() < limit_ns; k++) {
+    uint64_t since_round = 0;
+    for (uint64_t k = values->from; !are_kills_done(s) && clock_ns() < limit_ns; k++) {
         struct fault fault = draw(s, k);
-        uint64_t engines = s->engines;
-        if (!commit_fault(s, &fault) || (s->engines != engines && !warm_up(s)))
+        if (!commit_fault(s, &fault))
+            return false;
+        if (++since_round < values->round)
+            continue;
+        since_round = 0;
+        if (!end_round(s, &first, &warm))
             return false;
     }
-    struct holdings last;
-    return quiet_down(s, &warm, &last) && have_pools_come_back(s, &first, &last, "at the end") &&
-           have_processes_come_back(s, &warm, &last);
+    if (since_round > 0 && !end_round(s, &first, &warm))
+        return false;
+    char names[256];
+    if (values->every_point && points_missed(&s->points, names, sizeof(names)) > 0)
+        return fail(s, "nobody came to die at %s", names);
+    return true;
 }
 
 static void print_recovery(const struct stress *s, FILE *out)
@@ -599,47 +714,38 @@ static json_t *recovery_json(const struct stress *s)
     return roles;
 }
 
-static void count_points(const struct stress *s, uint32_t *known, uint32_t *died_at)
-{
-    *known = *died_at = 0;
-    for (uint32_t i = 0; i < FAULT_COUNT && s->page != NULL; i++) {
-        uint64_t hits = 0, deaths = 0;
-        for (uint32_t process = 0; process < s->process_count; process++) {
-            hits += fault_hits(s->page, process, i);
-            deaths += fault_deaths(s->page, process, i);
-        }
-        *known += hits > 0;
-        *died_at += deaths > 0;
-    }
-}
-
 static void print_verdict(struct stress *s, bool is_good)
 {
     const struct load_totals *totals = load_totals(s->load);
-    uint32_t known, died_at;
-    count_points(s, &known, &died_at);
+    char missed[4096];
+    uint32_t missed_count = points_missed(&s->points, missed, sizeof(missed));
     for (uint32_t role = 0; role < ROLE_COUNT; role++)
         for (uint32_t part = 0; part < PART_COUNT; part++)
             samples_sort(&s->recovery[role][part]);
     if (s->values->json) {
-        json_t *out = json_pack(
-            "{s:s, s:I, s:I, s:I, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:s, s:o}", "verdict",
-            is_good ? "clean" : "failed", "seed", (json_int_t)s->values->seed, "kills", (json_int_t)s->kills,
-            "kills_at_points", (json_int_t)s->at_points, "points_known", (int)known, "points_died_at", (int)died_at,
-            "answers", (json_int_t)totals->answers, "bytes", (json_int_t)totals->bytes, "left",
-            (json_int_t)totals->left, "closed_unread", (json_int_t)totals->closed_unread, "ended_with_supervisor",
-            (json_int_t)s->ends_with_supervisor, "failure", s->failure, "recovery_ms", recovery_json(s));
+        json_t *out =
+            json_pack("{s:s, s:I, s:I, s:I, s:I, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:s, s:o, s:o}", "verdict",
+                      is_good ? "clean" : "failed", "seed", (json_int_t)s->values->seed, "kills", (json_int_t)s->kills,
+                      "kills_at_points", (json_int_t)s->at_points, "rounds", (json_int_t)s->rounds,
+                      "points_within_reach", (int)s->points.target_count, "points_died_at",
+                      (int)(s->points.target_count - missed_count), "answers", (json_int_t)totals->answers, "bytes",
+                      (json_int_t)totals->bytes, "left", (json_int_t)totals->left, "closed_unread",
+                      (json_int_t)totals->closed_unread, "ended_with_supervisor", (json_int_t)s->ends_with_supervisor,
+                      "failure", s->failure, "points", points_json(&s->points), "recovery_ms", recovery_json(s));
         json_dumpf(out, stdout, JSON_COMPACT);
         putchar('\n');
         json_decref(out);
     } else {
+        if (s->has_points)
+            points_print(&s->points, stdout);
         print_recovery(s, stdout);
-        printf(
-            "%s: %llu kills (%llu at %u of %u named points), %llu answers (%.1f MB) compared, %llu clients left, %llu "
-            "closed unread, %llu engines ended with their supervisor\n",
-            is_good ? "clean" : "FAILED", (unsigned long long)s->kills, (unsigned long long)s->at_points, died_at,
-            known, (unsigned long long)totals->answers, (double)totals->bytes / 1e6, (unsigned long long)totals->left,
-            (unsigned long long)totals->closed_unread, (unsigned long long)s->ends_with_supervisor);
+        printf("%s: %llu kills (%llu at %u of %u named points within reach), %llu rounds, %llu answers (%.1f MB) "
+               "compared, %llu clients left, %llu "
+               "closed unread, %llu engines ended with their supervisor\n",
+               is_good ? "clean" : "FAILED", (unsigned long long)s->kills, (unsigned long long)s->at_points,
+               s->points.target_count - missed_count, s->points.target_count, (unsigned long long)s->rounds,
+               (unsigned long long)totals->answers, (double)totals->bytes / 1e6, (unsigned long long)totals->left,
+               (unsigned long long)totals->closed_unread, (unsigned long long)s->ends_with_supervisor);
     }
     if (!is_good)
         fprintf(stderr, "evenflow stress: %s\n(again: --seed %llu; plan, log and failure lie in %s)\n", s->failure,
@@ -659,20 +765,12 @@ static bool open_artefacts(struct stress *s, int *own_stderr, struct err *err)
     snprintf(path, sizeof(path), "%s/plan", folder);
     s->plan = fopen(path, "we");
     snprintf(path, sizeof(path), "%s/points", folder);
-    int page = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    void *memory = page >= 0 && ftruncate(page, sizeof(*s->page)) == 0
-                       ? mmap(NULL, sizeof(*s->page), PROT_READ | PROT_WRITE, MAP_SHARED, page, 0)
-                       : MAP_FAILED;
+    if (points_open(&s->points, path, err) != 0)
+        return false;
     snprintf(path, sizeof(path), "%s/log", folder);
     int log = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (s->plan == NULL || memory == MAP_FAILED || log < 0)
+    if (s->plan == NULL || log < 0)
         return err_set(err, -errno, "--artefacts %.300s: cannot write there: %s", folder, strerror(errno)) == 0;
-    close(page);
-    s->page = memory;
-    snprintf(path, sizeof(path), "%s/points", folder);
-    char *absolute = realpath(path, NULL);
-    setenv("EVENFLOW_FAULT_PAGE", absolute != NULL ? absolute : path, 1);
-    free(absolute);
     fflush(stderr);
     *own_stderr = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3);
     dup2(log, STDERR_FILENO); /* the engine's words */
@@ -698,8 +796,13 @@ static int run(const void *pointer, char **positional, int positional_count)
     struct stress *s = &stress;
     struct err err;
     int own_stderr = -1;
-    *s = (struct stress){.values = pointer, .model_path = positional[0]};
+    *s = (struct stress){.values = pointer, .model_path = positional[0], .only_point = POINT_NONE};
     s->begin_ns = clock_ns();
+    for (uint32_t point = 0; point < FAULT_COUNT; point++)
+        if (strcmp(fault_names[point], s->values->point) == 0)
+            s->only_point = point;
+    if (s->values->point[0] != '\0' && s->only_point == POINT_NONE)
+        return command_fail(2, "stress", "--point: there is no such point; ipc/fault.h lists them");
     if (!open_artefacts(s, &own_stderr, &err))
         return command_fail(1, "stress", err.text);
     prctl(PR_SET_CHILD_SUBREAPER, 1);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -17,6 +18,7 @@
 #define REQUESTS     48u
 #define ANSWER_BYTES (1u << 20)
 #define TALK_MAX     5u
+#define LONG_NUMBER  4u             /* the request whose body is as long as one may be: mostly blanks */
 #define PATIENCE_NS  60000000000ull /* a machine that is busy with other things is slow, not wrong */
 #define FRESH_NS     5000000000ull  /* so long after a death of front its effects may show */
 #define FAILURE_MAX  65536u
@@ -24,7 +26,8 @@
 struct request {
     char *text;
     size_t size;
-    char *reference; /* head and body as compare_form() makes them */
+    size_t head_size; /* what is sent before the server has said that it wants the rest; 0: all */
+    char *reference;  /* head and body as compare_form() makes them */
     size_t reference_size;
 };
 
@@ -34,15 +37,18 @@ struct talker {
     uint64_t random;
     const struct request *request;
     uint32_t requests_left;
-    size_t sent, leaves_at; /* bytes of the answer after which it leaves; SIZE_MAX: never */
+    const struct request *following; /* sent without waiting for the answer to the one before; NULL: none */
+    size_t sent_ahead;               /* of it */
+    size_t sent, leaves_at;          /* bytes of the answer after which it leaves; SIZE_MAX: never */
     bool is_slow, is_trickling;
     bool has_read;     /* something on this connection */
     uint64_t moved_ns; /* when it last got on */
 
     http_parser parser;
     bool is_head_done, is_complete, closes;
-    char *answer; /* head as it came, then the body without chunks */
-    size_t answer_size, raw_size;
+    bool is_continued; /* the server has said that it wants the rest */
+    char *answer;      /* head as it came, then the body without chunks */
+    size_t answer_size;
 };
 
 struct load {
@@ -87,7 +93,7 @@ static void put_body(char *body, size_t size, uint64_t *random, uint32_t vocab_s
         ",\"n\":3,\"stream\":true,\"temperature\":0.8,\"seed\":7",
         ",\"temperature\":0,\"logprobs\":2,\"return_logits_hash\":true",
         ",\"temperature\":0.9,\"seed\":11,\"top_p\":0.9,\"presence_penalty\":0.5",
-        ",\"seed\":13,\"stream\":true,\"stop\":[\"e the\",\"zz\"]"};
+        ",\"seed\":13,\"stream\":true,\"stop\":[\"ou\",\"in\"]"};
     char prompt[4096];
     uint32_t lengths[] = {1, 6, 30, 120}, length = lengths[random_next(random) % ARRAY_COUNT(lengths)];
     put_prompt(prompt, random, vocab_size);
@@ -111,10 +117,18 @@ static void make_request(struct request *request, uint32_t number, uint64_t *ran
         put_body(body, sizeof(body), random, vocab_size);
     if (number % 12 == 1)
         strcpy(head, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n");
+    if (number % 12 == 3)
+        strcat(head, "Expect: 100-continue\r\n");
     int size = number % 12 == 2 ? asprintf(&request->text, "GET /no/such/path HTTP/1.1\r\nHost: localhost\r\n\r\n")
                                 : asprintf(&request->text, "%sContent-Length: %zu\r\n\r\n%s", head, strlen(body), body);
+    if (number == LONG_NUMBER) {
+        free(request->text);
+        size = asprintf(&request->text, "%sContent-Length: %u\r\n\r\n%*s", head, LOAD_BODY_BYTES, (int)LOAD_BODY_BYTES,
+                        body);
+    }
     check(size > 0);
     request->size = (size_t)size;
+    request->head_size = number % 12 == 3 ? request->size - strlen(body) : 0;
 }
 
 /* ---- what is compared ---- */
@@ -205,6 +219,11 @@ static int on_body(http_parser *parser, const char *at, size_t length)
 static int on_complete(http_parser *parser)
 {
     struct talker *t = parser->data;
+    if (parser->status_code == 100) { /* the answer follows */
+        t->is_continued = true;
+        t->is_head_done = false;
+        return 0;
+    }
     t->is_complete = true;
     t->closes = !http_should_keep_alive(parser);
     http_parser_pause(parser, 1);
@@ -214,18 +233,19 @@ static int on_complete(http_parser *parser)
 static const http_parser_settings settings = {
     .on_headers_complete = on_headers, .on_body = on_body, .on_message_complete = on_complete};
 
-/* The head byte by byte, so that it is known where it ends; the body at once. */
-static bool parse(struct talker *t, const char *data, size_t size)
+/* The head byte by byte, so that it is known where it ends; the body at once. Bytes taken, up to the end of the answer at most;
+ * SIZE_MAX: it is no HTTP. */
+static size_t parse(struct talker *t, const char *data, size_t size)
 {
     size_t at = 0;
     for (; at < size && !t->is_head_done && !t->is_complete; at++) {
         append(t, data + at, 1);
         if (http_parser_execute(&t->parser, &settings, data + at, 1) != 1 && !t->is_complete)
-            return false;
+            return SIZE_MAX;
     }
     if (at < size && !t->is_complete)
         at += http_parser_execute(&t->parser, &settings, data + at, size - at);
-    return at == size || t->is_complete;
+    return at == size || t->is_complete ? at : SIZE_MAX;
 }
 
 /* ---- a conversation ---- */
@@ -235,12 +255,23 @@ static uint32_t dice(struct talker *t, uint32_t sides)
     return (uint32_t)(random_next(&t->random) % sides);
 }
 
+static bool is_long(const struct request *request)
+{
+    return request->size > LOAD_BODY_BYTES;
+}
+
 static void next_request(struct talker *t)
 {
-    t->request = &t->load->requests[dice(t, REQUESTS)];
+    t->request = t->following != NULL ? t->following : &t->load->requests[dice(t, REQUESTS)];
+    t->sent = t->following != NULL ? t->sent_ahead : 0;
+    t->following = t->requests_left > 1 && dice(t, 3) == 0 ? &t->load->requests[dice(t, REQUESTS)] : NULL;
+    if (is_long(t->request)) {
+        t->following = t->requests_left > 1 ? t->request : NULL; /* front has no room for both at once */
+        t->is_trickling = false;
+    }
     t->requests_left--;
-    t->sent = t->answer_size = t->raw_size = 0;
-    t->is_head_done = t->is_complete = t->closes = false;
+    t->answer_size = t->sent_ahead = 0;
+    t->is_head_done = t->is_complete = t->closes = t->is_continued = false;
     t->leaves_at = dice(t, 10) == 0 ? 1 + dice(t, (uint32_t)t->request->reference_size + 1) : SIZE_MAX;
     t->moved_ns = clock_ns();
     http_parser_init(&t->parser, HTTP_RESPONSE);
@@ -264,6 +295,7 @@ static void begin(struct talker *t)
         return; /* its queue is full: in the next turn */
     t->load->totals.connections++;
     t->has_read = false;
+    t->following = NULL;
     t->is_slow = dice(t, 5) == 0;
     t->is_trickling = dice(t, 6) == 0;
     t->requests_left = 1 + dice(t, TALK_MAX);
@@ -276,14 +308,33 @@ static void end(struct talker *t)
     t->fd = -1;
 }
 
+/* What the server wants of a request; a body only when it has said so. */
+static size_t wanted(const struct request *request, bool is_continued)
+{
+    return request->head_size > 0 && !is_continued ? request->head_size : request->size;
+}
+
+/* What is left of the request, and with its last byte the beginning of the following one. */
 static void send_some(struct talker *t)
 {
-    size_t left = t->request->size - t->sent, piece = t->is_trickling ? min_u64(left, 1 + dice(t, 60)) : left;
-    ssize_t sent = piece > 0 ? send(t->fd, t->request->text + t->sent, piece, MSG_NOSIGNAL) : 0;
-    if (sent > 0) {
-        t->sent += (size_t)sent;
-        t->moved_ns = clock_ns();
+    const struct request *request = t->request, *following = t->following;
+    size_t left = wanted(request, t->is_continued) - t->sent;
+    bool goes_on = following != NULL && t->sent + left == request->size;
+    size_t ahead = goes_on ? wanted(following, false) - t->sent_ahead : 0;
+    if (t->is_trickling) {
+        left = min_u64(left, 1 + dice(t, 60));
+        ahead = left > 0 ? 0 : min_u64(ahead, 1 + dice(t, 60));
     }
+    struct iovec pieces[] = {{request->text + t->sent, left}, {NULL, ahead}};
+    if (ahead > 0)
+        pieces[1].iov_base = following->text + t->sent_ahead;
+    const struct msghdr message = {.msg_iov = pieces, .msg_iovlen = 2};
+    ssize_t sent = left + ahead > 0 ? sendmsg(t->fd, &message, MSG_NOSIGNAL) : 0;
+    if (sent <= 0)
+        return;
+    t->sent += min_u64((size_t)sent, left);
+    t->sent_ahead += (size_t)sent > left ? (size_t)sent - left : 0;
+    t->moved_ns = clock_ns();
 }
 
 static bool on_closed(struct load *load, struct talker *t)
@@ -318,11 +369,14 @@ static bool receive_some(struct load *load, struct talker *t)
     t->has_read = true;
     load->totals.bytes += (uint64_t)got;
     load->totals.last_byte_ns = t->moved_ns = clock_ns();
-    if (!parse(t, data, (size_t)got))
-        return fail(load, t, "an answer is no HTTP", t->answer_size);
-    if (t->is_complete)
-        return is_right(load, t) && on_complete_answer(load, t);
-    if (t->answer_size >= t->leaves_at) {
+    for (size_t at = 0, taken; at < (size_t)got && t->fd >= 0; at += taken) {
+        taken = parse(t, data + at, (size_t)got - at);
+        if (taken == SIZE_MAX)
+            return fail(load, t, "an answer is no HTTP", t->answer_size);
+        if (t->is_complete && !(is_right(load, t) && on_complete_answer(load, t)))
+            return false;
+    }
+    if (t->fd >= 0 && t->answer_size >= t->leaves_at) {
         load->totals.left++;
         bool was_right = is_right(load, t);
         end(t);
@@ -338,7 +392,7 @@ bool load_turn(struct load *load, uint32_t wait_us, bool is_over)
         struct talker *t = &load->talkers[i];
         if (t->fd < 0 && !is_over)
             begin(t);
-        if (t->fd >= 0 && t->sent < t->request->size)
+        if (t->fd >= 0)
             send_some(t);
         bool wants_to_read = !t->is_slow || dice(t, 4) == 0;
         polls[i] = (struct pollfd){.fd = t->fd, .events = wants_to_read ? POLLIN : 0};
@@ -366,9 +420,15 @@ struct load *load_open(uint64_t seed, uint32_t clients, uint32_t vocab_size)
     load->talkers = base_alloc(clients * sizeof(*load->talkers));
     load->talker_count = clients;
     for (uint32_t i = 0; i < clients; i++)
-        load->talkers[i] =
-            (struct talker){.load = load, .fd = -1, .random = seed * 1000003 + i, .answer = base_alloc(ANSWER_BYTES)};
+        load->talkers[i] = (struct talker){.load = load, .fd = -1, .answer = base_alloc(ANSWER_BYTES)};
+    load_seed(load, seed);
     return load;
+}
+
+void load_seed(struct load *load, uint64_t seed)
+{
+    for (uint32_t i = 0; i < load->talker_count; i++)
+        load->talkers[i].random = seed * 1000003 + i;
 }
 
 void load_begin(struct load *load, const char *socket_path)
@@ -382,7 +442,27 @@ void load_begin(struct load *load, const char *socket_path)
             end(&load->talkers[i]);
 }
 
-int load_learn(struct load *load, struct err *err)
+/* Some bytes of the answer, with patience; 0 or less: there are none. */
+static ssize_t talk_calmly(struct talker *t, char *data, size_t size, void (*meanwhile)(void *context), void *context)
+{
+    const int fd = t->fd;
+    ssize_t got;
+    for (t->moved_ns = clock_ns(); send_some(t), (got = recv(fd, data, size, 0)) < 0 && errno == EAGAIN;) {
+        struct pollfd poll_fd = {.fd = fd, .events = POLLIN | (t->sent < t->request->size ? POLLOUT : 0)};
+        if (clock_ns() - t->moved_ns > PATIENCE_NS)
+            return -1;
+        if (meanwhile == NULL) {
+            poll(&poll_fd, 1, 1000);
+            continue;
+        }
+        t->fd = -1; /* meanwhile it is nobody's conversation */
+        meanwhile(context);
+        t->fd = fd;
+    }
+    return got;
+}
+
+int load_learn(struct load *load, void (*meanwhile)(void *context), void *context, struct err *err)
 {
     struct talker *t = &load->talkers[0];
     for (uint32_t i = 0; i < REQUESTS; i++) {
@@ -392,15 +472,13 @@ int load_learn(struct load *load, struct err *err)
         request->reference_size = ANSWER_BYTES;
         t->is_slow = t->is_trickling = false;
         t->requests_left = 1;
+        t->following = NULL;
         next_request(t);
         t->request = request;
-        while (t->sent < request->size)
-            send_some(t);
         while (!t->is_complete) {
             static char data[65536];
-            struct pollfd poll_fd = {.fd = t->fd, .events = POLLIN};
-            ssize_t got = poll(&poll_fd, 1, 60000) == 1 ? recv(t->fd, data, sizeof(data), 0) : -1;
-            if (got <= 0 || !parse(t, data, (size_t)got))
+            ssize_t got = talk_calmly(t, data, sizeof(data), meanwhile, context);
+            if (got <= 0 || parse(t, data, (size_t)got) == SIZE_MAX)
                 return err_set(err, -EPROTO, "no complete answer to %.300s", request->text);
         }
         request->reference = base_alloc(t->answer_size + 1);

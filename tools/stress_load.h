@@ -1,6 +1,6 @@
 /* stress_load.h - the clients of evenflow stress: what they ask, how they behave, and whether every byte is right.
  *
- * Used by: evenflow stress.   Owns: its sockets and buffers.   Blocks: load_turn(), as long as it is told.
+ * Used by: evenflow stress, tests/simulate.   Owns: its sockets and buffers.   Blocks: load_turn(), as long as it is told.
  *
  * Requests are drawn from a seed. load_learn() holds each of them once, undisturbed: its head and body are the reference.
  * Then clients send them again and again: at once or in pieces, several on a connection, reading slowly, leaving in the
@@ -10,6 +10,9 @@
 #define EVENFLOW_STRESS_LOAD_H
 
 #include "ipc/base.h"
+
+/* The longest body: what the engine must allow, and no more. */
+#define LOAD_BODY_BYTES 65536u
 
 struct load;
 
@@ -26,8 +29,11 @@ void load_close(struct load *load);
 
 /* Another engine: connections of the one before are forgotten. */
 void load_begin(struct load *load, const char *socket_path);
-/* Every request once, alone. 0, or -errno with err. */
-int load_learn(struct load *load, struct err *err);
+/* Clients begin anew, as this seed has it. */
+void load_seed(struct load *load, uint64_t seed);
+/* Every request once, alone. While no byte is there it calls `meanwhile`, which lets the engine go on; NULL: the engine does so
+ * by itself, and load_learn() sleeps. 0, or -errno with err. */
+int load_learn(struct load *load, void (*meanwhile)(void *context), void *context, struct err *err);
 
 /* Does what can be done, and waits up to wait_us for more. is_over: no new conversations. False: a byte was wrong, a connection
  * was lost, or nobody answered; load_failure() says which. */
