@@ -11,6 +11,7 @@ PREFIX   ?= /usr/local
 SANITIZE ?=
 PROMPT   ?= What is a pipeline? Answer in two sentences.
 
+COMMA := ,
 Q := $(if $(filter 1,$(V)),,@)
 MAKEFLAGS += $(if $(filter 1,$(V)),,--no-print-directory)
 
@@ -132,7 +133,16 @@ $(BUILD)/faults/%.o: %.c
 	@echo "  CC    $< (with fault points)"
 	$(Q)$(CC) $(CPPFLAGS) -DEVENFLOW_FAULTS $(CFLAGS) -MMD -MP -c -o $@ $<
 
--include $(wildcard $(BUILD)/*/*.d $(BUILD)/faults/*/*.d)
+-include $(wildcard $(BUILD)/*/*.d $(BUILD)/faults/*/*.d $(BUILD)/faults/*/*/*.d)
+
+# A whole engine of them in one process, whose time, sleep and memory the linker puts into other hands.
+SIMULATE := $(patsubst %.c,$(BUILD)/faults/%.o,$(wildcard tests/simulate/*.c) tests/tiny_vocab.c tools/stress_load.c tools/random.c)
+SIMULATE_WRAPS := clock_gettime getrandom epoll_wait bell_wait bell_wait_until posix_memalign free close accept4 epoll_create1 recvmsg \
+                  timed_step timed_results json_arena_open
+$(BUILD)/bin/simulate: $(SIMULATE) $(call fault_objects,$(ENGINE) $(STAGES) $(IPC)) $(KERNELS)
+	@mkdir -p $(@D)
+	@echo "  LD    $@"
+	$(Q)$(CC) $(LDFLAGS) $(addprefix -Wl$(COMMA)--wrap=,$(SIMULATE_WRAPS)) -o $@ $(filter %.o,$^) $(LIBS)
 
 # An engine of such programs, which evenflow stress gives orders (EVENFLOW_FAULT_PAGE).
 POINTS := $(addprefix $(BUILD)/points/,evenflow evenflow-supervisor evenflow-front evenflow-sched evenflow-stage)
@@ -177,10 +187,13 @@ model-gemma: ## Get a second real model (Gemma 3 270M, Q4_K_M), pinned, and its 
 	$(Q)tools/get-model.sh $(GEMMA) $(GEMMA_PIN)
 
 # ---- tests ----
-.PHONY: stress stress-long
-STRESS := $(BUILD)/points/evenflow stress --backend timed --cost tests/data/timed_fast.pipeline.json --num-blocks 400 -p 3
+.PHONY: stress stress-long simulate
+STRESS := $(BUILD)/points/evenflow stress --backend timed --cost tests/data/timed_fast.pipeline.json --num-blocks 400 -p 3 --every-point
 stress: all points model ## Some hundred deaths at named points and at any instant, on both back ends (SEED=1)
 	$(Q)for io in uring epoll; do $(STRESS) --io $$io --kills 500 --seed $(or $(SEED),1) --artefacts $(BUILD)/stress-$$io $(MODEL) || exit 1; done
+
+simulate: $(BUILD)/bin/simulate ## A whole engine in one process, stepped by a seed, its processes dying: a million turns and more (SEED=1 SECONDS=60)
+	$(Q)EVENFLOW_POINTS=1 $< --seed $(or $(SEED),1) --seconds $(or $(SECONDS),60)
 
 stress-long: all points model ## 5,000 deaths on each back end, then an hour of them (hours)
 	$(Q)for io in uring epoll; do $(STRESS) --io $$io --kills 5000 --seed $(or $(SEED),1) --artefacts $(BUILD)/stress-$$io $(MODEL) || exit 1; done
@@ -197,7 +210,7 @@ TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 TEST_HELPERS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(wildcard tests/test_*.c tests/main_*.c tests/fuzz_*.c),$(wildcard tests/*.c)))
 
 .PHONY: tests
-tests: $(TESTS) $(patsubst tests/%.c,$(BUILD)/tests/%.o,$(filter-out tests/fuzz_main.c,$(wildcard tests/fuzz_*.c))) $(BUILD)/poison/evenflow-stage points
+tests: $(TESTS) $(patsubst tests/%.c,$(BUILD)/tests/%.o,$(filter-out tests/fuzz_main.c,$(wildcard tests/fuzz_*.c))) $(BUILD)/poison/evenflow-stage points $(BUILD)/bin/simulate
 FAULT_TESTS := $(BUILD)/tests/test_front_death
 $(FAULT_TESTS): $(BUILD)/tests/%: $(FAULTS) $(TEST_HELPERS) $(TOOLS) $(STAGES) $(KERNELS)
 $(filter-out $(FAULT_TESTS),$(TESTS)): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(TEST_HELPERS) $(TOOLS) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
