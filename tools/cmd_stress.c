@@ -24,6 +24,7 @@
 #include "engine/config.h"
 #include "ipc/clock.h"
 #include "ipc/fault.h"
+#include "ipc/ledger.h"
 #include "ipc/stats.h"
 #include "tools/commands.h"
 #include "tools/inside.h"
@@ -183,6 +184,7 @@ static bool begin_engine(struct stress *s)
     struct err err;
     struct config config = s->values->config;
     config.max_body = LOAD_BODY_BYTES;
+    snprintf(config.state, sizeof(config.state), "%s", s->values->artefacts);
     if (own_engine_start(&s->engine, &config, s->model_path, &err) != 0 ||
         inside_open(&s->inside, s->engine.pid, &err) != 0)
         return fail(s, "the engine does not start: %s", err.text);
@@ -597,6 +599,20 @@ static bool have_processes_come_back(struct stress *s, const struct holdings *be
     return true;
 }
 
+/* The engine has ended in order: it lists nothing as accepted and not finished. */
+static bool is_ledger_empty(struct stress *s)
+{
+    struct ledger_entry_shm entry;
+    struct err err;
+    int fd = ledger_open(s->values->artefacts, &err), left = 0;
+    if (fd < 0)
+        return fail(s, "%s", err.text);
+    for (uint32_t i = 0; left == 0; i++)
+        left = ledger_left(fd, i, &entry);
+    close(fd);
+    return left == -ENOENT || fail(s, "the engine has left the list of accepted requests with entries");
+}
+
 static bool stop_engine(struct stress *s)
 {
     pid_t supervisor = pid_of(s, 0);
@@ -610,7 +626,9 @@ static bool stop_engine(struct stress *s)
     inside_close(&s->inside);
     if (status != 0)
         return fail(s, "the engine ended with status %d", status);
-    return !is_left || fail(s, "the engine has left its socket behind");
+    if (is_left)
+        return fail(s, "the engine has left its socket behind");
+    return is_ledger_empty(s);
 }
 
 /* ---- the run ---- */
