@@ -28,7 +28,7 @@ int api_open(struct api *api, const struct plan *plan, const struct tok *tok, st
     api->tokens = base_alloc(((size_t)api->tokens_max + 2) * sizeof(*api->tokens));
     api->biases = base_alloc(2 * LOGIT_BIAS_MAX * sizeof(*api->biases));
     api->text_bytes = api_text_bytes(plan);
-    api->text = base_alloc(api->text_bytes);
+    api->text = base_reserve(64, api->text_bytes); /* a template's output: few are as long */
     grammar_open(&api->grammar, tok);
     json_arena_open(VALUES_BASE + (size_t)VALUES_PER_TOKEN * api->tokens_max +
                     (size_t)VALUES_PER_BYTE * plan->body_bytes_max);

@@ -308,7 +308,8 @@ int front_init(struct front **front, const struct arena *arena, struct err *err)
     ret = api_open(&f->api, plan, &f->tok, err);
     if (ret != 0)
         return ret;
-    f->choices = base_alloc((size_t)plan->requests_max * CHOICES_MAX * sizeof(*f->choices));
+    /* answer_begin() writes those of its answer; few requests have many */
+    f->choices = base_reserve(64, (size_t)plan->requests_max * CHOICES_MAX * sizeof(*f->choices));
     f->connections = base_alloc(plan->connections_max * sizeof(*f->connections));
     f->free_connections = base_alloc(plan->connections_max * sizeof(uint32_t));
     for (uint32_t i = 0; i < plan->connections_max; i++)

@@ -29,9 +29,10 @@ int tok_attach(struct tok *tok, const void *memory, size_t bytes, size_t text_by
     if (!is_sound)
         return err_set(err, -EPROTO, "vocabulary: the tables are not this build's; mixed builds?");
     *tok = (struct tok){.blob = blob, .text_bytes_max = text_bytes_max};
-    tok->symbols = base_alloc((text_bytes_max + 2) * sizeof(*tok->symbols));
+    /* scratch, written before it is read: few texts are as long */
+    tok->symbols = base_reserve(64, (text_bytes_max + 2) * sizeof(*tok->symbols));
     /* n symbols give n - 1 candidates; each of at most n - 1 merges uses one up and gives at most two */
-    tok->heap = base_alloc((2 * text_bytes_max + 3) * sizeof(*tok->heap));
+    tok->heap = base_reserve(64, (2 * text_bytes_max + 3) * sizeof(*tok->heap));
     if (blob->kind == TOK_SPM)
         tok->copy = base_alloc(text_bytes_max + 1);
     return 0;

@@ -48,8 +48,10 @@ static int map_region(struct arena *arena, uint32_t id, int fd, bool is_writable
         return err_set(err, -EPROTO, "birth message: region %u is not in the plan; mixed builds?", id);
     size_t bytes = arena->layout.region_bytes[id];
     /* What a process writes is there before it serves; what others write is faulted in as they fill it. Connection buffers
-     * are taken as connections come: all of them at once would be memory for clients that nobody has. */
-    int access = is_writable ? SHM_WRITE | (id == REGION_CONNS ? 0 : SHM_POPULATE) : SHM_READ;
+     * are taken as connections come: all of them at once would be memory for clients that nobody has. For a successor the
+     * memory is there; to map every page of it before the first step would take longer than all the rest of its start. */
+    bool must_take = (arena->epoch == 1 || id == REGION_IO) && id != REGION_CONNS;
+    int access = is_writable ? SHM_WRITE | (must_take ? SHM_POPULATE : 0) : SHM_READ;
     arena->regions[id] = shm_map(fd, bytes, access, region_name(id), err);
     if (arena->regions[id] == NULL)
         return -EPROTO;
