@@ -18,7 +18,7 @@
 #define LASTING_NS        1000000000ull
 #define BACK_OFF_NS       50000000ull
 #define BACK_OFF_MAX_NS   5000000000ull
-#define FRUITLESS_SUSPECT 3u /* from so many on, what it was at is suspect, whoever ended it */
+#define FRUITLESS_SUSPECT 3u /* after so many, and so many more, what it was at is suspect, whoever ended it */
 #define FRUITLESS_MAX     8u
 
 /* Of a process that a supervisor before this one has started, whose parent is somebody else now. */
@@ -133,12 +133,16 @@ void supervisor_begin_successors(struct supervisor *s)
     }
 }
 
-/* A stage that died of the step at hand makes its rows suspect; one that was ended from outside does only when several in a
- * row got nowhere with it. */
+/* A stage that died of the step at hand makes its rows suspect; one that was ended, or stopped, from outside does only when
+ * several in a row got nowhere with it. One that was not ready yet had not looked at any step. */
 static void raise_suspicion(struct supervisor *s, const struct child *child, enum death_kind kind)
 {
-    bool is_suspect = kind == DEATH_FAULT || kind == DEATH_HUNG || child->fruitless >= FRUITLESS_SUSPECT;
-    if (child->role != ROLE_STAGE || !is_suspect)
+    /* acquire: pairs with the release in arena_set_state() */
+    bool was_ready = atomic_load_explicit(&s->processes[process_number(child->role, child->index)]->state,
+                                          memory_order_acquire) != PROCESS_STARTING;
+    bool is_own = kind == DEATH_FAULT || (kind == DEATH_HUNG && child->hung != WATCH_STOPPED);
+    bool is_fruitless = child->fruitless > 0 && child->fruitless % FRUITLESS_SUSPECT == 0;
+    if (child->role != ROLE_STAGE || !was_ready || !(is_own || is_fruitless))
         return;
     struct suspect_shm *suspect = &s->shm->suspects[child->index];
     uint64_t step = WORD(s, ROLE_STAGE, child->index, step) + 1;

@@ -41,6 +41,7 @@ uint64_t fault_deaths(const struct fault_page_shm *page, uint32_t process, uint3
 
 #ifdef EVENFLOW_FAULTS
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -81,6 +82,8 @@ static void obey(enum fault_id point)
     }
     /* release: pairs with the acquire in fault_order_left() */
     atomic_store_explicit(&order->countdown, left - 1, memory_order_release);
+    if (left == 1 && order->signal == SIGILL)
+        __builtin_trap(); /* a fault of its own, not a signal that somebody sent */
     if (left == 1)
         syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), (int)order->signal);
 }

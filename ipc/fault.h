@@ -127,7 +127,8 @@ struct fault_page_shm {
 };
 static_assert(sizeof(struct fault_page_shm) == FAULT_PROCESSES_MAX * (128 + 16ul * FAULT_COUNT), "shared");
 
-/* For who gives orders: signal at the countdown-th time (0: never mind) that the process comes to the point. */
+/* For who gives orders: signal at the countdown-th time (0: never mind) that the process comes to the point. SIGILL: a fault of
+ * its own there, which makes what it is at suspect. */
 void fault_order(struct fault_page_shm *page, uint32_t process, uint32_t point, uint32_t countdown, int signal);
 uint32_t fault_order_left(const struct fault_page_shm *page, uint32_t process);
 uint64_t fault_hits(const struct fault_page_shm *page, uint32_t process, uint32_t point);

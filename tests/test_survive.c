@@ -181,7 +181,9 @@ Test(survive, answers_go_on_over_the_deaths_of_any_process, .timeout = 120)
 
 Test(survive, stopped_processes_are_replaced, .timeout = 120)
 {
-    struct blow blows[] = {{"stage", 1, SIGSTOP}, {"sched", 0, SIGSTOP}, {NULL, 0, 0}};
+    struct blow blows[] = {
+        {"stage", 1, SIGSTOP}, {"sched", 0, SIGSTOP}, {"stage", 0, SIGSTOP}, {"stage", 0, SIGSTOP},
+        {"stage", 0, SIGSTOP}, {"stage", 2, SIGSTOP}, {NULL, 0, 0}}; /* by somebody, not by a request */
     start(OPTIONS);
     survive(blows);
     stop();

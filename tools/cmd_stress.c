@@ -38,6 +38,7 @@
 #define AIM_WAIT_NS   1500000000ull  /* likewise, when it is that point that is wanted */
 #define BACK_WAIT_NS  60000000000ull /* a process that has no successor by then will have none */
 #define SETTLE_NS     30000000000ull
+#define SUSPECT_NS    5000000000ull /* so long the rows of a step that made a stage fault may be suspect */
 #define STOPPED_NS    3000000000ull
 #define NEXT_BYTE_NS  2000000000ull
 #define TOGETHER_NS   250000000ull /* who dies so soon after a supervisor died together with it */
@@ -116,8 +117,9 @@ struct stress {
     struct load *load;
     struct stress_points points;
     bool has_points;
-    uint32_t only_point; /* POINT_NONE: no such order */
-    FILE *plan;          /* faults and what came of them */
+    uint32_t only_point;   /* POINT_NONE: no such order */
+    uint64_t own_fault_ns; /* when a stage last died of its own */
+    FILE *plan;            /* faults and what came of them */
     uint32_t process_count;
     uint64_t kills, at_points, rounds, engines, ends_with_supervisor, begin_ns;
     struct samples recovery[ROLE_COUNT][PART_COUNT]; /* ms */
@@ -208,6 +210,9 @@ static bool turn(struct stress *s, uint32_t wait_us, bool is_over)
 static void aim(const struct stress *s, struct fault *fault, uint64_t *random)
 {
     uint32_t point = s->only_point != POINT_NONE ? s->only_point : points_target(&s->points, fault->number / 2);
+    if (point == FAULT_STEP_CANCEL &&
+        clock_ns() - s->own_fault_ns < SUSPECT_NS) /* a second one would be that request's */
+        point = FAULT_STEP_BEGIN;
     uint32_t process = points_victim(&s->points, point, (uint32_t)random_next(random));
     uint32_t countdown = 1 + (uint32_t)(random_next(random) % 2);
     uint32_t other = 1 + (uint32_t)(random_next(random) % (s->process_count - 1));
@@ -224,8 +229,9 @@ static void aim(const struct stress *s, struct fault *fault, uint64_t *random)
         fault->dooms[0].countdown = 1;
         fault->dooms[0].is_at_once = true;
         break;
-    case FAULT_STEP_CANCEL: /* a stage hangs over its step */
-        fault->dooms[1] = (struct doom){.process = stage, .signal = SIGSTOP, .point = POINT_NONE, .is_at_once = true};
+    case FAULT_STEP_CANCEL: /* a stage faults over its step */
+        fault->dooms[1] =
+            (struct doom){.process = stage, .signal = SIGILL, .point = FAULT_STAGE_BEGIN, .countdown = countdown};
         fault->count = 2;
         break;
     case FAULT_CONN_REPLY_WITHDRAW: /* a request that was not accepted when front died */
@@ -471,6 +477,8 @@ static void note_fault(struct stress *s, struct victim *victims, const struct fa
         bool is_there = was_at_point(s, v);
         s->kills++;
         s->at_points += is_there;
+        if (v->doom->signal == SIGILL)
+            s->own_fault_ns = clock_ns();
         note(s, "fault %llu: %s %u, signal %d%s%s%s", (unsigned long long)fault->number, role_name(role_of(v->number)),
              v->number < ROLE_STAGE ? 0 : v->number - ROLE_STAGE, v->doom->signal,
              is_there        ? " at "
