@@ -119,6 +119,8 @@ static void make_request(struct request *request, uint32_t number, uint64_t *ran
         strcpy(head, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n");
     if (number % 12 == 3)
         strcat(head, "Expect: 100-continue\r\n");
+    if (number % 12 == 5)
+        strcat(head, "Connection: close\r\n");
     int size = number % 12 == 2 ? asprintf(&request->text, "GET /no/such/path HTTP/1.1\r\nHost: localhost\r\n\r\n")
                                 : asprintf(&request->text, "%sContent-Length: %zu\r\n\r\n%s", head, strlen(body), body);
     if (number == LONG_NUMBER) {
