@@ -87,6 +87,7 @@ struct plan {
     uint32_t watermark_blocks; /* kept free when a sequence is admitted beside running ones */
     uint32_t block_size;       /* positions in a KV block */
     uint32_t num_blocks;       /* usable KV blocks */
+    uint32_t kv_type;          /* enum kv_type of the kernels: how K and V are kept */
     uint64_t kv_block_bytes;   /* one block of one layer */
     uint32_t requests_max;     /* request slots: running, waiting and being drained */
     uint32_t sequences_max;    /* sequence slots */

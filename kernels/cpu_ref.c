@@ -119,11 +119,37 @@ static void rope(float *x, size_t stride, const float *cos_sin, uint32_t rows, u
             }
 }
 
-/* K and V of a head in the block that holds a position. */
-static uint16_t *kv_of(const struct attention *a, uint32_t head, uint32_t position)
+/* K and V of a head in the block that holds a position, of either type; the scales of its bytes, first those of K. */
+struct held {
+    uint16_t *half_keys, *half_values;
+    int8_t *byte_keys, *byte_values;
+    float *scales;
+};
+
+static struct held held_of(const struct attention *a, uint32_t head, uint32_t position)
 {
     uint8_t *block = a->kv + (size_t)a->blocks[position / a->block_size] * a->block_stride;
-    return (uint16_t *)(void *)block + (size_t)head * 2 * a->head_dim * a->block_size;
+    uint8_t *at = block + head * kv_head_bytes(a->kv_type, a->head_dim, a->block_size);
+    size_t elements = (size_t)a->head_dim * a->block_size;
+    struct held held = {.half_keys = (uint16_t *)(void *)at, .byte_keys = (int8_t *)at};
+    held.half_values = held.half_keys + elements;
+    held.byte_values = held.byte_keys + elements;
+    held.scales = (float *)(void *)(held.byte_values + elements);
+    return held;
+}
+
+/* x as bytes that are step apart; returns their scale. */
+static float store_bytes(int8_t *to, size_t step, const float *x, uint32_t count)
+{
+    float most = 0;
+    for (uint32_t i = 0; i < count; i++)
+        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+    float scale = most * (1.0f / 127);
+    scale = scale < FLT_MIN ? 0 : scale; /* a denormal has no inverse */
+    float inverse = scale > 0 ? 1 / scale : 0;
+    for (uint32_t i = 0; i < count; i++)
+        to[i * step] = (int8_t)rintf(x[i] * inverse);
+    return scale;
 }
 
 static void kv_store(const struct attention *a, const float *k, const float *v, size_t stride)
@@ -131,13 +157,38 @@ static void kv_store(const struct attention *a, const float *k, const float *v, 
     for (uint32_t r = 0; r < a->rows; r++, k += stride, v += stride) {
         uint32_t position = a->first_pos + r, in_block = position % a->block_size;
         for (uint32_t h = 0; h < a->kv_heads; h++) {
-            uint16_t *keys = kv_of(a, h, position), *values = keys + (size_t)a->head_dim * a->block_size;
+            struct held held = held_of(a, h, position);
+            const float *key = k + h * a->head_dim, *value = v + h * a->head_dim;
+            size_t values_at = (size_t)in_block * a->head_dim;
+            if (a->kv_type == KV_Q8) {
+                held.scales[in_block] = store_bytes(held.byte_keys + in_block, a->block_size, key, a->head_dim);
+                held.scales[a->block_size + in_block] =
+                    store_bytes(held.byte_values + values_at, 1, value, a->head_dim);
+                continue;
+            }
             for (uint32_t i = 0; i < a->head_dim; i++) {
-                keys[(size_t)i * a->block_size + in_block] = f32_to_f16(k[h * a->head_dim + i]);
-                values[(size_t)in_block * a->head_dim + i] = f32_to_f16(v[h * a->head_dim + i]);
+                held.half_keys[(size_t)i * a->block_size + in_block] = f32_to_f16(key[i]);
+                held.half_values[values_at + i] = f32_to_f16(value[i]);
             }
         }
     }
+}
+
+static double key_of(const struct attention *a, uint32_t head, uint32_t position, uint32_t i)
+{
+    struct held held = held_of(a, head, position);
+    uint32_t in_block = position % a->block_size;
+    size_t at = (size_t)i * a->block_size + in_block;
+    return a->kv_type == KV_Q8 ? (double)held.byte_keys[at] * held.scales[in_block] : f16_to_f32(held.half_keys[at]);
+}
+
+static double value_of(const struct attention *a, uint32_t head, uint32_t position, uint32_t i)
+{
+    struct held held = held_of(a, head, position);
+    uint32_t in_block = position % a->block_size;
+    size_t at = (size_t)in_block * a->head_dim + i;
+    return a->kv_type == KV_Q8 ? (double)held.byte_values[at] * held.scales[a->block_size + in_block]
+                               : f16_to_f32(held.half_values[at]);
 }
 
 static void attend_one(const struct attention *a, const float *q, float *out, uint32_t head, uint32_t positions)
@@ -145,10 +196,9 @@ static void attend_one(const struct attention *a, const float *q, float *out, ui
     uint32_t first = positions > a->window ? positions - a->window : 0;
     double max = -INFINITY, sum = 0;
     for (uint32_t p = first; p < positions; p++) {
-        const uint16_t *keys = kv_of(a, head, p);
         double score = 0;
         for (uint32_t i = 0; i < a->head_dim; i++)
-            score += (double)q[i] * f16_to_f32(keys[(size_t)i * a->block_size + p % a->block_size]);
+            score += q[i] * key_of(a, head, p, i);
         a->scratch[p] = (float)(score * a->scale);
         max = fmax(max, a->scratch[p]);
     }
@@ -156,10 +206,8 @@ static void attend_one(const struct attention *a, const float *q, float *out, ui
         sum += exp(a->scratch[p] - max);
     for (uint32_t i = 0; i < a->head_dim; i++) {
         double value = 0;
-        for (uint32_t p = first; p < positions; p++) {
-            const uint16_t *values = kv_of(a, head, p) + (size_t)a->head_dim * a->block_size;
-            value += exp(a->scratch[p] - max) * f16_to_f32(values[(size_t)(p % a->block_size) * a->head_dim + i]);
-        }
+        for (uint32_t p = first; p < positions; p++)
+            value += exp(a->scratch[p] - max) * value_of(a, head, p, i);
         out[i] = (float)(value / sum);
     }
 }

@@ -405,11 +405,80 @@ static void rope(float *x, size_t stride, const float *cos_sin, uint32_t rows, u
 
 #define VECTORS_MAX 4u /* vectors of positions, or of head_dim, under way at once for each query */
 
-/* K of a KV head in the block that holds a position; its V stands head_dim * block_size behind. */
-INLINE uint16_t *keys_of(const struct attention *a, uint32_t head, uint32_t position)
+INLINE size_t element_bytes(const enum kv_type type)
+{
+    return type == KV_Q8 ? 1 : 2;
+}
+
+/* K of a KV head in the block that holds a position; its V stands elements_bytes() behind, scales behind both. */
+INLINE uint8_t *keys_of(const struct attention *a, const enum kv_type type, uint32_t head, uint32_t position)
 {
     uint8_t *block = a->kv + (size_t)a->blocks[position / a->block_size] * a->block_stride;
-    return (uint16_t *)(void *)block + (size_t)head * 2 * a->head_dim * a->block_size;
+    return block + head * kv_head_bytes(type, a->head_dim, a->block_size);
+}
+
+INLINE size_t elements_bytes(const struct attention *a, const enum kv_type type)
+{
+    return (size_t)a->head_dim * a->block_size * element_bytes(type);
+}
+
+/* The scales of K in the block that keys_of() points into, those of V behind them. */
+INLINE float *scales_of(const struct attention *a, uint8_t *keys)
+{
+    return (float *)(void *)(keys + 2 * elements_bytes(a, KV_Q8));
+}
+
+/* Sixteen elements that follow one another. */
+INLINE vf elements(const uint8_t *at, const enum kv_type type)
+{
+    return type == KV_Q8 ? vf_from_i8(at) : vf_from_f16((const uint16_t *)(const void *)at);
+}
+
+/* Eight from each of two places. */
+INLINE vf elements_halves(const uint8_t *at, const uint8_t *more, const enum kv_type type)
+{
+    return type == KV_Q8 ? vf_from_i8_halves(at, more)
+                         : vf_from_f16_halves((const uint16_t *)(const void *)at, (const uint16_t *)(const void *)more);
+}
+
+/* x as bytes; those of each 16 that follow one another stand step apart. Returns their scale. */
+INLINE float store_bytes(int8_t *to, size_t step, const float *x, uint32_t count)
+{
+    vf most = vf_zero();
+    for (uint32_t i = 0; i < count; i += LANES) {
+        vf v = vf_load(x + i);
+        most = vf_max(most, vf_max(v, vf_sub(vf_zero(), v)));
+    }
+    float scale = vf_greatest(most) * (1.0f / 127);
+    scale = scale < FLT_MIN ? 0 : scale; /* a denormal has no inverse */
+    vf inverse = vf_set1(scale > 0 ? 1 / scale : 0);
+    for (uint32_t i = 0; i < count; i += LANES) {
+        int8_t bytes[LANES];
+        vf_to_i8(bytes, vf_mul(vf_load(x + i), inverse));
+        for (uint32_t j = 0; j < LANES; j++)
+            to[(i + j) * step] = bytes[j];
+    }
+    return scale;
+}
+
+static void store_q8(const struct attention *a, uint8_t *keys, uint32_t in_block, const float *k, const float *v)
+{
+    float *scales = scales_of(a, keys);
+    int8_t *values = (int8_t *)keys + elements_bytes(a, KV_Q8) + (size_t)in_block * a->head_dim;
+    scales[in_block] = store_bytes((int8_t *)keys + in_block, a->block_size, k, a->head_dim);
+    scales[a->block_size + in_block] = store_bytes(values, 1, v, a->head_dim);
+}
+
+static void store_f16(const struct attention *a, uint16_t *keys, uint32_t in_block, const float *k, const float *v)
+{
+    uint16_t *values = keys + (size_t)a->head_dim * a->block_size + (size_t)in_block * a->head_dim;
+    for (uint32_t i = 0; i < a->head_dim; i += LANES) {
+        uint16_t halves[LANES];
+        vf_to_f16(halves, vf_load(k + i));
+        for (uint32_t j = 0; j < LANES; j++)
+            keys[(size_t)(i + j) * a->block_size + in_block] = halves[j];
+        vf_to_f16(values + i, vf_load(v + i));
+    }
 }
 
 static void kv_store(const struct attention *a, const float *k, const float *v, size_t stride)
@@ -417,15 +486,11 @@ static void kv_store(const struct attention *a, const float *k, const float *v, 
     for (uint32_t r = 0; r < a->rows; r++, k += stride, v += stride) {
         uint32_t position = a->first_pos + r, in_block = position % a->block_size;
         for (uint32_t h = 0; h < a->kv_heads; h++) {
-            uint16_t *keys = keys_of(a, h, position);
-            uint16_t *values = keys + (size_t)a->head_dim * a->block_size + (size_t)in_block * a->head_dim;
-            for (uint32_t i = 0; i < a->head_dim; i += LANES) {
-                uint16_t halves[LANES];
-                vf_to_f16(halves, vf_load(k + (size_t)h * a->head_dim + i));
-                for (uint32_t j = 0; j < LANES; j++)
-                    keys[(size_t)(i + j) * a->block_size + in_block] = halves[j];
-                vf_to_f16(values + i, vf_load(v + (size_t)h * a->head_dim + i));
-            }
+            const float *key = k + (size_t)h * a->head_dim, *value = v + (size_t)h * a->head_dim;
+            if (a->kv_type == KV_Q8)
+                store_q8(a, keys_of(a, KV_Q8, h, position), in_block, key, value);
+            else
+                store_f16(a, (uint16_t *)(void *)keys_of(a, KV_F16, h, position), in_block, key, value);
         }
     }
 }
@@ -454,21 +519,30 @@ INLINE uint32_t vectors_for(const uint32_t count)
 
 #define QUERY_PART 128u /* floats of head_dim gathered at a time */
 
+/* The scales of K of 16 positions. */
+INLINE vf key_scales(const struct attention *a, uint32_t head, uint32_t at, uint32_t last, const bool is_split)
+{
+    const float *scales = scales_of(a, keys_of(a, KV_Q8, head, at));
+    if (is_split)
+        return vf_load_halves(scales, at + 8 <= last ? scales_of(a, keys_of(a, KV_Q8, head, at + 8)) : scales);
+    return vf_load(scales + at % a->block_size);
+}
+
 /* Adds `dims` products of head_dim, from dim on, to the scores of `vectors` times 16 positions. part holds the queries'
  * floats: (count, QUERY_PART). One chain for each score, whatever the tile. */
-INLINE void scores_of(const struct attention *a, uint32_t head, const uint32_t count, const uint32_t vectors,
-                      uint32_t position, uint32_t last, const bool is_split, const float *part, uint32_t dim,
-                      uint32_t dims)
+INLINE void scores_of(const struct attention *a, const enum kv_type type, uint32_t head, const uint32_t count,
+                      const uint32_t vectors, uint32_t position, uint32_t last, const bool is_split, const float *part,
+                      uint32_t dim, uint32_t dims)
 {
     vf acc[ATTENTION_QUERIES_MAX];
-    const uint16_t *keys[VECTORS_MAX], *more[VECTORS_MAX];
-    const size_t row = a->block_size;
+    const uint8_t *keys[VECTORS_MAX], *more[VECTORS_MAX];
+    const size_t row = a->block_size * element_bytes(type);
     UNROLL(4)
     for (uint32_t v = 0; v < vectors; v++) {
         uint32_t at = position + v * LANES;
-        keys[v] = keys_of(a, head, at) + at % a->block_size + dim * row;
+        keys[v] = keys_of(a, type, head, at) + at % a->block_size * element_bytes(type) + dim * row;
         if (is_split) /* blocks of eight: the other eight positions are in the next block, or nobody's */
-            more[v] = at + 8 <= last ? keys_of(a, head, at + 8) + dim * row : keys[v];
+            more[v] = at + 8 <= last ? keys_of(a, type, head, at + 8) + dim * row : keys[v];
         else
             more[v] = NULL;
         UNROLL(12)
@@ -479,7 +553,8 @@ INLINE void scores_of(const struct attention *a, uint32_t head, const uint32_t c
         vf k[VECTORS_MAX];
         UNROLL(4)
         for (uint32_t v = 0; v < vectors; v++)
-            k[v] = is_split ? vf_from_f16_halves(keys[v] + d * row, more[v] + d * row) : vf_from_f16(keys[v] + d * row);
+            k[v] = is_split ? elements_halves(keys[v] + d * row, more[v] + d * row, type)
+                            : elements(keys[v] + d * row, type);
         UNROLL(12)
         for (uint32_t i = 0; i < count; i++) {
             vf q = vf_set1(part[i * QUERY_PART + d]);
@@ -488,16 +563,22 @@ INLINE void scores_of(const struct attention *a, uint32_t head, const uint32_t c
                 acc[v * count + i] = vf_fma(q, k[v], acc[v * count + i]);
         }
     }
-    vf scale = vf_set1(dim + dims == a->head_dim ? a->scale : 1);
+    const bool is_whole = dim + dims == a->head_dim;
+    vf scale = vf_set1(is_whole ? a->scale : 1);
     UNROLL(4)
-    for (uint32_t v = 0; v < vectors; v++)
+    for (uint32_t v = 0; v < vectors; v++) {
+        uint32_t at = position + v * LANES;
+        vf key_scale = type == KV_Q8 && is_whole ? key_scales(a, head, at, last, is_split) : vf_set1(1);
         UNROLL(12)
-    for (uint32_t i = 0; i < count; i++)
-        vf_store(score_at(a, count, i, position + v * LANES), vf_mul(acc[v * count + i], scale));
+        for (uint32_t i = 0; i < count; i++) {
+            vf score = type == KV_Q8 ? vf_mul(acc[v * count + i], key_scale) : acc[v * count + i];
+            vf_store(score_at(a, count, i, at), vf_mul(score, scale));
+        }
+    }
 }
 
-INLINE void all_scores(const struct attention *a, uint32_t head, const struct query *queries, const uint32_t count,
-                       const uint32_t vectors)
+INLINE void all_scores(const struct attention *a, const enum kv_type type, uint32_t head, const struct query *queries,
+                       const uint32_t count, const uint32_t vectors)
 {
     float part[QUERY_PART * ATTENTION_QUERIES_MAX];
     uint32_t first = queries[0].first / LANES * LANES, last = queries[count - 1].positions - 1;
@@ -506,12 +587,12 @@ INLINE void all_scores(const struct attention *a, uint32_t head, const struct qu
         for (uint32_t i = 0; i < count; i++)
             memcpy(part + i * QUERY_PART, queries[i].q + dim, dims * sizeof(float));
         for (; a->block_size < LANES && p <= last; p += LANES)
-            scores_of(a, head, count, 1, p, last, true, part, dim, dims);
+            scores_of(a, type, head, count, 1, p, last, true, part, dim, dims);
         for (; p + (vectors - 1) * LANES <= last; p += vectors * LANES)
-            scores_of(a, head, count, vectors, p, last, false, part, dim, dims);
+            scores_of(a, type, head, count, vectors, p, last, false, part, dim, dims);
         if (vectors > 1)
             for (; p <= last; p += LANES)
-                scores_of(a, head, count, 1, p, last, false, part, dim, dims);
+                scores_of(a, type, head, count, 1, p, last, false, part, dim, dims);
     }
 }
 
@@ -537,22 +618,27 @@ INLINE void weights_of(const struct attention *a, struct query *query, const uin
 
 /* Adds weight * V of positions from..to - 1, in order, to `vectors` vectors of head_dim at dim, for `queries` queries
  * from the i-th of count on. */
-INLINE void values_run(const struct attention *a, uint32_t head, const uint32_t count, uint32_t i,
-                       const uint32_t queries, const uint32_t vectors, uint32_t dim, uint32_t from, uint32_t to,
-                       vf acc[])
+INLINE void values_run(const struct attention *a, const enum kv_type type, uint32_t head, const uint32_t count,
+                       uint32_t i, const uint32_t queries, const uint32_t vectors, uint32_t dim, uint32_t from,
+                       uint32_t to, vf acc[])
 {
     while (from < to) {
         uint32_t in_block = from % a->block_size, left = a->block_size - in_block, in_scores = LANES - from % LANES;
         uint32_t run = left < in_scores ? left : in_scores;
         run = run < to - from ? run : to - from;
-        const uint16_t *values =
-            keys_of(a, head, from) + (size_t)a->head_dim * a->block_size + (size_t)in_block * a->head_dim + dim;
+        uint8_t *keys = keys_of(a, type, head, from);
+        const size_t row = a->head_dim * element_bytes(type);
+        const uint8_t *values = keys + elements_bytes(a, type) + in_block * row + dim * element_bytes(type);
+        const float *scales = scales_of(a, keys) + a->block_size + in_block; /* of bytes */
         const float *weights = score_at(a, count, i, from);
-        for (uint32_t p = 0; p < run; p++, values += a->head_dim, weights++) {
+        for (uint32_t p = 0; p < run; p++, values += row, weights++) {
             vf v[VECTORS_MAX];
             UNROLL(4)
-            for (uint32_t j = 0; j < vectors; j++)
-                v[j] = vf_from_f16(values + j * LANES);
+            for (uint32_t j = 0; j < vectors; j++) {
+                v[j] = elements(values + j * LANES * element_bytes(type), type);
+                if (type == KV_Q8)
+                    v[j] = vf_mul(v[j], vf_set1(scales[p]));
+            }
             UNROLL(12)
             for (uint32_t r = 0; r < queries; r++) {
                 vf weight = vf_set1(weights[r * LANES]);
@@ -567,8 +653,8 @@ INLINE void values_run(const struct attention *a, uint32_t head, const uint32_t 
 
 /* What each query sees before the others, then the positions that all see, then what each sees behind them: for each query
  * the order of positions. */
-INLINE void values_of(const struct attention *a, uint32_t head, const struct query *queries, const uint32_t count,
-                      const uint32_t vectors, uint32_t dim)
+INLINE void values_of(const struct attention *a, const enum kv_type type, uint32_t head, const struct query *queries,
+                      const uint32_t count, const uint32_t vectors, uint32_t dim)
 {
     vf acc[ATTENTION_QUERIES_MAX];
     uint32_t from = queries[count - 1].first, to = queries[0].positions; /* rows are in order, and so are these */
@@ -579,12 +665,12 @@ INLINE void values_of(const struct attention *a, uint32_t head, const struct que
     if (queries[0].first < from)
         UNROLL(12)
     for (uint32_t i = 0; i < count; i++)
-        values_run(a, head, count, i, 1, vectors, dim, queries[i].first, from, acc + i * vectors);
-    values_run(a, head, count, 0, count, vectors, dim, from, to, acc);
+        values_run(a, type, head, count, i, 1, vectors, dim, queries[i].first, from, acc + i * vectors);
+    values_run(a, type, head, count, 0, count, vectors, dim, from, to, acc);
     UNROLL(12)
     for (uint32_t i = 0; i < count; i++) {
         uint32_t alone = queries[i].first > to ? queries[i].first : to;
-        values_run(a, head, count, i, 1, vectors, dim, alone, queries[i].positions, acc + i * vectors);
+        values_run(a, type, head, count, i, 1, vectors, dim, alone, queries[i].positions, acc + i * vectors);
         vf inverse = vf_set1(1.0f / queries[i].sum);
         UNROLL(4)
         for (uint32_t j = 0; j < vectors; j++)
@@ -592,40 +678,35 @@ INLINE void values_of(const struct attention *a, uint32_t head, const struct que
     }
 }
 
-INLINE void attend(const struct attention *a, uint32_t head, struct query *queries, const uint32_t count)
+INLINE void attend(const struct attention *a, const enum kv_type type, uint32_t head, struct query *queries,
+                   const uint32_t count)
 {
     const uint32_t vectors = vectors_for(count);
-    all_scores(a, head, queries, count, vectors);
+    all_scores(a, type, head, queries, count, vectors);
     for (uint32_t i = 0; i < count; i++)
         weights_of(a, &queries[i], count, i);
     uint32_t dim = 0;
     for (; dim + vectors * LANES <= a->head_dim; dim += vectors * LANES)
-        values_of(a, head, queries, count, vectors, dim);
+        values_of(a, type, head, queries, count, vectors, dim);
     if (vectors > 1)
         for (; dim < a->head_dim; dim += LANES)
-            values_of(a, head, queries, count, 1, dim);
+            values_of(a, type, head, queries, count, 1, dim);
 }
 
-static void attend_1(const struct attention *a, uint32_t head, struct query *queries)
-{
-    attend(a, head, queries, 1);
-}
-
-static void attend_3(const struct attention *a, uint32_t head, struct query *queries)
-{
-    attend(a, head, queries, 3);
-}
-
-static void attend_6(const struct attention *a, uint32_t head, struct query *queries)
-{
-    attend(a, head, queries, 6);
-}
-
+/* One function a count, so that the compiler builds each from its own loops. */
+#define ATTEND_OF(COUNT)                                                                                               \
+    static void attend_##COUNT(const struct attention *a, uint32_t head, struct query *queries)                        \
+    {                                                                                                                  \
+        if (a->kv_type == KV_Q8)                                                                                       \
+            attend(a, KV_Q8, head, queries, COUNT);                                                                    \
+        else                                                                                                           \
+            attend(a, KV_F16, head, queries, COUNT);                                                                   \
+    }
+ATTEND_OF(1)
+ATTEND_OF(3)
+ATTEND_OF(6)
 #if PATH_QUERIES_MAX >= 12
-static void attend_12(const struct attention *a, uint32_t head, struct query *queries)
-{
-    attend(a, head, queries, 12);
-}
+ATTEND_OF(12)
 #endif
 
 static void attention(const struct attention *a)

@@ -52,6 +52,13 @@ static inline size_t record_bytes_of(enum matrix_form form)
 
 size_t panel_bytes(enum matrix_form form, uint32_t k);
 
+/* One KV head's part of a block: K, V, and behind bytes the scales of each. */
+static inline size_t kv_head_bytes(enum kv_type type, uint32_t head_dim, uint32_t block_size)
+{
+    size_t elements = 2 * (size_t)head_dim * block_size;
+    return type == KV_Q8 ? elements + 2 * block_size * sizeof(float) : elements * sizeof(uint16_t);
+}
+
 /* One integer weight u, and D and M (0 where there is none) of input i, of output `lane` of a panel. Slow and plain. */
 int matrix_element(const struct matrix *w, const uint8_t *panel, uint32_t lane, uint32_t i);
 void matrix_scales(const struct matrix *w, const uint8_t *panel, uint32_t lane, uint32_t i, float *d, float *m);

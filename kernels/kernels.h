@@ -80,11 +80,19 @@ struct activations {
     int32_t *half;  /* (rows, k / KERNEL_GROUP): sum(q) of the group's first 16, for weights with a scale for each 16 */
 };
 
+/* How K and V are kept. What is kept is all that attention sees, also of the tokens of its own step. */
+enum kv_type {
+    KV_F16, /* rounded to f16 */
+    KV_Q8,  /* signed bytes times a scale, an f32 for each position, head, and K or V: the greatest of them is 127 */
+    KV_TYPES,
+};
+
 /* One sequence's rows against its paged KV cache, in one layer. Row r stands at absolute position first_pos + r and
  * attends to the last `window` positions up to its own, whose K and V are all stored already (kv_store comes first).
  *
- * A block holds, for this layer, kv_heads times { K (head_dim, block_size) f16 | V (block_size, head_dim) f16 }:
- * K is transposed so that a vector of positions is contiguous. block b of this layer starts at kv + b * block_stride. */
+ * A block holds, for this layer, kv_heads times { K (head_dim, block_size) | V (block_size, head_dim) }, f16 or bytes; behind
+ * bytes { scales of K (block_size) f32 | of V likewise }. K is transposed so that a vector of positions is contiguous. block b
+ * of this layer starts at kv + b * block_stride. */
 struct attention {
     float *out;      /* (rows, heads * head_dim) */
     const float *q;  /* (rows, heads * head_dim), rotated; row r starts at q + r * q_stride */
@@ -98,6 +106,7 @@ struct attention {
     float scale;            /* 1 / sqrt(head_dim) for the Llama family */
     const uint32_t *blocks; /* block table: position p is in block blocks[p / block_size] */
     uint32_t block_size;    /* positions in a block: 8 times a power of two */
+    enum kv_type kv_type;
     uint8_t *kv;
     size_t block_stride; /* bytes */
     float *scratch;      /* kernels->attention_scratch_floats() floats */
@@ -133,11 +142,13 @@ struct kernels {
      * positions; row r of x starts at x + r * stride and holds heads * head_dim floats. */
     void (*rope)(float *x, size_t stride, const float *cos_sin, uint32_t rows, uint32_t heads, uint32_t head_dim);
 
-    /* Stores K and V (rounded to f16, to nearest even) of rows at first_pos.. into their blocks; only the fields that
-     * describe the cache and the positions are read from a. k and v rows are stride floats apart. */
+    /* Stores K and V of rows at first_pos.. into their blocks; only the fields that describe the cache and the positions are
+     * read from a. k and v rows are stride floats apart. f16: to nearest even. Bytes: scale = greatest size / 127, below the
+     * smallest normal float 0; round-to-even(x / scale). */
     void (*kv_store)(const struct attention *a, const float *k, const float *v, size_t stride);
 
-    /* Softmax attention. Score of a position: one chain of fused multiply-adds over head_dim; maximum over all positions;
+    /* Softmax attention. Score of a position: one chain of fused multiply-adds over head_dim, then times K's scale where it has
+     * one, then times a->scale; a value is rounded to f32 after its scale. Maximum over all positions;
      * the denominator in 16 lanes by absolute position modulo 16, folded in a fixed tree; the values in one chain in the
      * order of positions. Nothing depends on block_size or on the number of rows. */
     void (*attention)(const struct attention *a);
@@ -164,7 +175,11 @@ void kernels_forget(const void *memory, size_t bytes);
 size_t attention_scratch_floats(uint32_t positions_max, uint32_t heads);
 
 /* Bytes of one block of one layer. */
-size_t kv_block_bytes(uint32_t kv_heads, uint32_t head_dim, uint32_t block_size);
+size_t kv_block_bytes(enum kv_type type, uint32_t kv_heads, uint32_t head_dim, uint32_t block_size);
+
+/* "f16", "q8": part of the fingerprint, and what --kv-type takes. */
+const char *kv_type_name(enum kv_type type);
+bool kv_type_of(const char *name, enum kv_type *type);
 
 /* The form that a GGUF type is packed to; false when kernels cannot take the type. */
 bool matrix_form_of(enum gguf_type type, enum matrix_form *form);

@@ -388,9 +388,26 @@ void matrix_unpack_row(float *dst, const struct matrix *w, uint32_t row)
     }
 }
 
-size_t kv_block_bytes(uint32_t kv_heads, uint32_t head_dim, uint32_t block_size)
+size_t kv_block_bytes(enum kv_type type, uint32_t kv_heads, uint32_t head_dim, uint32_t block_size)
 {
-    return (size_t)kv_heads * 2 * head_dim * block_size * sizeof(uint16_t);
+    return kv_heads * kv_head_bytes(type, head_dim, block_size);
+}
+
+static const char *const kv_type_names[KV_TYPES] = {[KV_F16] = "f16", [KV_Q8] = "q8"};
+
+const char *kv_type_name(enum kv_type type)
+{
+    return kv_type_names[type];
+}
+
+bool kv_type_of(const char *name, enum kv_type *type)
+{
+    for (uint32_t i = 0; i < KV_TYPES; i++)
+        if (strcmp(name, kv_type_names[i]) == 0) {
+            *type = (enum kv_type)i;
+            return true;
+        }
+    return false;
 }
 
 uint64_t hash_floats(const float *x, size_t n)

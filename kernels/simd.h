@@ -117,6 +117,18 @@ INLINE void vf_to_f16(uint16_t *p, vf v)
 {
     _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+/* Eight signed bytes from each of two places. */
+INLINE vf vf_from_i8_halves(const uint8_t *p, const uint8_t *q)
+{
+    __m128i low = _mm_loadl_epi64((const __m128i *)(const void *)p);
+    __m128i high = _mm_loadl_epi64((const __m128i *)(const void *)q);
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_unpacklo_epi64(low, high)));
+}
+/* Eight floats from each of two places. */
+INLINE vf vf_load_halves(const float *p, const float *q)
+{
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(p)), _mm256_loadu_ps(q), 1);
+}
 /* Eight f16 from each of two places. */
 INLINE vf vf_from_f16_halves(const uint16_t *p, const uint16_t *q)
 {
@@ -319,10 +331,18 @@ INLINE vf vf_from_u8(const uint8_t *p)
     return EACH(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p))),
                 _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + 8)))));
 }
-INLINE vf vf_from_i8(const uint8_t *p)
+INLINE vf vf_from_i8_halves(const uint8_t *p, const uint8_t *q)
 {
     return EACH(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p))),
-                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + 8)))));
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)q))));
+}
+INLINE vf vf_from_i8(const uint8_t *p)
+{
+    return vf_from_i8_halves(p, p + 8);
+}
+INLINE vf vf_load_halves(const float *p, const float *q)
+{
+    return EACH(_mm256_loadu_ps(p), _mm256_loadu_ps(q));
 }
 INLINE void vf_to_f16(uint16_t *p, vf v)
 {

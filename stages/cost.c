@@ -103,7 +103,7 @@ struct layer {
 
 /* The first layer as the middle one of three: a slice without embedding and without head. */
 static void load_layer(struct layer *layer, struct bench *bench, const struct gguf *gguf, const struct model_desc *desc,
-                       const struct kernels *kernels)
+                       const struct kernels *kernels, enum kv_type kv_type)
 {
     const uint32_t blocks = ROWS * (uint32_t)div_up_u64(LONG_PAST + 1, BLOCK_SIZE);
     const size_t floats = (size_t)FORWARD_TILE * desc->width;
@@ -113,9 +113,9 @@ static void load_layer(struct layer *layer, struct bench *bench, const struct gg
     three->layer[1] = desc->layer[0];
     model_bind(&layer->slice, three, 1, 1, take(bench, model_slice_bytes(three, 1, 1)));
     model_pack_layer(&layer->slice.layers[0], desc, 0, gguf);
-    forward_init(&layer->forward, kernels, NULL, three, &layer->slice,
-                 &(struct forward_limits){LONG_PAST + 1, BLOCK_SIZE},
-                 take(bench, blocks * forward_block_stride(three, 1, BLOCK_SIZE)));
+    const struct forward_limits limits = {LONG_PAST + 1, BLOCK_SIZE, kv_type};
+    forward_init(&layer->forward, kernels, NULL, three, &layer->slice, &limits,
+                 take(bench, blocks * forward_block_stride(three, 1, &limits)));
     layer->blocks = take(bench, blocks * sizeof(*layer->blocks));
     for (uint32_t i = 0; i < blocks; i++)
         layer->blocks[i] = i;
@@ -189,7 +189,8 @@ static void load_head(struct head *head, struct bench *bench, const struct gguf 
         head->residual[i] = (float)((int)(i * 37 % 255) - 127) / 127.0f;
     head->share = (double)part->vocab_size / desc->vocab_size;
     head->slice = (struct model_slice){.is_last = true, .output_norm = gain, .head = matrix};
-    forward_init(&head->forward, kernels, NULL, part, &head->slice, &(struct forward_limits){1, BLOCK_SIZE}, NULL);
+    forward_init(&head->forward, kernels, NULL, part, &head->slice, &(struct forward_limits){1, BLOCK_SIZE, KV_F16},
+                 NULL);
 }
 
 static struct part head_part(struct head *head, struct bench *bench, uint32_t rows)
@@ -248,13 +249,13 @@ static struct timing_stage layer_timing(const double *us)
 }
 
 int cost_measure(struct cost *cost, const struct gguf *gguf, const struct model_desc *desc,
-                 const struct kernels *kernels, struct err *err)
+                 const struct kernels *kernels, enum kv_type kv_type, struct err *err)
 {
     (void)err;
     struct bench bench = {.taken_count = 0};
     struct layer layer;
     struct head head;
-    load_layer(&layer, &bench, gguf, desc, kernels);
+    load_layer(&layer, &bench, gguf, desc, kernels, kv_type);
     load_head(&head, &bench, gguf, desc, kernels);
     struct part parts[PARTS] = {
         [LAYER_ALONE] = layer_part(&layer, &bench, 1, SHORT_PAST, 1),

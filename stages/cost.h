@@ -27,7 +27,7 @@ struct cost {
  * as while serving: steps of one row and of many, with little and much context, and chunks of a prompt. Of each the
  * shortest time on a processor out of several rounds. */
 int cost_measure(struct cost *cost, const struct gguf *gguf, const struct model_desc *desc,
-                 const struct kernels *kernels, struct err *err);
+                 const struct kernels *kernels, enum kv_type kv_type, struct err *err);
 
 /* A stage of so many layers; the first one carries the embedding, the last one the head and sampling. */
 struct timing_stage cost_stage(const struct cost *cost, uint32_t layers, bool is_first, bool is_last);

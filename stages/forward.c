@@ -9,9 +9,9 @@
 
 /* ---- start ---- */
 
-size_t forward_block_stride(const struct model_desc *desc, uint32_t layer_count, uint32_t block_size)
+size_t forward_block_stride(const struct model_desc *desc, uint32_t layer_count, const struct forward_limits *limits)
 {
-    return layer_count * kv_block_bytes(desc->kv_heads, desc->head_dim, block_size);
+    return layer_count * kv_block_bytes(limits->kv_type, desc->kv_heads, desc->head_dim, limits->block_size);
 }
 
 static float *floats(size_t rows, size_t width)
@@ -33,7 +33,7 @@ void forward_init(struct forward *forward, const struct kernels *kernels, struct
         .slice = slice,
         .limits = *limits,
         .kv = kv,
-        .layer_block_bytes = kv_block_bytes(desc->kv_heads, desc->head_dim, limits->block_size),
+        .layer_block_bytes = forward_block_stride(desc, 1, limits),
         .normed = floats(quant_rows, desc->width),
         .qkv = floats(FORWARD_TILE, q_width + 2 * desc->kv_heads * desc->head_dim),
         .mixed = floats(FORWARD_TILE, q_width),
@@ -214,6 +214,7 @@ static struct attention attention_of(const struct tile *tile, uint32_t index, ui
         .scale = desc->score_scale,
         .blocks = tile->step->blocks + row->block_first,
         .block_size = forward->limits.block_size,
+        .kv_type = forward->limits.kv_type,
         .kv = forward->kv + index * forward->layer_block_bytes,
         .block_stride = forward->slice->layer_count * forward->layer_block_bytes,
         .scratch = forward->attention_scratch[part],
@@ -228,7 +229,7 @@ static void attend_heads(struct attention *attention, const struct forward *forw
     check(attention->rows == 1);
     attention->out += (size_t)first * group * attention->head_dim;
     attention->q += (size_t)first * group * attention->head_dim;
-    attention->kv += first * kv_block_bytes(1, attention->head_dim, attention->block_size);
+    attention->kv += first * kv_block_bytes(attention->kv_type, 1, attention->head_dim, attention->block_size);
     attention->heads = kv_heads * group;
     attention->kv_heads = kv_heads;
     if (kv_heads > 0)

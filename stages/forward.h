@@ -35,6 +35,7 @@
 struct forward_limits {
     uint32_t positions_max; /* max_model_len */
     uint32_t block_size;
+    enum kv_type kv_type;
 };
 
 /* One row's part of a tile. */
@@ -80,7 +81,7 @@ struct forward {
 };
 
 /* Bytes from one block of the slice to the next. */
-size_t forward_block_stride(const struct model_desc *desc, uint32_t layer_count, uint32_t block_size);
+size_t forward_block_stride(const struct model_desc *desc, uint32_t layer_count, const struct forward_limits *limits);
 
 /* The team stays the caller's; its threads have called kernels_thread_init(). NULL: alone. */
 void forward_init(struct forward *forward, const struct kernels *kernels, struct team *team,

@@ -68,7 +68,7 @@ int forward_cuda_init(struct forward_cuda *forward, struct cuda *cuda, const str
         .slice = slice,
         .limits = *limits,
         .kv = (uint8_t *)(uintptr_t)kv,
-        .layer_block_bytes = kv_block_bytes(desc->kv_heads, desc->head_dim, limits->common.block_size),
+        .layer_block_bytes = kv_block_bytes(KV_F16, desc->kv_heads, desc->head_dim, limits->common.block_size),
     };
     f->rows = take(f, limits->step_tokens_max * sizeof(struct cuda_row));
     f->tokens = take(f, limits->step_tokens_max * sizeof(uint32_t));

@@ -31,7 +31,8 @@ static int check_plan(const struct stage *stage, struct err *err)
         return err_set(err, -EPROTO, "stage %u of %u: layers %u + %u of %u do not fit", stage->index, plan->stage_count,
                        slice->first_layer, slice->layer_count, desc->layers);
     if (slice->weights_bytes != model_slice_bytes(desc, slice->first_layer, slice->layer_count) ||
-        plan->kv_block_bytes != kv_block_bytes(desc->kv_heads, desc->head_dim, plan->block_size))
+        plan->kv_type >= KV_TYPES ||
+        plan->kv_block_bytes != kv_block_bytes(plan->kv_type, desc->kv_heads, desc->head_dim, plan->block_size))
         return err_set(err, -EPROTO, "stage %u: the plan's sizes are not this build's; mixed builds?", stage->index);
     return 0;
 }
@@ -136,7 +137,8 @@ static int open_processor(struct stage *stage, struct arena *arena, const struct
 {
     const struct plan *plan = arena->plan;
     const struct plan_slice *slice = &plan->slices[stage->index];
-    const struct forward_limits limits = {.positions_max = plan->max_model_len, .block_size = plan->block_size};
+    const struct forward_limits limits = {
+        .positions_max = plan->max_model_len, .block_size = plan->block_size, .kv_type = plan->kv_type};
     int ret = arena->weights >= 0 ? load_weights(stage, arena, gguf, err) : 0;
     if (ret < 0)
         return ret;

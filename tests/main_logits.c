@@ -50,9 +50,9 @@ int main(int argc, char **argv)
         return 1;
     }
     kernels_thread_init();
-    forward_init(&forward, kernels_pick(getenv("EVENFLOW_ISA")), NULL, desc, &slice,
-                 &(struct forward_limits){.positions_max = blocks * BLOCK_SIZE, .block_size = BLOCK_SIZE},
-                 base_alloc_aligned(4096, blocks * forward_block_stride(desc, desc->layers, BLOCK_SIZE)));
+    const struct forward_limits limits = {.positions_max = blocks * BLOCK_SIZE, .block_size = BLOCK_SIZE};
+    forward_init(&forward, kernels_pick(getenv("EVENFLOW_ISA")), NULL, desc, &slice, &limits,
+                 base_alloc_aligned(4096, blocks * forward_block_stride(desc, desc->layers, &limits)));
     uint32_t *table = base_alloc(blocks * sizeof(*table));
     for (uint32_t i = 0; i < blocks; i++)
         table[i] = i;

@@ -11,10 +11,16 @@ static void start_thread(void *context, uint32_t part)
     kernels_thread_init();
 }
 
+static struct forward_limits runner_limits(const struct runner *runner)
+{
+    return (struct forward_limits){
+        .positions_max = RUNNER_TOKENS_MAX, .block_size = runner->block_size, .kv_type = runner->kv_type};
+}
+
 /* Weights and KV on the processor, and what computes with them. */
 static void open_stage(struct runner *runner, uint32_t i, uint32_t first, uint32_t count, size_t kv_bytes)
 {
-    const struct forward_limits limits = {.positions_max = RUNNER_TOKENS_MAX, .block_size = runner->block_size};
+    const struct forward_limits limits = runner_limits(runner);
     /* not touched here: what no sequence uses costs nothing */
     runner->kv[i] = aligned_alloc(4096, align_up_u64(kv_bytes, 4096));
     cr_assert_not_null(runner->kv[i]);
@@ -27,10 +33,9 @@ static void open_stage(struct runner *runner, uint32_t i, uint32_t first, uint32
 static void open_stage_cuda(struct runner *runner, uint32_t i, uint32_t first, uint32_t count, size_t kv_bytes)
 {
     struct err err = {0};
-    const struct forward_cuda_limits limits = {
-        .common = {.positions_max = RUNNER_TOKENS_MAX, .block_size = runner->block_size},
-        .step_tokens_max = RUNNER_STEP_MAX,
-        .step_blocks_max = RUNNER_REQUESTS_MAX * runner->blocks_per_sequence};
+    const struct forward_cuda_limits limits = {.common = runner_limits(runner),
+                                               .step_tokens_max = RUNNER_STEP_MAX,
+                                               .step_blocks_max = RUNNER_REQUESTS_MAX * runner->blocks_per_sequence};
     size_t bytes = model_slice_bytes(&runner->desc, first, count);
     cuda_address weights = cuda_alloc(runner->cuda, bytes), kv = cuda_alloc(runner->cuda, kv_bytes);
     cuda_upload(runner->cuda, weights, runner->weights[i], bytes);
@@ -52,7 +57,8 @@ static void open_runner(struct runner *runner, const struct gguf *gguf)
     for (uint32_t i = 0; i < stage_count; i++) {
         uint32_t count = layers / stage_count + (i < layers % stage_count);
         size_t blocks = (size_t)RUNNER_REQUESTS_MAX * runner->blocks_per_sequence;
-        size_t kv_bytes = blocks * forward_block_stride(&runner->desc, count, runner->block_size);
+        const struct forward_limits limits = runner_limits(runner);
+        size_t kv_bytes = blocks * forward_block_stride(&runner->desc, count, &limits);
         runner->weights[i] = base_alloc(model_slice_bytes(&runner->desc, first, count));
         cr_assert_eq(model_load(&runner->slices[i], &runner->desc, first, count, runner->weights[i], gguf, &err), 0,
                      "%s", err.text);
@@ -71,10 +77,11 @@ static void open_runner(struct runner *runner, const struct gguf *gguf)
 }
 
 void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa, uint32_t stage_count,
-                 uint32_t block_size, uint32_t threads)
+                 uint32_t block_size, enum kv_type kv_type, uint32_t threads)
 {
     struct err err = {0};
-    *runner = (struct runner){.kernels = kernels_pick(isa), .stage_count = stage_count, .block_size = block_size};
+    *runner = (struct runner){
+        .kernels = kernels_pick(isa), .stage_count = stage_count, .block_size = block_size, .kv_type = kv_type};
     cr_assert_eq(team_open(&runner->team, threads, start_thread, NULL, &err), 0, "%s", err.text);
     cr_assert_not_null(runner->kernels);
     open_runner(runner, gguf);

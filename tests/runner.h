@@ -16,6 +16,7 @@ struct runner {
     struct model_desc desc;
     uint32_t stage_count;
     uint32_t block_size;
+    enum kv_type kv_type;
     uint32_t blocks_per_sequence;
     struct model_slice slices[RUNNER_STAGES_MAX];
     struct forward stages[RUNNER_STAGES_MAX];
@@ -42,7 +43,7 @@ struct runner_request {
 /* isa NULL: the best. Layers are spread evenly over the stages, which share a team of so many threads. Fails the test if it
  * cannot. */
 void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa, uint32_t stage_count,
-                 uint32_t block_size, uint32_t threads);
+                 uint32_t block_size, enum kv_type kv_type, uint32_t threads);
 /* All stages on that device, which is the caller's. */
 void runner_open_cuda(struct runner *runner, const struct gguf *gguf, struct cuda *cuda, uint32_t stage_count,
                       uint32_t block_size);

@@ -45,7 +45,7 @@ static void compare(const char *name, const char *isa)
 
     struct runner *runner = calloc(1, sizeof(*runner));
     struct runner_request *request = calloc(1, sizeof(*request));
-    runner_open(runner, gguf, isa, 2, 16, 1);
+    runner_open(runner, gguf, isa, 2, 16, KV_F16, 1);
     request->is_score = true;
     request->prompt_count = (uint32_t)json_array_size(tokens);
     cr_assert(request->prompt_count > 16 && request->prompt_count <= FORWARD_HEAD_ROWS);

@@ -243,7 +243,7 @@ struct device_cache {
 static struct device_cache make_cache(uint32_t block_size, uint32_t *blocks)
 {
     uint32_t count = CONTEXT / block_size + 1;
-    size_t block_bytes = kv_block_bytes(KV, DIM, block_size), bytes = count * block_bytes;
+    size_t block_bytes = kv_block_bytes(KV_F16, KV, DIM, block_size), bytes = count * block_bytes;
     uint8_t *nothing = base_alloc(bytes);
     memset(nothing, 0xff, bytes);
     for (uint32_t i = 0; i < count; i++)

@@ -89,13 +89,34 @@ static void compare(const char *what)
                  (unsigned long long)differing_choices);
 }
 
+struct run {
+    const char *options;
+    size_t concurrency;
+    bool must_preempt, must_hit;
+};
+
+/* first: nothing cached: what the others are held against. */
+static void expect_same_bits(const struct run *first, const struct run *runs, size_t count)
+{
+    struct counts counts = run_all(first->options, first->concurrency, truth);
+    cr_assert_eq(counts.cached_tokens, 0);
+    for (uint32_t i = 0; i < REQUESTS; i++)
+        cr_assert(truth[i].count >= TOKENS, "%u tokens", truth[i].count); /* more with those of a scored prompt */
+    for (size_t i = 0; i < count; i++) {
+        counts = run_all(runs[i].options, runs[i].concurrency, seen);
+        compare(runs[i].options);
+        fprintf(stderr, "exact:    with %llu preemptions and %llu prompt tokens from the cache\n",
+                (unsigned long long)counts.preemptions, (unsigned long long)counts.cached_tokens);
+        if (runs[i].must_preempt)
+            cr_expect_gt(counts.preemptions, 0, "%s: nothing was preempted, so nothing was shown", runs[i].options);
+        if (runs[i].must_hit)
+            cr_expect_gt(counts.cached_tokens, 100, "%s: nothing was cached, so nothing was shown", runs[i].options);
+    }
+}
+
 Test(exact, same_bits_whatever_the_batch_the_chunks_the_stages_and_the_blocks, .timeout = 1200)
 {
-    static const struct {
-        const char *options;
-        size_t concurrency;
-        bool must_preempt, must_hit;
-    } runs[] = {
+    static const struct run runs[] = {
         {"-p 2", 32, false, true},
         {"-p 2 --split 7,23 --max-num-batched-tokens 16 --max-num-seqs 16", 32, false, true},
         {"-p 1 --threads-per-stage 2 --max-num-batched-tokens 8192 --no-enable-chunked-prefill "
@@ -106,21 +127,18 @@ Test(exact, same_bits_whatever_the_batch_the_chunks_the_stages_and_the_blocks, .
         {"-p 5 --policy default --block-size 64 --num-blocks 40 --window 7 --no-enable-prefix-caching", 32, true,
          false},
     };
-    /* each alone, nothing cached: what the others are held against */
-    struct counts counts = run_all("-p 1 --no-enable-prefix-caching", 1, truth);
-    cr_assert_eq(counts.cached_tokens, 0);
-    for (uint32_t i = 0; i < REQUESTS; i++)
-        cr_assert(truth[i].count >= TOKENS, "%u tokens", truth[i].count); /* more with those of a scored prompt */
-    for (size_t i = 0; i < ARRAY_COUNT(runs); i++) {
-        counts = run_all(runs[i].options, runs[i].concurrency, seen);
-        compare(runs[i].options);
-        fprintf(stderr, "exact:    with %llu preemptions and %llu prompt tokens from the cache\n",
-                (unsigned long long)counts.preemptions, (unsigned long long)counts.cached_tokens);
-        if (runs[i].must_preempt)
-            cr_expect_gt(counts.preemptions, 0, "%s: nothing was preempted, so nothing was shown", runs[i].options);
-        if (runs[i].must_hit)
-            cr_expect_gt(counts.cached_tokens, 100, "%s: nothing was cached, so nothing was shown", runs[i].options);
-    }
+    const struct run alone = {"-p 1 --no-enable-prefix-caching", 1, false, false};
+    expect_same_bits(&alone, runs, ARRAY_COUNT(runs));
+}
+
+Test(exact, the_same_with_a_cache_of_bytes, .timeout = 600)
+{
+    static const struct run runs[] = {
+        {"--kv-type q8 --block-size 8 -p 2 --policy default --num-blocks 96 --max-num-seqs 32 --threads-per-stage 2",
+         32, true, true},
+    };
+    const struct run few = {"--kv-type q8 -p 1 --no-enable-prefix-caching", 8, false, false};
+    expect_same_bits(&few, runs, ARRAY_COUNT(runs));
 }
 
 /* What shows that the test above could fail: one bit of one weight is enough to change every hash. */

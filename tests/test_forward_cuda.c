@@ -170,7 +170,7 @@ Test(forward_cuda, losses_are_those_of_the_processor, .timeout = 60)
             expected[i].is_score = got[i].is_score = true;
             expected[i].generate = got[i].generate = 0;
         }
-        runner_open(runner, gguf, "ref", 1, 16, 1);
+        runner_open(runner, gguf, "ref", 1, 16, KV_F16, 1);
         runner_run(runner, expected, REQUESTS, 200, 0);
         runner_close(runner);
         run_on_device(&tiny, got, 1, 16, 200, 0);

@@ -326,15 +326,17 @@ Test(kernels, the_fast_paths_give_equal_bits)
 #define DIM     64u
 
 struct cache {
+    enum kv_type type;
     uint8_t *kv;
     uint32_t blocks[CONTEXT]; /* scattered */
     uint32_t block_size;
     size_t stride;
 };
 
-static struct cache make_cache(uint32_t block_size)
+static struct cache make_cache(enum kv_type type, uint32_t block_size)
 {
-    struct cache cache = {.block_size = block_size, .stride = 2 * kv_block_bytes(KV, DIM, block_size)};
+    struct cache cache = {
+        .type = type, .block_size = block_size, .stride = 2 * kv_block_bytes(type, KV, DIM, block_size)};
     uint32_t count = (CONTEXT + block_size - 1) / block_size;
     cache.kv = base_alloc(count * cache.stride);
     memset(cache.kv, 0xff, count * cache.stride); /* NaN where nothing was stored */
@@ -367,6 +369,7 @@ static void attend_in_chunks(const struct kernels *path, const struct cache *cac
                               .scale = 0.125f,
                               .blocks = cache->blocks,
                               .block_size = cache->block_size,
+                              .kv_type = cache->type,
                               .kv = cache->kv,
                               .block_stride = cache->stride,
                               .scratch = scratch};
@@ -387,15 +390,17 @@ Test(kernels, attention_has_the_same_bits_whatever_the_chunks_and_blocks)
     fill(v, CONTEXT * KV * DIM, 1);
     const uint32_t blocks[] = {16, 8, 32, 64, 128}, chunks[] = {1, 7, 32, 100, CONTEXT};
     for (const char *const *name = kernels_names(); *name != NULL; name++)
-        for (size_t b = 0; b < ARRAY_COUNT(blocks); b++)
-            for (size_t c = 0; c < ARRAY_COUNT(chunks); c++) {
-                struct cache cache = make_cache(blocks[b]);
-                float *target = b == 0 && c == 0 ? expected : out;
-                attend_in_chunks(kernels_pick(*name), &cache, q, k, v, chunks[c], target);
-                cr_assert_eq(memcmp(target, expected, CONTEXT * HEADS * DIM * sizeof(float)), 0,
-                             "%s: blocks of %u, chunks of %u", *name, blocks[b], chunks[c]);
-                free(cache.kv);
-            }
+        for (size_t i = 0; i < KV_TYPES * ARRAY_COUNT(blocks) * ARRAY_COUNT(chunks); i++) {
+            enum kv_type type = i / (ARRAY_COUNT(blocks) * ARRAY_COUNT(chunks));
+            uint32_t block_size = blocks[i / ARRAY_COUNT(chunks) % ARRAY_COUNT(blocks)];
+            uint32_t chunk = chunks[i % ARRAY_COUNT(chunks)];
+            struct cache cache = make_cache(type, block_size);
+            float *target = i % (ARRAY_COUNT(blocks) * ARRAY_COUNT(chunks)) == 0 ? expected : out;
+            attend_in_chunks(kernels_pick(*name), &cache, q, k, v, chunk, target);
+            cr_assert_eq(memcmp(target, expected, CONTEXT * HEADS * DIM * sizeof(float)), 0,
+                         "%s, %s: blocks of %u, chunks of %u", *name, kv_type_name(type), block_size, chunk);
+            free(cache.kv);
+        }
 }
 
 /* exp() of the fast paths is right to 2e-7, sums of 300 terms to some 1e-5. */
@@ -406,13 +411,57 @@ Test(kernels, attention_agrees_with_the_plain_path)
     fill(q, CONTEXT * HEADS * DIM, 2);
     fill(k, CONTEXT * KV * DIM, 2);
     fill(v, CONTEXT * KV * DIM, 1);
-    struct cache cache = make_cache(16);
-    attend_in_chunks(kernels_pick("ref"), &cache, q, k, v, 50, expected);
-    for (const char *const *name = kernels_names(); *name != NULL; name++) {
-        attend_in_chunks(kernels_pick(*name), &cache, q, k, v, 50, out);
-        for (uint32_t i = 0; i < CONTEXT * HEADS * DIM; i++)
-            cr_assert_float_eq(out[i], expected[i], 2e-5, "%s: %g, not %g", *name, out[i], expected[i]);
+    for (enum kv_type type = KV_F16; type < KV_TYPES; type++) {
+        struct cache cache = make_cache(type, 16);
+        attend_in_chunks(kernels_pick("ref"), &cache, q, k, v, 50, expected);
+        for (const char *const *name = kernels_names(); *name != NULL; name++) {
+            attend_in_chunks(kernels_pick(*name), &cache, q, k, v, 50, out);
+            for (uint32_t i = 0; i < CONTEXT * HEADS * DIM; i++)
+                cr_assert_float_eq(out[i], expected[i], 2e-5, "%s, %s: %g, not %g", *name, kv_type_name(type), out[i],
+                                   expected[i]);
+        }
     }
+}
+
+/* The greatest of a head's floats at a position becomes 127; what stands there is within half a step of what was given, on
+ * every path the same bytes. */
+Test(kernels, a_cache_of_bytes_holds_what_was_stored_within_half_a_step)
+{
+    enum { ROWS = 5, FIRST = 9, BLOCK = 8 };
+    const uint32_t blocks[] = {1, 2, 0};
+    float k[ROWS * KV * DIM], v[ROWS * KV * DIM];
+    size_t head_bytes = kv_block_bytes(KV_Q8, 1, DIM, BLOCK), stride = KV * head_bytes;
+    uint8_t *kv[2] = {base_alloc(3 * stride), base_alloc(3 * stride)};
+    cr_assert_eq(head_bytes, 2 * BLOCK * (DIM + sizeof(float)));
+    for (const char *const *name = kernels_names(); *name != NULL; name++) {
+        fill(k, ROWS * KV * DIM, 3);
+        fill(v, ROWS * KV * DIM, 1e-3f);
+        memset(v + DIM, 0, DIM * sizeof(float)); /* a head of zeros */
+        for (int i = 0; i < 2; i++) {
+            const struct attention a = {.rows = ROWS,
+                                        .kv_heads = KV,
+                                        .head_dim = DIM,
+                                        .first_pos = FIRST,
+                                        .blocks = blocks,
+                                        .block_size = BLOCK,
+                                        .kv_type = KV_Q8,
+                                        .kv = kv[i],
+                                        .block_stride = stride};
+            kernels_pick(i == 0 ? "ref" : *name)->kv_store(&a, k, v, KV * DIM);
+        }
+        cr_assert_eq(memcmp(kv[0], kv[1], 3 * stride), 0, "%s", *name);
+        for (uint32_t i = 0; i < ROWS * KV * DIM; i++) {
+            uint32_t position = FIRST + i / (KV * DIM), in_block = position % BLOCK, d = i % DIM;
+            const uint8_t *head = kv[1] + blocks[position / BLOCK] * stride + i / DIM % KV * head_bytes;
+            const int8_t *keys = (const int8_t *)head, *values = keys + DIM * BLOCK;
+            const float *scales = (const float *)(const void *)(head + 2 * DIM * BLOCK);
+            float key_scale = scales[in_block], value_scale = scales[BLOCK + in_block];
+            cr_assert_leq(fabsf(keys[d * BLOCK + in_block] * key_scale - k[i]), 0.501f * key_scale, "%s", *name);
+            cr_assert_leq(fabsf(values[in_block * DIM + d] * value_scale - v[i]), 0.501f * value_scale, "%s", *name);
+        }
+    }
+    free(kv[0]);
+    free(kv[1]);
 }
 
 /* Other models' shapes and windows: one head for all queries or one each, groups that fill no tile, heads shorter than a
@@ -437,8 +486,10 @@ Test(kernels, attention_of_any_shape_is_right_and_does_not_depend_on_blocks_or_c
                   {4, 2, 64, 61}};
     const uint32_t positions = 83, blocks[] = {8, 16, 64}, chunks[] = {83, 1, 5, 34};
     kernels_thread_init();
-    for (size_t s = 0; s < ARRAY_COUNT(shapes); s++) {
+    for (size_t run = 0; run < KV_TYPES * ARRAY_COUNT(shapes); run++) {
+        const size_t s = run / KV_TYPES;
         uint32_t heads = shapes[s].heads, kv_heads = shapes[s].kv_heads, dim = shapes[s].dim;
+        const enum kv_type type = run % KV_TYPES;
         uint32_t q_width = heads * dim, kv_width = kv_heads * dim;
         size_t outs = (size_t)positions * q_width;
         float *q = floats(outs), *k = floats(positions * kv_width), *v = floats(positions * kv_width);
@@ -454,7 +505,7 @@ Test(kernels, attention_of_any_shape_is_right_and_does_not_depend_on_blocks_or_c
             for (size_t i = 0; path != NULL && i < ARRAY_COUNT(blocks) * ARRAY_COUNT(chunks); i++) {
                 uint32_t block_size = blocks[i / ARRAY_COUNT(chunks)], chunk = chunks[i % ARRAY_COUNT(chunks)];
                 uint32_t count = (positions + block_size - 1) / block_size, table[16];
-                size_t stride = kv_block_bytes(kv_heads, dim, block_size);
+                size_t stride = kv_block_bytes(type, kv_heads, dim, block_size);
                 uint8_t *kv = base_alloc(count * stride);
                 memset(kv, 0xff, count * stride);
                 for (uint32_t b = 0; b < count; b++)
@@ -472,6 +523,7 @@ Test(kernels, attention_of_any_shape_is_right_and_does_not_depend_on_blocks_or_c
                                           .scale = 0.125f,
                                           .blocks = table,
                                           .block_size = block_size,
+                                          .kv_type = type,
                                           .kv = kv,
                                           .block_stride = stride,
                                           .scratch = scratch};
@@ -485,8 +537,8 @@ Test(kernels, attention_of_any_shape_is_right_and_does_not_depend_on_blocks_or_c
                 if (is_first)
                     memcpy(expected, out, outs * sizeof(float));
                 cr_assert_eq(memcmp(out, expected, outs * sizeof(float)), 0,
-                             "%s: %u heads on %u of %u, blocks of %u, chunks of %u", order[o], heads, kv_heads, dim,
-                             block_size, chunk);
+                             "%s, %s: %u heads on %u of %u, blocks of %u, chunks of %u", order[o], kv_type_name(type),
+                             heads, kv_heads, dim, block_size, chunk);
                 for (size_t j = 0; is_first && j < outs; j++) /* as above: some hundred roundings of f32 */
                     cr_assert_float_eq(out[j], plain[j], 2e-5, "%s: %u heads on %u of %u: %g, not %g", order[o], heads,
                                        kv_heads, dim, out[j], plain[j]);

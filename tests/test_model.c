@@ -367,7 +367,7 @@ Test(cost, measurement_gives_times_for_layer_and_head)
     struct cost cost = {0};
     struct err err = {0};
     cr_assert_eq(model_describe(&desc, gguf, &err), 0);
-    cr_assert_eq(cost_measure(&cost, gguf, &desc, kernels_pick(NULL), &err), 0, "%s", err.text);
+    cr_assert_eq(cost_measure(&cost, gguf, &desc, kernels_pick(NULL), KV_F16, &err), 0, "%s", err.text);
     cr_expect_gt(cost_usual_us(&cost.layer), 0);
     cr_expect_gt(cost_usual_us(&cost.head), 0);
     gguf_close(gguf);

@@ -42,7 +42,7 @@ static void setup(void)
     plan.kv_heads = desc.kv_heads;
     plan.head_dim = desc.head_dim;
     plan.vocab_size = desc.vocab_size;
-    plan.kv_block_bytes = kv_block_bytes(desc.kv_heads, desc.head_dim, plan.block_size);
+    plan.kv_block_bytes = kv_block_bytes(KV_F16, desc.kv_heads, desc.head_dim, plan.block_size);
     plan.slices[0] = (struct plan_slice){.layer_count = 1, .weights_bytes = model_slice_bytes(&desc, 0, 1)};
     plan.slices[1] =
         (struct plan_slice){.first_layer = 1, .layer_count = 2, .weights_bytes = model_slice_bytes(&desc, 1, 2)};

@@ -67,12 +67,12 @@ static void print_split(const struct cost *cost, const struct model_desc *desc, 
     char name[16];
     for (uint32_t i = 0, first = 0; i < count; first += counts[i++]) {
         const struct timing_stage timing = cost_stage(cost, counts[i], i == 0, i + 1 == count);
-        stages[i] =
-            (struct picture_stage){.first_layer = first,
-                                   .layer_count = counts[i],
-                                   .weights_bytes = model_slice_bytes(desc, first, counts[i]),
-                                   .kv_bytes = counts[i] * kv_block_bytes(desc->kv_heads, desc->head_dim, KV_TOKENS),
-                                   .step_us = cost_usual_us(&timing)};
+        stages[i] = (struct picture_stage){
+            .first_layer = first,
+            .layer_count = counts[i],
+            .weights_bytes = model_slice_bytes(desc, first, counts[i]),
+            .kv_bytes = counts[i] * kv_block_bytes(KV_F16, desc->kv_heads, desc->head_dim, KV_TOKENS),
+            .step_us = cost_usual_us(&timing)};
         sum_us += stages[i].step_us;
         longest_us = fmax(longest_us, stages[i].step_us);
         if (values->costs)
@@ -112,7 +112,7 @@ static int run(const void *pointer, char **positional, int positional_count)
     struct cost cost;
     uint32_t counts[STAGES_MAX];
     const struct kernels *kernels = kernels_pick(NULL);
-    if (model_describe(desc, gguf, &err) != 0 || cost_measure(&cost, gguf, desc, kernels, &err) != 0)
+    if (model_describe(desc, gguf, &err) != 0 || cost_measure(&cost, gguf, desc, kernels, KV_F16, &err) != 0)
         return command_fail(1, "inspect", err.text);
     printf("layers %u, width %u, heads %u of %u floats, KV heads %u, feed forward %u, vocabulary %u, context %u\n",
            desc->layers, desc->width, desc->heads, desc->head_dim, desc->kv_heads, desc->feed_forward, desc->vocab_size,

@@ -94,7 +94,7 @@ static int plan_slices(struct plan *plan, const struct config *config, const str
     plan->stage_count = stages;
     uint32_t counts[STAGES_MAX] = {desc->layers};
     struct cost cost;
-    int ret = cost_measure(&cost, gguf, desc, kernels, err);
+    int ret = cost_measure(&cost, gguf, desc, kernels, plan->kv_type, err);
     if (ret == 0)
         cost_split(&cost, desc->layers, stages, counts);
     if (ret == 0 && config->split[0] != '\0')
@@ -152,7 +152,7 @@ static void plan_fingerprint(struct plan *plan, const struct kernels *kernels, c
             used += (size_t)snprintf(plan->fingerprint + used, size - used, ":%u-%u", plan->slices[stage].first_layer,
                                      last->first_layer + last->layer_count - 1);
     }
-    snprintf(plan->fingerprint + used, size - used, " kv=%s", is_timed ? "none" : "f16");
+    snprintf(plan->fingerprint + used, size - used, " kv=%s", is_timed ? "none" : kv_type_name(plan->kv_type));
 }
 
 /* A described pipeline in place of the model's: its stages, no weights, no KV cache, nothing in activations. The model file
@@ -200,7 +200,7 @@ static int plan_limits(struct plan *plan, const struct config *config, struct er
         return err_set(err, -EINVAL, "--block-size %llu: must be 8, 16, 32, 64, 128 or 256",
                        (unsigned long long)config->block_size);
     plan->block_size = (uint32_t)config->block_size;
-    plan->kv_block_bytes = kv_block_bytes(plan->kv_heads, plan->head_dim, plan->block_size);
+    plan->kv_block_bytes = kv_block_bytes(plan->kv_type, plan->kv_heads, plan->head_dim, plan->block_size);
     uint64_t blocks =
         config->num_blocks ? config->num_blocks : config->kv_memory / (plan->kv_block_bytes * plan->layers);
     if (blocks == 0)
@@ -276,8 +276,10 @@ static int plan_names(struct plan *plan, const struct config *config, const char
         return err_set(err, -EINVAL, "--policy %s: must be " POLICY_NAMES, config->policy);
     plan->itl_slo_ms = (uint32_t)config->itl_slo;
     plan->ttft_slo_ms = (uint32_t)config->ttft_slo;
-    if (strcmp(config->kv_type, "f16") != 0)
-        return err_set(err, -EINVAL, "--kv-type %s: this build has: f16", config->kv_type);
+    enum kv_type kv_type;
+    if (!kv_type_of(config->kv_type, &kv_type))
+        return err_set(err, -EINVAL, "--kv-type %s: must be f16 or q8", config->kv_type);
+    plan->kv_type = kv_type;
     static const char *const io_names[] = {[IO_ANY] = "auto", [IO_URING] = "uring", [IO_EPOLL] = "epoll"};
     while (plan->io < ARRAY_COUNT(io_names) && strcmp(config->io, io_names[plan->io]) != 0)
         plan->io++;
@@ -370,8 +372,8 @@ static int check_budget(const struct plan *plan, struct err *err)
                     on_devices ? plan_device_name(plan->slices[stage].device, name) : "");
         fprintf(stderr, ")\nfingerprint  %s\n", plan->fingerprint);
         fprintf(stderr, "budget       weights      %9.1f MiB\n", mib(weights));
-        fprintf(stderr, "             KV cache     %9.1f MiB  %u blocks of %u positions, f16\n", mib(kv),
-                plan->num_blocks, plan->block_size);
+        fprintf(stderr, "             KV cache     %9.1f MiB  %u blocks of %u positions, %s\n", mib(kv),
+                plan->num_blocks, plan->block_size, kv_type_name(plan->kv_type));
         fprintf(stderr, "             activations  %9.1f MiB  steps of up to %u tokens, %u in flight; with results\n",
                 mib(edges), plan->max_num_batched_tokens, plan->window);
         fprintf(stderr, "             tables       %9.1f MiB  %u requests, %u sequences, rings, token logs\n",
@@ -608,6 +610,8 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
         plan->end_token_count = vocab_end_tokens(vocab, vocab_bytes, plan->end_tokens, END_TOKENS_MAX);
         snprintf(plan->isa, sizeof(plan->isa), "%s", kernels->name);
     }
+    if (ret == 0 && plan_uses_devices(plan) && plan->kv_type != KV_F16)
+        ret = err_set(err, -EINVAL, "--kv-type %s: stages on devices keep f16", config->kv_type);
     if (ret == 0 && plan_uses_devices(plan)) {
         launch->devices_fd = devices_take(plan, kinds, err);
         ret = launch->devices_fd < 0 ? launch->devices_fd : 0;

@@ -112,7 +112,7 @@ static void measure_attention(uint32_t heads, uint32_t kv_heads, uint32_t contex
 {
     enum { ROWS = 8, BLOCK = 16, DIM = 128 };
     uint32_t per_row = (uint32_t)div_up_u64(context, BLOCK), parts = (uint32_t)div_up_u64(context, CUDA_SPLIT);
-    size_t block_bytes = kv_block_bytes(kv_heads, DIM, BLOCK), bytes = (size_t)ROWS * per_row * block_bytes;
+    size_t block_bytes = kv_block_bytes(KV_F16, kv_heads, DIM, BLOCK), bytes = (size_t)ROWS * per_row * block_bytes;
     uint32_t *blocks = base_alloc(ROWS * per_row * sizeof(*blocks));
     struct cuda_row rows[ROWS];
     for (uint32_t i = 0; i < ROWS * per_row; i++)

@@ -56,11 +56,11 @@ static double product_gops(const struct kernels *path, const struct shape *shape
 }
 
 /* Nanoseconds per (position attended to, KV head); three query heads share a KV head. */
-static double attention_ns(const struct kernels *path, uint32_t context, uint32_t rows)
+static double attention_ns(const struct kernels *path, enum kv_type type, uint32_t context, uint32_t rows)
 {
     struct attention a;
     double ns[RUNS];
-    measure_attention_make(&a, context, rows);
+    measure_attention_make(&a, type, context, rows);
     for (int run = 0; run < RUNS; run++) {
         uint64_t start_ns = clock_ns();
         path->attention(&a);
@@ -79,7 +79,7 @@ static void print_rest(const struct kernels *path)
     float *x = measure_floats((size_t)ROWS * 2 * INNER), *out = measure_floats((size_t)ROWS * INNER),
           *logits = measure_floats(VOCAB);
     struct attention cache = {.rows = ROWS, .kv_heads = 3, .head_dim = DIM, .blocks = blocks, .block_size = BLOCK};
-    cache.kv = base_alloc(kv_block_bytes(3, DIM, BLOCK));
+    cache.kv = base_alloc(kv_block_bytes(KV_F16, 3, DIM, BLOCK));
     struct activations a = measure_activations(x, ROWS, WIDTH);
     printf("microseconds for %d rows:", ROWS);
     for (int kind = 0; kind < KINDS; kind++) {
@@ -131,8 +131,10 @@ int main(void)
                 printf("%8.1f", product_gops(path, &shapes[s], row_counts[r]));
             putchar('\n');
         }
-        printf("attention, ns per position and KV head: decode at 256 %.1f, at 2048 %.1f; prompt of 256 %.1f\n",
-               attention_ns(path, 256, 1), attention_ns(path, 2048, 1), attention_ns(path, 256, 256));
+        for (enum kv_type type = KV_F16; type < KV_TYPES; type++)
+            printf("attention, %s, ns per position and KV head: decode at 256 %.1f, at 2048 %.1f; prompt of 256 %.1f\n",
+                   kv_type_name(type), attention_ns(path, type, 256, 1), attention_ns(path, type, 2048, 1),
+                   attention_ns(path, type, 256, 256));
         print_rest(path);
         putchar('\n');
     }

@@ -181,8 +181,8 @@ static int decoder_open(struct decoder *decoder, const char *path, const struct 
         decoder->blocks[i] = i;
     decoder->bytes =
         (double)bytes - (desc->tied ? 0 : matrix_bytes(desc->embedding_form, desc->vocab_size, desc->width));
-    const struct forward_limits limits = {.positions_max = CONTEXT, .block_size = BLOCK};
-    uint8_t *kv = base_alloc_aligned(4096, CONTEXT / BLOCK * forward_block_stride(desc, desc->layers, BLOCK));
+    const struct forward_limits limits = {.positions_max = CONTEXT, .block_size = BLOCK, .kv_type = KV_F16};
+    uint8_t *kv = base_alloc_aligned(4096, CONTEXT / BLOCK * forward_block_stride(desc, desc->layers, &limits));
     forward_init(&decoder->forward, kernels, NULL, desc, &decoder->slice, &limits, kv);
     return 0;
 }
@@ -293,11 +293,12 @@ static const struct {
                 {"Q8, streamed", MATRIX_Q8, 24576, 6, 0}};
 static const struct {
     const char *name;
+    enum kv_type type;
     uint32_t context, rows;
-} attentions[] = {{"attention, decode behind 255", 256, 1},
-                  {"attention, decode behind 2047", 2048, 1},
-                  {"attention, prompt of 256", 256, 256},
-                  {"attention, 64 behind 1984", 2048, 64}};
+} attentions[] = {
+    {"attention f16, decode behind 255", KV_F16, 256, 1}, {"attention f16, decode behind 2047", KV_F16, 2048, 1},
+    {"attention f16, prompt of 256", KV_F16, 256, 256},   {"attention f16, 64 behind 1984", KV_F16, 2048, 64},
+    {"attention q8, decode behind 2047", KV_Q8, 2048, 1}, {"attention q8, 64 behind 1984", KV_Q8, 2048, 64}};
 
 struct bench {
     struct measurement dot, nibbles, fma;
@@ -347,7 +348,7 @@ static void make_kernels(struct bench *bench, const struct kernels *path)
     for (size_t i = 0; i < ARRAY_COUNT(attentions); i++) {
         struct measurement *m = &bench->attentions[i];
         *m = (struct measurement){.kind = ATTENTION, .path = path};
-        measure_attention_make(&m->attention, attentions[i].context, attentions[i].rows);
+        measure_attention_make(&m->attention, attentions[i].type, attentions[i].context, attentions[i].rows);
         add(bench, m);
     }
 }

@@ -74,11 +74,11 @@ double measure_product_operations(const struct measure_product *product)
     return 2.0 * product->a.rows * product->w.n * product->w.k;
 }
 
-void measure_attention_make(struct attention *a, uint32_t context, uint32_t rows)
+void measure_attention_make(struct attention *a, enum kv_type type, uint32_t context, uint32_t rows)
 {
     enum { DIM = 64, HEADS = 3 * MEASURE_KV_HEADS, BLOCK = 16 };
     uint32_t blocks = (context + BLOCK - 1) / BLOCK, *table = base_alloc(blocks * sizeof(*table));
-    size_t stride = kv_block_bytes(MEASURE_KV_HEADS, DIM, BLOCK);
+    size_t stride = kv_block_bytes(type, MEASURE_KV_HEADS, DIM, BLOCK);
     for (uint32_t i = 0; i < blocks; i++)
         table[i] = blocks - 1 - i;
     *a = (struct attention){.out = measure_floats((size_t)rows * HEADS * DIM),
@@ -93,6 +93,7 @@ void measure_attention_make(struct attention *a, uint32_t context, uint32_t rows
                             .scale = 0.125f,
                             .blocks = table,
                             .block_size = BLOCK,
+                            .kv_type = type,
                             .kv = base_alloc(blocks * stride),
                             .block_stride = stride,
                             .scratch = measure_floats(attention_scratch_floats(context, HEADS))};

@@ -33,7 +33,7 @@ double measure_product_operations(const struct measure_product *product); /* of 
 /* The last `rows` positions of a context: nine query heads of 64 floats on three KV heads, blocks of 16, their table in no
  * order that a processor could foresee. */
 #define MEASURE_KV_HEADS 3u
-void measure_attention_make(struct attention *a, uint32_t context, uint32_t rows);
+void measure_attention_make(struct attention *a, enum kv_type type, uint32_t context, uint32_t rows);
 void measure_attention_free(struct attention *a);
 double measure_attention_pairs(const struct attention *a); /* (row, position it attends to) */
 
