@@ -48,7 +48,10 @@ const struct policy *policy_find(const char *name);
 
 /* ---- looking ---- */
 
-uint32_t policy_schedulable(const struct sched *sched, uint32_t sequence);
+static inline uint32_t policy_schedulable(const struct sched *sched, uint32_t sequence)
+{
+    return sched->table.seqs[sequence].known - arena_sequence(sched->arena, sequence)->computed;
+}
 const struct request_shm *policy_request(const struct sched *sched, uint32_t sequence); /* what the client asked for */
 uint32_t policy_budget(const struct sched *sched); /* tokens that still fit the step */
 uint32_t policy_free_blocks(const struct sched *sched);

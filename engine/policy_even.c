@@ -62,6 +62,7 @@ struct even {
     uint64_t begun_tokens;
     uint32_t decode_slots, prompt_slots, alone_slots; /* in flight; alone: with prompt and nothing else */
     uint32_t stalled;                                 /* rows that found no block */
+    double row_us[TIMING_STAGES_MAX];                 /* of a row in each stage, without its context */
     struct choice choice;
 };
 
@@ -128,19 +129,24 @@ static void ended(struct sched *sched, uint32_t sequence)
 
 /* ---- 1: census ---- */
 
-static bool has_prompt_left(const struct sched *sched, uint32_t sequence)
-{
-    return policy_schedulable(sched, sequence) > 1 ||
-           arena_sequence(sched->arena, sequence)->computed < arena_sequence(sched->arena, sequence)->prompt_tokens;
-}
-
-static double row_cost(const struct timing *timing, double context)
+static double row_cost(const struct even *even, double context)
 {
     double most = 0;
-    for (uint64_t i = 0; i < timing->stage_count; i++)
-        most = fmax(most,
-                    timing->stages[i].row_us + timing->stages[i].token_us / 8 + timing->stages[i].context_us * context);
+    for (uint64_t i = 0; i < even->timing.stage_count; i++) {
+        double us = even->row_us[i] + even->timing.stages[i].context_us * context;
+        most = us > most ? us : most;
+    }
     return most > 0 ? most : 1;
+}
+
+/* How long things take, as far as it is known now. */
+static void look_at_timing(const struct sched *sched, struct even *even)
+{
+    even->timing = *policy_timing(sched);
+    if (even->timing.stage_count == 0)
+        even->timing = plain_timing(sched->plan);
+    for (uint64_t i = 0; i < even->timing.stage_count; i++)
+        even->row_us[i] = even->timing.stages[i].row_us + even->timing.stages[i].token_us / 8;
 }
 
 /* Decoding rows that are ready, by the age of their last row, oldest first: those of one age in order of admission. */
@@ -163,19 +169,18 @@ static void take_census(struct sched *sched)
     even->ready_count = even->begun_count = even->decoding = 0;
     even->decoding_cost = even->decoding_context = 0;
     even->begun_tokens = 0;
-    even->timing = *policy_timing(sched);
-    if (even->timing.stage_count == 0)
-        even->timing = plain_timing(sched->plan);
+    look_at_timing(sched, even);
     for (uint32_t s = table->running.first; s != SEQ_NONE; s = table->seqs[s].next) {
         uint32_t tokens = policy_schedulable(sched, s);
-        if (tokens > 0 && has_prompt_left(sched, s)) {
+        const struct sequence_shm *shm = arena_sequence(sched->arena, s);
+        if (tokens > 1 || (tokens == 1 && shm->computed < shm->prompt_tokens)) { /* it has prompt left */
             even->begun[even->begun_count++] = s;
             even->begun_tokens += tokens;
             continue;
         }
         even->decoding++;
         even->decoding_context += table->seqs[s].known;
-        even->decoding_cost += row_cost(&even->timing, table->seqs[s].known);
+        even->decoding_cost += row_cost(even, table->seqs[s].known);
         if (tokens > 0)
             even->ready[even->ready_count++] = s;
     }
@@ -416,7 +421,7 @@ static void take_decodes(struct sched *sched, const struct pattern *pattern)
     double share = even->decoding_cost / slots, target = share + even->deficit, taken = 0;
     for (; i < even->ready_count && policy_budget(sched) > 0; i++) {
         uint32_t sequence = even->ready[i];
-        double cost = row_cost(&even->timing, sched->table.seqs[sequence].known);
+        double cost = row_cost(even, sched->table.seqs[sequence].known);
         if (taken > 0 && taken + cost / 2 > target && !was_held(sched, sequence))
             break;
         if (!policy_add_row(sched, sequence, 1)) {

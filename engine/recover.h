@@ -38,8 +38,8 @@ void sched_extend_hashes(struct sched *sched, uint32_t sequence);
 /* Blocks that are full once the steps so far are computed can be found from now on: whoever is given one runs behind those
  * rows, in the same step or in a later one. */
 void sched_publish_blocks(struct sched *sched, uint32_t sequence);
-/* The step in sched->record, of shape sched->shape, is in flight. */
-void sched_note_flight(struct sched *sched);
+/* The step in sched->record, of shape sched->shape, is in flight. Tokens of prompts in it. */
+uint64_t sched_note_flight(struct sched *sched);
 /* Ends a sequence whose last committed token is its end. */
 void sched_finish_if_ended(struct sched *sched, uint32_t sequence);
 /* A running sequence gives its blocks back and waits at the front. */

@@ -147,8 +147,8 @@ static void copy_tokens(const struct sched *sched, uint32_t sequence, uint32_t f
     uint32_t from_prompt = first < shm->prompt_tokens ? (uint32_t)min_u64(count, shm->prompt_tokens - first) : 0;
     if (from_prompt > 0)
         journal_prompt_read(sched->arena, shm->request, first, from_prompt, tokens);
-    for (uint32_t i = from_prompt; i < count; i++)
-        tokens[i] = journal_log_entry(sched->arena, sequence, log_first + first + i - shm->prompt_tokens)->token;
+    journal_log_read(sched->arena, sequence, log_first + first + from_prompt - shm->prompt_tokens, count - from_prompt,
+                     tokens + from_prompt);
 }
 
 void sched_extend_hashes(struct sched *sched, uint32_t sequence)
@@ -366,11 +366,6 @@ void sched_drained(struct sched *sched, uint32_t slot)
 
 /* ---- planning: what policies ask for (policy.h) ---- */
 
-uint32_t policy_schedulable(const struct sched *sched, uint32_t sequence)
-{
-    return seq_of(sched, sequence)->known - arena_sequence(sched->arena, sequence)->computed;
-}
-
 const struct request_shm *policy_request(const struct sched *sched, uint32_t sequence)
 {
     return arena_request(sched->arena, arena_sequence(sched->arena, sequence)->request);
@@ -389,9 +384,9 @@ uint32_t policy_free_blocks(const struct sched *sched)
 
 uint32_t policy_blocks_for(const struct sched *sched, uint32_t sequence, uint32_t tokens)
 {
-    uint32_t needed = (uint32_t)div_up_u64(tokens, sched->plan->block_size);
     uint32_t held = arena_sequence(sched->arena, sequence)->block_count;
-    return needed > held ? needed - held : 0;
+    uint64_t room = (uint64_t)held * sched->plan->block_size;
+    return tokens > room ? (uint32_t)div_up_u64(tokens - room, sched->plan->block_size) : 0;
 }
 
 uint32_t policy_blocks_reserved(const struct sched *sched)
@@ -439,6 +434,14 @@ bool policy_has_row(const struct sched *sched, uint32_t sequence)
     return sched->row_of[sequence] != 0;
 }
 
+/* Blocks that hold so many tokens; mostly those that the sequence has. */
+static uint32_t blocks_of(const struct sched *sched, const struct sequence_shm *shm, uint32_t tokens)
+{
+    uint64_t room = (uint64_t)shm->block_count * sched->plan->block_size;
+    bool is_all = tokens <= room && tokens > room - sched->plan->block_size;
+    return is_all ? shm->block_count : (uint32_t)div_up_u64(tokens, sched->plan->block_size);
+}
+
 static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence, uint32_t tokens)
 {
     const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
@@ -454,7 +457,7 @@ static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence
         .token_count = tokens,
         .token_first = record->token_count,
         .block_first = record->block_count,
-        .block_count = (uint32_t)div_up_u64(shm->computed + tokens, sched->plan->block_size),
+        .block_count = blocks_of(sched, shm, shm->computed + tokens),
         .result_first = record->result_count,
         .result_count = is_score ? tokens : samples,
         .flags = (is_score ? ROW_SCORE : 0u) | (samples ? ROW_SAMPLE : 0u) |
@@ -491,6 +494,8 @@ static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence
 void sched_publish_blocks(struct sched *sched, uint32_t sequence)
 {
     struct seq *seq = seq_of(sched, sequence);
+    if (seq->published == seq->hashed)
+        return;
     uint32_t full = arena_sequence(sched->arena, sequence)->computed / sched->plan->block_size;
     for (; seq->published < full && seq->published < seq->hashed; seq->published++) {
         uint32_t block = arena_block_table(sched->arena, sequence)[seq->published];
@@ -639,8 +644,9 @@ static void note_account(struct sched *sched, struct account_step *step)
         step->predicted_us[stage] = timing_stage_us(&timing->stages[stage], &sched->shape);
 }
 
-void sched_note_flight(struct sched *sched)
+uint64_t sched_note_flight(struct sched *sched)
 {
+    uint64_t prompt_tokens = 0;
     const struct step_shm *record = sched->record;
     struct flight *flight = &sched->flights[record->step % sched->plan->window];
     const struct row_shm *rows = arena_step_rows(sched->arena, record);
@@ -668,19 +674,12 @@ void sched_note_flight(struct sched *sched)
         if (row->first_pos >= shm->prompt_tokens) {
             flight->account.decode_rows++;
             flight->account.decode_blocks += row->block_count;
+        } else {
+            prompt_tokens += min_u64(row->token_count, shm->prompt_tokens - row->first_pos);
         }
     }
     sched->in_flight++;
-}
-
-static void count_prompt_tokens(struct sched *sched)
-{
-    const struct row_shm *rows = arena_step_rows(sched->arena, sched->record);
-    for (uint32_t i = 0; i < sched->record->row_count; i++) {
-        uint32_t prompt = arena_sequence(sched->arena, rows[i].sequence)->prompt_tokens;
-        if (rows[i].first_pos < prompt)
-            sched->prompt_tokens += min_u64(rows[i].token_count, prompt - rows[i].first_pos);
-    }
+    return prompt_tokens;
 }
 
 struct step_shm *sched_plan(struct sched *sched)
@@ -704,8 +703,7 @@ struct step_shm *sched_plan(struct sched *sched)
         sched->wants_another_plan = sched->table.running.count < running; /* so it comes to an end */
         return NULL;
     }
-    sched_note_flight(sched);
-    count_prompt_tokens(sched);
+    sched->prompt_tokens += sched_note_flight(sched);
     sched->next_step++;
     sched->steps++;
     return sched->record;

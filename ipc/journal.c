@@ -189,6 +189,19 @@ const struct token_shm *journal_log_entry(const struct arena *arena, uint32_t se
     return log_entry(arena, sequence, index);
 }
 
+void journal_log_read(const struct arena *arena, uint32_t sequence, uint32_t first, uint32_t count, uint32_t *tokens)
+{
+    while (count > 0) {
+        const struct token_shm *entry = log_entry(arena, sequence, first);
+        uint32_t run = (uint32_t)min_u64(count, LOG_PAGE_TOKENS - first % LOG_PAGE_TOKENS);
+        for (uint32_t i = 0; i < run; i++)
+            tokens[i] = entry[i].token;
+        tokens += run;
+        first += run;
+        count -= run;
+    }
+}
+
 const struct top_shm *journal_log_tops(const struct arena *arena, uint32_t sequence, uint32_t index)
 {
     return log_tops(arena, sequence, index);

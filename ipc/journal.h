@@ -80,6 +80,8 @@ void journal_log_append(const struct arena *arena, uint32_t sequence, const stru
 void journal_log_clear(struct sequence_shm *sequence);
 uint32_t journal_log_committed(const struct sequence_shm *sequence); /* acquire */
 const struct token_shm *journal_log_entry(const struct arena *arena, uint32_t sequence, uint32_t index);
+/* The tokens of entries first..first + count - 1. */
+void journal_log_read(const struct arena *arena, uint32_t sequence, uint32_t first, uint32_t count, uint32_t *tokens);
 /* (request's top_logprobs), which is more than 0. */
 const struct top_shm *journal_log_tops(const struct arena *arena, uint32_t sequence, uint32_t index);
 
