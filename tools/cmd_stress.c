@@ -298,6 +298,7 @@ struct victim {
     pid_t pid;
     int pidfd;
     bool is_stopped;
+    bool is_taken_back; /* its order, before it came to its point */
     uint64_t epoch, progress, dead_ns, parts_ns[PART_COUNT];
 };
 
@@ -433,7 +434,7 @@ static bool is_ordered(const struct victim *v)
 
 static bool was_at_point(const struct stress *s, const struct victim *v)
 {
-    return is_ordered(v) && fault_order_left(s->points.page, v->number) == 0;
+    return is_ordered(v) && !v->is_taken_back && fault_order_left(s->points.page, v->number) == 0;
 }
 
 /* Orders for those that die at points; they have some time to come there. */
@@ -522,9 +523,16 @@ static bool commit_fault(struct stress *s, const struct fault *fault)
             load_note_front_death(s->load);
     }
     bool is_good = pass_time(s, fault->delay_us * 1000ull) && wait_at_points(s, victims, fault);
-    for (uint32_t i = 0; i < fault->count && is_good; i++)
-        if (victims[i].dead_ns == 0)
-            strike(s, &victims[i]);
+    for (uint32_t i = 0; i < fault->count && is_good; i++) {
+        if (victims[i].dead_ns != 0)
+            continue;
+        if (victims[i].number ==
+            ROLE_SUPERVISOR) { /* its successor's death would be another one, with its own time to wait */
+            fault_order(s->points.page, ROLE_SUPERVISOR, FAULT_ANYWHERE, 0, 0);
+            victims[i].is_taken_back = true;
+        }
+        strike(s, &victims[i]);
+    }
     is_good = is_good && await_all(s, victims, fault, pids, &is_ended);
     note_fault(s, victims, fault);
     if (is_good && is_ended) {
