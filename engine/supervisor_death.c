@@ -165,8 +165,9 @@ void supervisor_on_death(struct supervisor *s, struct child *child)
         supervisor_close_birth(s, child);
     char end[128];
     describe_end(&info, end, sizeof(end));
-    bool is_together = s->takeover_ns != 0 && clock_ns() - s->takeover_ns < TOGETHER_NS && !child->is_unborn;
-    child->is_unborn = false;
+    bool is_soon = s->takeover_ns != 0 && clock_ns() - s->takeover_ns < TOGETHER_NS;
+    bool is_together = (is_soon || child->died_with_supervisor) && !child->is_unborn;
+    child->is_unborn = child->died_with_supervisor = false;
     bool is_known = info.si_code != 0; /* not always, of a process that a supervisor before this one has started */
     bool is_orderly = s->phase == PHASE_STOPPING && (!is_known || (info.si_code == CLD_EXITED && info.si_status == 0));
     bool was_killed_by_us = s->phase == PHASE_STOPPING && info.si_code == CLD_KILLED && info.si_status == SIGKILL;

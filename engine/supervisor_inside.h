@@ -42,8 +42,9 @@ struct child {
     uint64_t successor_ns; /* when the next life begins; 0: it has begun */
     int birth_socket;      /* -1: it has got its birth message */
     struct watch watch;
-    enum watch_verdict hung; /* it was ended for it */
-    bool is_unborn;          /* as a standby knows it: perhaps the message never came */
+    enum watch_verdict hung;   /* it was ended for it */
+    bool is_unborn;            /* as a standby knows it: perhaps the message never came */
+    bool died_with_supervisor; /* it was dead when this supervisor took over */
 };
 
 struct supervisor {

@@ -54,6 +54,10 @@ static void take_over(struct supervisor *s)
     log_open("evenflow-supervisor", (enum log_level)s->plan->log_level);
     log_warn("the supervisor is gone; process %d takes over", (int)getpid());
     s->takeover_ns = clock_ns();
+    for (uint32_t i = 1; i < s->process_count; i++) { /* however long it takes until one gets round to it */
+        struct pollfd poll_fd = {.fd = s->children[i].pidfd, .events = POLLIN};
+        s->children[i].died_with_supervisor = poll(&poll_fd, 1, 0) == 1;
+    }
     /* relaxed, all three: shown to people, or written by supervisors alone */
     uint32_t takeovers = atomic_load_explicit(&s->shm->processes[0].restarts, memory_order_relaxed) + 1;
     atomic_store_explicit(&s->shm->processes[0].pid, (uint32_t)getpid(), memory_order_relaxed);

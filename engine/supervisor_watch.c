@@ -43,6 +43,14 @@ static bool does_a_client_wait(const struct supervisor *s)
     return false;
 }
 
+/* Something is under way somewhere. */
+static bool is_busy(const struct supervisor *s)
+{
+    return WORD(s, ROLE_SCHED, 0, step) > WORD(s, ROLE_SCHED, 0, consumed_second) ||
+           WORD(s, ROLE_FRONT, 0, told) > WORD(s, ROLE_SCHED, 0, consumed) ||
+           WORD(s, ROLE_SCHED, 0, told) > WORD(s, ROLE_FRONT, 0, consumed);
+}
+
 struct watch_look supervisor_look_at(const struct supervisor *s, const struct child *child)
 {
     const uint32_t i = child->index, last = s->plan->stage_count - 1;
@@ -70,8 +78,11 @@ struct watch_look supervisor_look_at(const struct supervisor *s, const struct ch
         if (child->role == ROLE_STAGE && s->plan->slices[i].device != DEVICE_CPU)
             look.predicted_us = max_u64(look.predicted_us, DEVICE_START_US);
     }
-    if (look.has_work)
-        watch_read((int)child->pid, &look);
+    /* One that was stopped between what it says of itself and what it does has work that no word shows: where something is
+     * under way, who is stopped is in its way. */
+    bool may_have_work = look.has_work || is_busy(s);
+    if (may_have_work && watch_read((int)child->pid, &look))
+        look.has_work = look.has_work || watch_is_stopped(&look);
     return look;
 }
 
