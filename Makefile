@@ -264,6 +264,23 @@ $(BUILD)/poison/evenflow-stage: $(BUILD)/stages/main_stage.o $(BUILD)/tests/main
 	$(Q)$(CC) $(LDFLAGS) -Wl,--wrap=timed_step -Wl,--wrap=step_is_published -o $@ $(filter %.o,$^) $(LIBS)
 	$(Q)ln -sf ../bin/evenflow-supervisor ../bin/evenflow-front ../bin/evenflow-sched $(@D)
 
+# The programs once more, of a build that says it computes other bits: for the test of an upgrade to such a one.
+OTHERS := $(addprefix $(BUILD)/others/,evenflow-supervisor evenflow-front evenflow-sched evenflow-stage)
+other_objects = $(patsubst $(BUILD)/ipc/version.o,$(BUILD)/others/version.o,$(1))
+tests: $(OTHERS)
+$(BUILD)/others/evenflow-supervisor: $(call other_objects,$(BUILD)/engine/main_supervisor.o $(ENGINE) $(IPC))
+$(BUILD)/others/evenflow-front:      $(call other_objects,$(BUILD)/engine/main_front.o $(ENGINE) $(IPC))
+$(BUILD)/others/evenflow-sched:      $(call other_objects,$(BUILD)/engine/main_sched.o $(ENGINE) $(IPC))
+$(BUILD)/others/evenflow-stage:      $(call other_objects,$(BUILD)/stages/main_stage.o $(STAGES) $(KERNELS) $(IPC))
+$(BUILD)/others/version.o: ipc/version.c
+	@mkdir -p $(@D)
+	@echo "  CC    $< (another build)"
+	$(Q)$(CC) $(CPPFLAGS) -DEVENFLOW_NUMERICS='"0therb1tsbad"' $(CFLAGS) -c -o $@ $<
+$(OTHERS):
+	@mkdir -p $(@D)
+	@echo "  LD    $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBS)
+
 .SECONDARY:
 
 # ---- checks ----

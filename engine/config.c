@@ -96,6 +96,8 @@ static const struct option_spec specs[] = {
      "Schedules by the stage times known at start, whatever the stages measure"},
     {"record", NULL, 0, OPTION_TEXT, AT(record), NULL, 0, 0, "FILE",
      "Writes all that goes into the scheduler and all its steps to a file, for evenflow sim --replay"},
+    {"spares", NULL, 0, OPTION_NUMBER, AT(spares), "0", 0, 1, "N",
+     "Processes that wait beside each one, prepared to take over at once should it die"},
     {"state", NULL, 0, OPTION_TEXT, AT(state), NULL, 0, 0, "DIR",
      "Keeps a list of accepted, unfinished requests there; the next start says which of them were lost"},
     {"log-level", NULL, 0, OPTION_TEXT, AT(log_level), "info", 0, 0, "LEVEL", "error, warn, info or debug"},
@@ -104,15 +106,8 @@ static const struct option_spec specs[] = {
 };
 
 static const char *const refused[] = {
-    "enable-lora",
-    "lora-modules",
-    "kv-transfer-config",
-    "limit-mm-per-prompt",
-    "async-scheduling",
-    "speculate",
-    "spares",
-    "adopt",
-    NULL,
+    "enable-lora", "lora-modules", "kv-transfer-config", "limit-mm-per-prompt", "async-scheduling", "speculate",
+    "adopt",       NULL,
 };
 
 const struct option_table config_table = {

@@ -51,6 +51,7 @@ struct config {
     bool freeze_model;
     char record[OPTION_TEXT_MAX];
     char state[OPTION_TEXT_MAX];
+    uint64_t spares;
     char log_level[OPTION_TEXT_MAX];
     uint64_t ready_fd;
 };

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -16,6 +17,8 @@
 
 #define EVENTS_PER_TURN 256u
 #define ACCEPT_AGAIN_NS 100000000ull
+#define SWEEP_EVERY_NS  10000000ull
+#define SWEEP_FOR_NS    2000000000ull
 #define LINGER_NS       2000000000ull
 #define OTHER_FDS       96u /* descriptors beside those of connections: bells, listeners, rings, and a reserve */
 
@@ -217,6 +220,20 @@ static void take_command(struct front *f)
     }
 }
 
+/* The ring of a front that has died may still be there for a while, and is woken for a connection in our place: it waits until
+ * the next one comes. So a successor looks for itself, at first. */
+static void sweep_listeners(struct front *f, uint64_t now)
+{
+    f->sweep_ns = now < f->sweeps_end_ns ? now + SWEEP_EVERY_NS : 0;
+    for (uint32_t i = 0; i < IO_LISTENERS; i++) {
+        struct io_event event = {.kind = IO_ACCEPT, .slot = i};
+        struct pollfd poll_fd = {.fd = f->listeners[i].fd, .events = POLLIN}; /* accept4() might wait */
+        while (has_room(f) && poll(&poll_fd, 1, 0) == 1 &&
+               (event.result = accept4(poll_fd.fd, NULL, NULL, SOCK_CLOEXEC)) >= 0)
+            on_accept(f, &event);
+    }
+}
+
 static void end_waits(struct front *f)
 {
     uint64_t deadline = front_next_deadline(f);
@@ -224,6 +241,8 @@ static void end_waits(struct front *f)
     if (deadline > now)
         return;
     front_end_waits(f, now);
+    if (f->sweep_ns != 0 && f->sweep_ns <= now)
+        sweep_listeners(f, now);
     if (f->accept_again_ns != 0 && f->accept_again_ns <= now) {
         f->accept_again_ns = 0;
         front_take_connections(f);
@@ -275,12 +294,12 @@ static uint32_t connections_possible(const struct plan *plan)
     return (uint32_t)min_u64(possible, plan->connections_max);
 }
 
-int front_init(struct front **front, const struct arena *arena, struct err *err)
+int front_prepare(struct front **front, const struct arena *arena, struct err *err)
 {
     const struct plan *plan = arena->plan;
     struct front *f = base_alloc(sizeof(*f));
     *front = f;
-    *f = (struct front){.arena = arena, .plan = plan, .is_started = arena->epoch > 1};
+    *f = (struct front){.arena = arena, .plan = plan};
     f->heads = (struct wait_list){NO_SLOT, NO_SLOT, plan->header_timeout_ms * 1000000ull};
     f->others = (struct wait_list){NO_SLOT, NO_SLOT, plan->request_timeout_ms * 1000000ull};
     f->ends = (struct wait_list){NO_SLOT, NO_SLOT, min_u64(LINGER_NS, f->others.limit_ns)};
@@ -288,24 +307,13 @@ int front_init(struct front **front, const struct arena *arena, struct err *err)
         return err_set(err, -EPROTO, "region conns: has %zu bytes, %llu are needed; mixed builds?",
                        arena->layout.region_bytes[REGION_CONNS], (unsigned long long)conns_region_bytes(plan));
     int ret = tok_attach(&f->tok, arena->regions[REGION_VOCAB], plan->vocab_bytes, api_text_bytes(plan), err);
-    ret = ret ? ret
-              : io_open(&f->io, (enum io_choice)plan->io, arena->regions[REGION_IO], &arena->layout,
-                        plan->connections_max, err);
     if (ret != 0)
         return ret;
     if (tok_vocab_size(&f->tok) < plan->vocab_size)
         return err_set(err, -EPROTO, "vocabulary: has %u tokens, the model %u; mixed files?", tok_vocab_size(&f->tok),
                        plan->vocab_size);
-    f->process = arena_process(arena, ROLE_FRONT, 0);
-    f->bell = arena_bell(arena);
-    f->sched_epoch = ((const struct region_head *)(const void *)arena->regions[REGION_SCHED])->epoch;
-    f->sup_epoch = arena_sup(arena)->head.epoch;
-    arena_ring_sched_to_front_consumer(arena, &f->hints);
-    ret = ledger_map(&f->ledger, arena->ledger, plan->requests_max, err);
-    if (ret != 0)
-        return ret;
-    intake_open(&f->intake, arena, &f->ledger);
     ret = api_open(&f->api, plan, &f->tok, err);
+    ret = ret ? ret : access_open(&f->access, arena->keys, plan->allowed_origins, err);
     if (ret != 0)
         return ret;
     /* answer_begin() writes those of its answer; few requests have many */
@@ -314,20 +322,41 @@ int front_init(struct front **front, const struct arena *arena, struct err *err)
     f->free_connections = base_alloc(plan->connections_max * sizeof(uint32_t));
     for (uint32_t i = 0; i < plan->connections_max; i++)
         f->connections[i].fd = -1;
+    f->connections_possible = connections_possible(plan);
+    f->user = geteuid();
+    front_keep_open(f);
+    f->body = base_alloc(plan->body_bytes_max);
+    f->reply = base_alloc(REPLY_MAX);
+    return 0;
+}
+
+int front_begin(struct front *f, struct err *err)
+{
+    const struct arena *arena = f->arena;
+    f->is_started = arena->epoch > 1;
+    int ret = io_open(&f->io, (enum io_choice)f->plan->io, arena->regions[REGION_IO], &arena->layout,
+                      f->plan->connections_max, err);
+    ret = ret ? ret : ledger_map(&f->ledger, arena->ledger, f->plan->requests_max, err);
+    if (ret != 0)
+        return ret;
+    f->process = arena_process(arena, ROLE_FRONT, 0);
+    f->bell = arena_bell(arena);
+    f->sched_epoch = ((const struct region_head *)(const void *)arena->regions[REGION_SCHED])->epoch;
+    f->sup_epoch = arena_sup(arena)->head.epoch;
+    arena_ring_sched_to_front_consumer(arena, &f->hints);
+    intake_open(&f->intake, arena, &f->ledger);
     f->listeners[0].fd = arena->listener;
     f->listeners[LISTENER_TCP].fd = arena->listener_tcp;
     for (uint32_t i = 0; i < IO_LISTENERS; i++)
         if (f->listeners[i].fd >= 0)
             io_listener(f->io, i, f->listeners[i].fd);
-    f->connections_possible = connections_possible(plan);
-    f->user = geteuid();
-    ret = access_open(&f->access, arena->keys, plan->allowed_origins, err);
-    if (ret != 0)
-        return ret;
-    front_keep_open(f);
-    f->body = base_alloc(plan->body_bytes_max);
-    f->reply = base_alloc(REPLY_MAX);
     return front_take_back(f, err);
+}
+
+int front_init(struct front **front, const struct arena *arena, struct err *err)
+{
+    int ret = front_prepare(front, arena, err);
+    return ret ? ret : front_begin(*front, err);
 }
 
 void front_start(struct front *f)
@@ -343,6 +372,10 @@ void front_start(struct front *f)
         f->free_connection_count -= excess;
     }
     front_take_connections(f);
+    if (f->arena->epoch > 1) {
+        f->sweep_ns = clock_ns() + SWEEP_EVERY_NS;
+        f->sweeps_end_ns = clock_ns() + SWEEP_FOR_NS;
+    }
 }
 
 void front_free(struct front *f)

@@ -18,8 +18,12 @@
 
 struct front;
 
-/* Takes all memory, and the connections of a former life: blocks until the keeper has given them all. Before base_seal() and
- * the sandbox. 0, or -errno with err. */
+/* Takes memory, and needs nothing but what others write: a spare prepares so. 0, or -errno with err. */
+int front_prepare(struct front **front, const struct arena *arena, struct err *err);
+/* Its place is its own now. Takes the connections of a former life: blocks until the keeper has given them all. Before
+ * base_seal() and the sandbox. 0, or -errno with err. */
+int front_begin(struct front *front, struct err *err);
+/* Both. */
 int front_init(struct front **front, const struct arena *arena, struct err *err);
 
 /* Goes on with what a former life has left, then starts to accept. */

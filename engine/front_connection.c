@@ -50,6 +50,7 @@ static uint64_t deadline_of(const struct front *f, const struct wait_list *list)
 uint64_t front_next_deadline(const struct front *f)
 {
     uint64_t next = f->accept_again_ns != 0 ? f->accept_again_ns : IO_NO_TIMEOUT;
+    next = min_u64(next, f->sweep_ns != 0 ? f->sweep_ns : IO_NO_TIMEOUT);
     next = min_u64(next, front_keep_deadline(f));
     next = min_u64(next, deadline_of(f, &f->ends));
     return min_u64(next, min_u64(deadline_of(f, &f->heads), deadline_of(f, &f->others)));

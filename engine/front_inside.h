@@ -124,6 +124,8 @@ struct front {
     uint64_t
         accept_again_ns; /* accepting has failed for want of descriptors or memory: when to try again; 0: it has not */
 
+    uint64_t sweep_ns, sweeps_end_ns; /* when the listeners are looked at unasked; 0: no more */
+
     struct wait_list heads, ends, others; /* by limit: WAIT_HEAD, WAIT_END, everything else */
 
     struct keep_order *keep_orders; /* ring (keep_order_max): what the keeper has not been told yet */

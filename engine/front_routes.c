@@ -84,7 +84,7 @@ static void reply_error(struct front *f, uint32_t slot, const struct api_error *
 
 static bool is_draining(const struct front *f)
 {
-    return f->command != COMMAND_RUN;
+    return f->command == COMMAND_DRAIN || f->command == COMMAND_STOP;
 }
 
 static void begin_answer(struct front *f, uint32_t slot, uint32_t request, const struct answer_format *format)

@@ -1,19 +1,22 @@
 /* main_front.c - the process that clients talk to: see front.h. */
 #include "engine/front.h"
 #include "ipc/birth.h"
+#include "ipc/control.h"
 #include "ipc/log.h"
 #include "ipc/sandbox.h"
 
 int main(int argc, char **argv)
 {
     int birth_socket = birth_argument(argc, argv);
-    if (birth_socket < 0)
-        return birth_usage("evenflow-front", argc, argv);
     struct arena arena;
     struct front *front;
     struct err err = {0};
     log_open("evenflow-front", LOG_INFO);
-    if (arena_inherit(&arena, birth_socket, &err) != 0 || front_init(&front, &arena, &err) != 0) {
+    if (birth_socket < 0 && (birth_socket = control_attach(ROLE_FRONT, argc, argv, &err)) == -1)
+        return birth_usage("evenflow-front", argc, argv);
+    if (birth_socket < 0 || arena_inherit(&arena, birth_socket, &err) != 0 ||
+        front_prepare(&front, &arena, &err) != 0 || arena_take_over(&arena, &err) != 0 ||
+        front_begin(front, &err) != 0) {
         log_error("%s", err.text);
         return 1;
     }

@@ -1,6 +1,7 @@
 /* main_sched.c - evenflow-sched: see sched_process.h. */
 #include "engine/sched_process.h"
 #include "ipc/birth.h"
+#include "ipc/control.h"
 #include "ipc/log.h"
 #include "ipc/sandbox.h"
 
@@ -10,10 +11,10 @@ int main(int argc, char **argv)
     static struct sched_process process;
     struct err err = {0};
     int socket = birth_argument(argc, argv);
-    if (socket < 0)
-        return birth_usage("evenflow-sched", argc, argv);
     log_open("evenflow-sched", LOG_INFO);
-    if (arena_inherit(&arena, socket, &err) != 0) {
+    if (socket < 0 && (socket = control_attach(ROLE_SCHED, argc, argv, &err)) == -1)
+        return birth_usage("evenflow-sched", argc, argv);
+    if (socket < 0 || arena_inherit(&arena, socket, &err) != 0 || arena_take_over(&arena, &err) != 0) {
         log_error("%s", err.text);
         return 1;
     }

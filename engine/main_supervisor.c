@@ -4,11 +4,12 @@
 
 #include "engine/options.h"
 #include "engine/supervisor.h"
+#include "ipc/birth.h"
 #include "ipc/log.h"
 #include "ipc/version.h"
 
 struct arguments {
-    uint64_t plan, vocab, model, record, listen, keys, ledger, devices, ready_fd;
+    uint64_t plan, vocab, model, record, listen, keys, ledger, devices, ready_fd, carried;
 };
 
 static const struct option_spec specs[] = {
@@ -28,6 +29,8 @@ static const struct option_spec specs[] = {
      "A socket that holds descriptors of memory on devices; 0: none"},
     {"ready-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, ready_fd), "0", 0, 65535, "FD",
      "Gets a newline when everything is ready; 0: none"},
+    {"carried-fd", NULL, 0, OPTION_NUMBER, offsetof(struct arguments, carried), "0", 0, 65535, "FD",
+     "What the supervisor before has left in this process; instead of all others"},
 };
 
 int main(int argc, char **argv)
@@ -39,6 +42,8 @@ int main(int argc, char **argv)
     int positional_count;
     if (argc > 32)
         argc = 32;
+    if (birth_build(argc, argv))
+        return 0;
     int ret = options_parse(&table, &arguments, argc - 1, argv + 1, positional, &positional_count, &err);
     if (ret == 1) {
         printf("usage: evenflow-supervisor --plan-fd FD --vocab-fd FD --model-fd FD\n"
@@ -46,7 +51,8 @@ int main(int argc, char **argv)
         options_print_help(&table, stdout);
         return 0;
     }
-    if (ret == 0 && (positional_count != 0 || !arguments.plan || !arguments.vocab || !arguments.model))
+    if (ret == 0 && !arguments.carried &&
+        (positional_count != 0 || !arguments.plan || !arguments.vocab || !arguments.model))
         ret = err_set(&err, -1, "needs --plan-fd, --vocab-fd and --model-fd; evenflow serve starts it with them");
     if (ret != 0) {
         fprintf(stderr, "evenflow-supervisor: %s\n", err.text);
@@ -63,7 +69,9 @@ int main(int argc, char **argv)
                                      .ready_fd = arguments.ready_fd ? (int)arguments.ready_fd : -1};
     struct supervisor *supervisor;
     log_open("evenflow-supervisor", LOG_INFO);
-    if (supervisor_init(&supervisor, &start, &err) != 0) {
+    ret = arguments.carried ? supervisor_resume(&supervisor, (int)arguments.carried, &err)
+                            : supervisor_init(&supervisor, &start, &err);
+    if (ret != 0) {
         log_error("%s", err.text);
         return 1;
     }

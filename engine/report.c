@@ -20,8 +20,10 @@ static uint64_t sched_counter(const struct arena *arena, enum counter_id id)
 
 static void write_process(struct json_writer *w, const struct arena *arena, uint32_t number)
 {
-    static const char *const states[] = {
-        [PROCESS_STARTING] = "starting", [PROCESS_READY] = "ready", [PROCESS_DRAINED] = "drained"};
+    static const char *const states[] = {[PROCESS_STARTING] = "starting",
+                                         [PROCESS_READY] = "ready",
+                                         [PROCESS_DRAINED] = "drained",
+                                         [PROCESS_FINISHED] = "finished"};
     const struct process_entry_shm *entry = &arena_sup(arena)->processes[number];
     enum role role = (enum role)entry->role;
     const char *state = "ready";
@@ -31,9 +33,10 @@ static void write_process(struct json_writer *w, const struct arena *arena, uint
         state = state_number < ARRAY_COUNT(states) ? states[state_number] : "?";
         steps = progress_read(arena_process(arena, role, entry->index));
     }
-    json_format(w, "{\"role\":\"%s\",\"index\":%u,\"pid\":%u,\"state\":\"%s\",\"restarts\":%u,\"steps\":%llu}",
-                role_name(role), entry->index, arena_process_id(arena, number), state,
-                arena_process_restarts(arena, number), (unsigned long long)steps);
+    json_format(
+        w, "{\"role\":\"%s\",\"index\":%u,\"pid\":%u,\"state\":\"%s\",\"restarts\":%u,\"steps\":%llu,\"spare\":%u}",
+        role_name(role), entry->index, arena_process_id(arena, number), state, arena_process_restarts(arena, number),
+        (unsigned long long)steps, arena_process_spare(arena, number));
 }
 
 static const char *const death_kinds[] = {
@@ -85,8 +88,14 @@ static void write_stages(struct json_writer *w, const struct arena *arena)
                 (double)sched_counter(arena, COUNTER_SCHED_EFFICIENCY_PERMILLE) / 1e3);
 }
 
+static const char *const engine_states[] = {[COMMAND_RUN] = "serving",
+                                            [COMMAND_DRAIN] = "draining",
+                                            [COMMAND_STOP] = "stopping",
+                                            [COMMAND_FINISH] = "finishing"};
+
 void report_status(struct json_writer *w, const struct arena *arena)
 {
+    enum command command = arena_command(arena);
     const struct sup_shm *sup = arena_sup(arena);
     json_text(w, "{");
     write_name(w, "version", arena->plan->version);
@@ -94,6 +103,8 @@ void report_status(struct json_writer *w, const struct arena *arena)
     write_name(w, "fingerprint", arena->plan->fingerprint);
     json_text(w, ",");
     write_name(w, "model", arena->plan->served_model_name);
+    json_text(w, ",");
+    write_name(w, "state", command < ARRAY_COUNT(engine_states) ? engine_states[command] : "?");
     json_text(w, ",\"processes\":[");
     for (uint32_t i = 0; i < sup->process_count && i < PROCESSES_MAX; i++) {
         json_raw(w, ",", i > 0);

@@ -210,7 +210,7 @@ static void create_sequence(struct sched *sched, uint32_t slot, uint32_t choice)
 /* Requests become sequences in the order of acceptance, as long as logs and slots suffice. */
 static void take_in(struct sched *sched)
 {
-    while (sched->intake_first != SEQ_NONE) {
+    while (sched->intake_first != SEQ_NONE && !sched->is_finishing) {
         uint32_t slot = sched->intake_first;
         const struct request_shm *request = arena_request(sched->arena, slot);
         uint32_t pages = request->choices * journal_log_pages(request);
@@ -276,6 +276,44 @@ void sched_accept(struct sched *sched, uint32_t slot)
     }
     put_into_intake(sched, slot);
     take_in(sched);
+}
+
+/* ---- nothing begins any more ---- */
+
+/* Something of its request was computed, and may be in an answer by now. */
+static bool has_begun(const struct sched *sched, uint32_t sequence)
+{
+    const struct answer_shm *answer = arena_answer(sched->arena, arena_sequence(sched->arena, sequence)->request);
+    for (uint32_t i = 0; i < answer->sequence_count; i++) {
+        const struct sequence_shm *shm = arena_sequence(sched->arena, answer->sequences[i]);
+        if (journal_sequence_state(shm) != SEQUENCE_WAITING || journal_log_committed(shm) > 0 ||
+            seq_of(sched, answer->sequences[i])->in_flight > 0 || sched->suspects.until[answer->sequences[i]] != 0)
+            return true;
+    }
+    return false;
+}
+
+void sched_finish_begun(struct sched *sched, bool is_on)
+{
+    struct seq_table *table = &sched->table;
+    struct seq_list *from = is_on ? &table->waiting : &table->held;
+    sched->is_finishing = is_on;
+    for (uint32_t sequence = from->first, next; sequence != SEQ_NONE; sequence = next) {
+        next = table->seqs[sequence].next;
+        if (is_on && has_begun(sched, sequence))
+            continue;
+        seq_list_remove(table, sequence);
+        if (is_on || !sched->plan->uses_priority)
+            seq_list_append(table, is_on ? &table->held : &table->waiting, sequence);
+        else
+            seq_list_insert(table, &table->waiting, sequence);
+    }
+    take_in(sched);
+}
+
+bool sched_has_finished(const struct sched *sched)
+{
+    return sched->is_finishing && sched->table.running.count + sched->table.waiting.count + sched->in_flight == 0;
 }
 
 /* ---- the end of a sequence ---- */

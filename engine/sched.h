@@ -81,6 +81,7 @@ struct sched {
     uint32_t *row_of;    /* (sequences_max): its row + 1 in the step being planned, 0: none */
     uint32_t *preempted; /* (max_num_seqs): in the order of their preemption */
     uint32_t preempted_count;
+    bool is_finishing;       /* see sched_finish_begun() */
     bool wants_another_plan; /* the last plan gave no step, but preempted: the blocks may serve others at once */
     uint32_t *block_tokens;  /* (block_size): scratch for a hash */
 
@@ -110,6 +111,12 @@ void sched_cancel(struct sched *sched, uint32_t slot);
 void sched_stop(struct sched *sched, uint32_t slot, uint32_t choices);
 /* Its answer is delivered: its sequences and their logs are forgotten. */
 void sched_drained(struct sched *sched, uint32_t slot);
+
+/* From now on nothing begins: sequences of requests of which nothing was computed are held, new requests stay in
+ * the intake. Off: they go on. Whoever asks for it replaces the stages when all that has begun has ended, or
+ * thinks better of it. */
+void sched_finish_begun(struct sched *sched, bool is_on);
+bool sched_has_finished(const struct sched *sched);
 
 /* The time that passes is an input like any other: microseconds since a moment of the caller's choice, never back. */
 void sched_set_time(struct sched *sched, uint64_t now_us);

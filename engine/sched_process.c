@@ -145,6 +145,23 @@ static bool has_suspicions(const struct sched_process *p)
     return false;
 }
 
+/* 1 when what may be planned is another than before. */
+static uint32_t take_command(struct sched_process *p)
+{
+    bool is_finishing = arena_command(p->arena) == COMMAND_FINISH;
+    if (is_finishing == p->core.is_finishing)
+        return 0;
+    if (p->record.fd >= 0) {
+        log_warn("the recording ends here: it cannot say that nothing begins any more");
+        record_flush(&p->record);
+        p->record.fd = -1;
+    }
+    sched_finish_begun(&p->core, is_finishing);
+    if (!is_finishing && arena_state(p->arena, ROLE_SCHED, 0) == PROCESS_FINISHED)
+        arena_set_state(p->arena, PROCESS_READY);
+    return 1;
+}
+
 static void tell_time(struct sched_process *p)
 {
     uint64_t now_us = clock_ns() / 1000;
@@ -201,7 +218,7 @@ static void update_counters(struct sched_process *p)
     counter_set(p->shm, COUNTER_SCHED_GENERATED_TOKENS, core->generated_tokens);
     counter_set(p->shm, COUNTER_SCHED_PREEMPTIONS, core->preemptions);
     counter_set(p->shm, COUNTER_SCHED_RUNNING, core->table.running.count);
-    counter_set(p->shm, COUNTER_SCHED_WAITING, core->table.waiting.count);
+    counter_set(p->shm, COUNTER_SCHED_WAITING, core->table.waiting.count + core->table.held.count);
     counter_set(p->shm, COUNTER_SCHED_CACHED_TOKENS, core->cached_tokens);
     counter_set(p->shm, COUNTER_SCHED_HIT_PERMILLE, hitrate_permille(&core->hitrate));
     counter_set(p->shm, COUNTER_SCHED_BLOCKS_FREE, core->kv.free_count);
@@ -226,13 +243,15 @@ static void restore_counters(struct sched_process *p)
 uint32_t sched_process_do_work(struct sched_process *p)
 {
     tell_time(p);
-    uint32_t count = take_requests(p) + take_results(p) + take_suspicions(p);
+    uint32_t count = take_requests(p) + take_results(p) + take_suspicions(p) + take_command(p);
     uint32_t planned = count > 0 ? plan_steps(p) : 0; /* without news there is nothing else to plan than before */
     tell_front(p);
     if (count + planned > 0) {
         update_counters(p);
         progress_add(p->shm, count + planned);
     }
+    if (sched_has_finished(&p->core) && arena_state(p->arena, ROLE_SCHED, 0) == PROCESS_READY)
+        arena_set_state(p->arena, PROCESS_FINISHED);
     return count + planned;
 }
 
@@ -282,6 +301,7 @@ int sched_process_open(struct sched_process *p, const struct arena *arena, struc
         process_note(&p->shm->step, p->core.next_step - 1);
         process_note(&p->shm->told, p->hints.next);
     }
+    take_command(p);
     look_at_all_requests(p);
     plan_steps(p);
     update_counters(p);

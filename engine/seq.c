@@ -8,7 +8,7 @@ void seq_init(struct seq_table *table, const struct arena *arena)
 {
     uint32_t count = arena->plan->sequences_max;
     *table = (struct seq_table){.arena = arena, .seqs = base_alloc(count * sizeof(*table->seqs))};
-    table->free = table->waiting = table->running = (struct seq_list){SEQ_NONE, SEQ_NONE, 0};
+    table->free = table->waiting = table->running = table->held = (struct seq_list){SEQ_NONE, SEQ_NONE, 0};
     for (uint32_t i = 0; i < count; i++)
         seq_list_append(table, &table->free, i);
 }

@@ -37,6 +37,7 @@ struct seq_table {
     const struct arena *arena;
     struct seq *seqs; /* (sequences_max) */
     struct seq_list free, waiting, running;
+    struct seq_list held; /* waiting too, but not for the policy: see sched_finish_begun() */
 };
 
 void seq_init(struct seq_table *table, const struct arena *arena);

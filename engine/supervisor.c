@@ -45,7 +45,7 @@ static uint32_t running_count(const struct supervisor *s)
     return running;
 }
 
-static void command_set(struct supervisor *s, enum command command)
+void supervisor_command(struct supervisor *s, enum command command)
 {
     /* release: pairs with the acquire in arena_command() */
     atomic_store_explicit(&s->shm->command, (uint32_t)command, memory_order_release);
@@ -66,7 +66,10 @@ void supervisor_stop(struct supervisor *s, int exit_status)
     s->deadline_ns = clock_ns() + STOP_GRACE_NS;
     notify_send(&s->notify, "STOPPING=1");
     atomic_store_explicit(&s->shm->ready, 0, memory_order_relaxed); /* relaxed: shown to clients, decides nothing */
-    command_set(s, COMMAND_STOP);
+    supervisor_command(s, COMMAND_STOP);
+    if (s->upgrade.phase != UPGRADE_NOT)
+        supervisor_end_upgrade(s, "the engine ends");
+    supervisor_end_spares(s);
 }
 
 void supervisor_drain(struct supervisor *s)
@@ -76,7 +79,9 @@ void supervisor_drain(struct supervisor *s)
     s->deadline_ns = s->plan->drain_timeout_ms ? clock_ns() + s->plan->drain_timeout_ms * 1000000ull : 0;
     notify_send(&s->notify, "STOPPING=1");
     atomic_store_explicit(&s->shm->ready, 0, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
-    command_set(s, COMMAND_DRAIN);
+    supervisor_command(s, COMMAND_DRAIN);
+    if (s->upgrade.phase != UPGRADE_NOT)
+        supervisor_end_upgrade(s, "the engine is about to end");
 }
 
 static void on_signal(struct supervisor *s)
@@ -116,6 +121,7 @@ static void on_bell(struct supervisor *s)
     uint64_t rings;
     ssize_t got = read(s->bells[0], &rings, sizeof(rings));
     check(got == (ssize_t)sizeof(rings));
+    supervisor_front_is_back(s);
     if (s->phase == PHASE_SERVING && all_ready(s))
         atomic_store_explicit(&s->shm->ready, 1, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
     if (s->phase == PHASE_STARTING && all_ready(s)) {
@@ -171,8 +177,11 @@ static int milliseconds_left(const struct supervisor *s)
     earliest(&next_ns, s->look_ns);
     earliest(&next_ns, s->notify.alive_ns);
     earliest(&next_ns, supervisor_standby_due_ns(s));
-    for (uint32_t i = 1; i < s->process_count; i++)
+    earliest(&next_ns, s->upgrade.deadline_ns);
+    for (uint32_t i = 1; i < s->process_count; i++) {
         earliest(&next_ns, s->children[i].successor_ns);
+        earliest(&next_ns, supervisor_spare_due_ns(s, &s->children[i]));
+    }
     return next_ns == 0 ? -1 : milliseconds_to(next_ns);
 }
 
@@ -228,11 +237,14 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     s->ledger = start->ledger;
     s->ready_fd = start->ready_fd;
     s->standby_pidfd = -1;
+    s->control = s->upgrade.connection = -1;
     raise_descriptor_limit();
     int ret = load_plan(s, start, err);
     ret = ret ? ret : lifeline_open(&s->lifeline, err);
     ret = ret ? ret : notify_open(&s->notify, err);
+    ret = ret ? ret : supervisor_open_programs(s->programs, s->plan->program_dir, err);
     ret = ret ? ret : supervisor_listen(s, err);
+    ret = ret ? ret : supervisor_take_orders(s, err);
     ret = ret ? ret : supervisor_create_regions(s, start->devices, err);
     ret = ret ? ret : supervisor_create_bells(s, err);
     ret = ret ? ret : create_signals(s, err);
@@ -247,7 +259,8 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     for (uint32_t i = 0; i < s->process_count; i++) {
         enum role role = i < ROLE_STAGE ? (enum role)i : ROLE_STAGE;
         uint32_t index = i < ROLE_STAGE ? 0 : i - ROLE_STAGE;
-        s->children[i] = (struct child){.role = role, .index = index, .pidfd = -1, .birth_socket = -1};
+        s->children[i] =
+            (struct child){.role = role, .index = index, .pidfd = -1, .birth_socket = -1, .spare = {.pidfd = -1}};
         s->shm->processes[i].role = role;
         s->shm->processes[i].index = index;
     }
@@ -262,37 +275,72 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     return ret;
 }
 
+/* What one turn of the loop sleeps on: by process number, but for the last two. */
+struct polls {
+    struct pollfd children[PROCESSES_MAX]; /* [0]: the supervisor's own bell */
+    struct pollfd spares[PROCESSES_MAX];   /* [0]: signals */
+    struct pollfd words[PROCESSES_MAX];    /* of spares that are not prepared yet; [0] is unused */
+    struct pollfd keeper, standby, control;
+};
+
+static void fill_polls(const struct supervisor *s, struct polls *polls)
+{
+    for (uint32_t i = 0; i < PROCESSES_MAX; i++) { /* -1 is passed over */
+        const struct child *child = &s->children[i];
+        bool is_child = i > 0 && i < s->process_count, has_spare = is_child && child->spare.pidfd >= 0;
+        polls->children[i] = (struct pollfd){.fd = is_child ? child->pidfd : -1, .events = POLLIN};
+        polls->spares[i] = (struct pollfd){.fd = has_spare ? child->spare.pidfd : -1, .events = POLLIN};
+        polls->words[i] = (struct pollfd){.fd = has_spare && !child->spare.is_heard ? child->spare.birth_socket : -1,
+                                          .events = POLLIN};
+    }
+    polls->children[0].fd = s->bells[0];
+    /* who would end it has to wait the moment that it takes until every process is of the same programs */
+    polls->spares[0].fd = s->upgrade.phase == UPGRADE_REPLACING ? -1 : s->signals;
+    polls->keeper = keeper_poll(&s->keeper);
+    polls->standby = (struct pollfd){.fd = s->standby_pidfd, .events = POLLIN};
+    bool is_asked = s->upgrade.phase == UPGRADE_ASKED, takes_orders = s->upgrade.phase == UPGRADE_NOT;
+    polls->control = (struct pollfd){.fd = is_asked       ? s->upgrade.connection
+                                           : takes_orders ? s->control
+                                                          : -1,
+                                     .events = POLLIN};
+}
+
 int supervisor_run(struct supervisor *s)
 {
     while (running_count(s) > 0 || (s->phase != PHASE_STOPPING && milliseconds_left(s) >= 0)) {
-        struct pollfd polls[PROCESSES_MAX + 3];
-        const uint32_t keeper = s->process_count + 1, standby = keeper + 1;
-        polls[0] = (struct pollfd){.fd = s->bells[0], .events = POLLIN};
-        polls[1] = (struct pollfd){.fd = s->signals, .events = POLLIN};
-        for (uint32_t i = 1; i < s->process_count; i++)
-            polls[i + 1] = (struct pollfd){.fd = s->children[i].pidfd, .events = POLLIN}; /* -1 is passed over */
-        polls[keeper] = keeper_poll(&s->keeper);
-        polls[standby] = (struct pollfd){.fd = s->standby_pidfd, .events = POLLIN};
-        if (poll(polls, standby + 1, milliseconds_left(s)) < 0) {
+        struct polls polls;
+        fill_polls(s, &polls);
+        if (poll((struct pollfd *)&polls, sizeof(polls) / sizeof(struct pollfd), milliseconds_left(s)) < 0) {
             check(errno == EINTR);
             continue;
         }
         if (s->deadline_ns != 0 && milliseconds_to(s->deadline_ns) == 0)
             on_deadline(s);
-        if (polls[1].revents)
+        if (polls.spares[0].revents)
             on_signal(s);
-        for (uint32_t i = 1; i < s->process_count; i++)
-            if (polls[i + 1].revents)
+        for (uint32_t i = 1; i < s->process_count; i++) {
+            if (polls.spares[i].revents) /* before its child: it is no help to it */
+                supervisor_on_spare_death(s, &s->children[i]);
+            else if (polls.words[i].revents)
+                supervisor_hear_spare(s, &s->children[i]);
+            if (polls.children[i].revents)
                 supervisor_on_death(s, &s->children[i]);
-        if (polls[0].revents)
+        }
+        if (polls.children[0].revents)
             on_bell(s);
-        if (polls[standby].revents)
+        if (polls.standby.revents)
             supervisor_on_standby_death(s);
+        if (polls.control.revents && s->upgrade.phase == UPGRADE_ASKED)
+            supervisor_on_order(s);
+        else if (polls.control.revents && s->upgrade.phase == UPGRADE_NOT)
+            supervisor_on_connection(s);
         notify_alive(&s->notify);
         keeper_turn(&s->keeper);
         fault_point(FAULT_SUPERVISOR_KEEP);
         supervisor_look_who_hangs(s);
         supervisor_begin_successors(s);
+        supervisor_begin_spares(s);
+        supervisor_turn_upgrade(s);
         uint64_t due_ns = supervisor_standby_due_ns(s);
         if (due_ns != 0 && due_ns <= clock_ns())
             supervisor_renew_standby(s);

@@ -35,8 +35,14 @@ struct supervisor_start {
     int ready_fd; /* gets a newline when everything is ready; -1: none */
 };
 
-/* Creates regions, bells and the socket, starts the processes. 0, or -errno with err; nothing is left behind then. */
+/* The programs of the engine are the files that are opened at its start: whatever becomes of their names, every
+ * life of a process is the same build, until `evenflow upgrade` gives it other files (supervisor_upgrade.c).
+ * Creates regions, bells and the socket, starts the processes. 0, or -errno with err; nothing is left behind then. */
 int supervisor_init(struct supervisor **supervisor, const struct supervisor_start *start, struct err *err);
+
+/* Goes on where a supervisor of an older program has left off, in the same process. carried: see
+ * supervisor_upgrade.c. 0, or -errno with err. */
+int supervisor_resume(struct supervisor **supervisor, int carried, struct err *err);
 
 /* Until the end. The exit status: 0 after an orderly stop, 1 after a failure. */
 int supervisor_run(struct supervisor *supervisor);

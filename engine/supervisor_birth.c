@@ -13,90 +13,122 @@
 #include "ipc/birth.h"
 #include "ipc/clock.h"
 #include "ipc/fault.h"
+#include "ipc/log.h"
 #include "ipc/shm.h"
 
 #define BIRTH_FD 3 /* where a child finds its birth socket */
 
-static void add_region(const struct supervisor *s, struct birth *birth, int *fds, enum birth_kind kind, uint32_t id)
+/* A birth that is being written. */
+struct delivery {
+    const struct supervisor *s;
+    struct birth birth;
+    int fds[BIRTH_ITEMS_MAX];
+    bool is_new;      /* of the programs that an upgrade brings */
+    bool is_outsider; /* somebody else has started it */
+};
+
+static const struct region *region_for(const struct delivery *d, uint32_t id)
 {
-    if (s->layout.region_bytes[id] == 0)
+    if (d->is_new && id == REGION_PLAN)
+        return &d->s->upgrade.plan;
+    if (d->is_new && id >= REGION_WEIGHTS && d->s->upgrade.computes_otherwise)
+        return &d->s->upgrade.weights[id - REGION_WEIGHTS];
+    return &d->s->regions[id];
+}
+
+static void add(struct delivery *d, enum birth_kind kind, uint32_t number, int fd)
+{
+    birth_add(&d->birth, d->fds, kind, number, fd);
+}
+
+static void add_region(struct delivery *d, enum birth_kind kind, uint32_t id)
+{
+    if (d->s->layout.region_bytes[id] == 0)
         return;
-    birth_add(birth, fds, kind, id, kind == BIRTH_REGION_WRITE ? s->regions[id].fd : s->regions[id].read_only);
+    const struct region *region = region_for(d, id);
+    add(d, kind, id, kind == BIRTH_REGION_WRITE ? region->fd : region->read_only);
+}
+
+static void add_bell(struct delivery *d, enum role role, uint32_t index)
+{
+    uint32_t number = process_number(role, index);
+    add(d, BIRTH_BELL, number, d->s->bells[number]);
 }
 
 /* A stage's KV and weights. In a device's memory, its predecessor's word says whether the weights are there. */
-static void add_memory(const struct supervisor *s, struct birth *birth, int *fds, uint32_t stage)
+static void add_memory(struct delivery *d, uint32_t stage)
 {
+    const struct supervisor *s = d->s;
     const uint32_t kv = REGION_KV + stage, weights = REGION_WEIGHTS + stage;
     if (s->plan->slices[stage].device != DEVICE_CPU) {
-        birth->weights_loaded = WORD(s, ROLE_STAGE, stage, weights_on_device) != 0;
-        birth_add(birth, fds, BIRTH_DEVICE, kv, s->regions[kv].fd);
-        birth_add(birth, fds, BIRTH_DEVICE, weights, s->regions[weights].fd);
+        d->birth.weights_loaded = WORD(s, ROLE_STAGE, stage, weights_on_device) != 0;
+        add(d, BIRTH_DEVICE, kv, s->regions[kv].fd);
+        add(d, BIRTH_DEVICE, weights, s->regions[weights].fd);
         return;
     }
-    add_region(s, birth, fds, BIRTH_REGION_WRITE, kv);
-    birth->weights_loaded = shm_is_sealed(s->regions[weights].fd);
-    add_region(s, birth, fds, birth->weights_loaded ? BIRTH_REGION_READ : BIRTH_REGION_WRITE, weights);
+    add_region(d, BIRTH_REGION_WRITE, kv);
+    d->birth.weights_loaded = shm_is_sealed(region_for(d, weights)->fd);
+    add_region(d, d->birth.weights_loaded ? BIRTH_REGION_READ : BIRTH_REGION_WRITE, weights);
 }
 
 /* Who sees what: the table in layout.h, as descriptors. */
-static void fill_birth(const struct supervisor *s, const struct child *child, struct birth *birth, int *fds)
+static void fill_birth(struct delivery *d, const struct child *child)
 {
+    const struct supervisor *s = d->s;
     const uint32_t stages = s->plan->stage_count;
-    *birth = (struct birth){.magic = BIRTH_MAGIC, .role = child->role, .index = child->index, .epoch = child->epoch};
-    add_region(s, birth, fds, BIRTH_REGION_READ, REGION_PLAN);
-    add_region(s, birth, fds, BIRTH_REGION_READ, REGION_SUP);
-    birth_add(birth, fds, BIRTH_BELL, process_number(ROLE_SUPERVISOR, 0), s->bells[0]);
-    birth_add(birth, fds, BIRTH_BELL, process_number(child->role, child->index),
-              s->bells[process_number(child->role, child->index)]);
+    add_region(d, BIRTH_REGION_READ, REGION_PLAN);
+    add_region(d, BIRTH_REGION_READ, REGION_SUP);
+    if (d->is_outsider)
+        add(d, BIRTH_LIFELINE, 0, s->lifeline.reader);
+    add_bell(d, ROLE_SUPERVISOR, 0);
+    add_bell(d, child->role, child->index);
     switch (child->role) {
     case ROLE_FRONT:
-        add_region(s, birth, fds, BIRTH_REGION_READ, REGION_VOCAB);
-        add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_FRONT);
-        add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_CONNS);
-        add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_IO);
-        add_region(s, birth, fds, BIRTH_REGION_READ, REGION_SCHED);
+        add_region(d, BIRTH_REGION_READ, REGION_VOCAB);
+        add_region(d, BIRTH_REGION_WRITE, REGION_FRONT);
+        add_region(d, BIRTH_REGION_WRITE, REGION_CONNS);
+        add_region(d, BIRTH_REGION_WRITE, REGION_IO);
+        add_region(d, BIRTH_REGION_READ, REGION_SCHED);
         for (uint32_t i = 0; i < stages; i++) /* counters */
-            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + i);
-        birth_add(birth, fds, BIRTH_BELL, process_number(ROLE_SCHED, 0), s->bells[process_number(ROLE_SCHED, 0)]);
-        birth_add(birth, fds, BIRTH_LISTENER, 0, s->listener);
+            add_region(d, BIRTH_REGION_READ, REGION_STAGE + i);
+        add_bell(d, ROLE_SCHED, 0);
+        add(d, BIRTH_LISTENER, 0, s->listener);
         if (s->listener_tcp >= 0)
-            birth_add(birth, fds, BIRTH_LISTENER, 1, s->listener_tcp);
+            add(d, BIRTH_LISTENER, 1, s->listener_tcp);
         if (s->keys >= 0)
-            birth_add(birth, fds, BIRTH_KEYS, 0, s->keys);
-        birth_add(birth, fds, BIRTH_KEEP, 0, s->front_keep);
+            add(d, BIRTH_KEYS, 0, s->keys);
+        add(d, BIRTH_KEEP, 0, s->front_keep);
         if (s->ledger >= 0)
-            birth_add(birth, fds, BIRTH_LEDGER, 0, s->ledger);
+            add(d, BIRTH_LEDGER, 0, s->ledger);
         if (s->regions[REGION_IO_PAST].fd > 0)
-            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_IO_PAST);
+            add_region(d, BIRTH_REGION_READ, REGION_IO_PAST);
         break;
     case ROLE_SCHED:
-        add_region(s, birth, fds, BIRTH_REGION_READ, REGION_FRONT);
-        add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_SCHED);
+        add_region(d, BIRTH_REGION_READ, REGION_FRONT);
+        add_region(d, BIRTH_REGION_WRITE, REGION_SCHED);
         for (uint32_t i = 0; i < stages; i++) /* times; of the last one also results */
-            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + i);
-        birth_add(birth, fds, BIRTH_BELL, process_number(ROLE_FRONT, 0), s->bells[process_number(ROLE_FRONT, 0)]);
-        birth_add(birth, fds, BIRTH_BELL, process_number(ROLE_STAGE, 0), s->bells[process_number(ROLE_STAGE, 0)]);
+            add_region(d, BIRTH_REGION_READ, REGION_STAGE + i);
+        add_bell(d, ROLE_FRONT, 0);
+        add_bell(d, ROLE_STAGE, 0);
         if (s->record >= 0)
-            birth_add(birth, fds, BIRTH_RECORD, 0, s->record);
+            add(d, BIRTH_RECORD, 0, s->record);
         break;
     case ROLE_STAGE: {
         uint32_t i = child->index;
         bool is_last = i + 1 == stages;
-        add_region(s, birth, fds, BIRTH_REGION_READ, REGION_SCHED);
+        add_region(d, BIRTH_REGION_READ, REGION_SCHED);
         if (is_last) { /* prompts, for penalties and grammars; the bytes of tokens, for grammars */
-            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_FRONT);
-            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_VOCAB);
+            add_region(d, BIRTH_REGION_READ, REGION_FRONT);
+            add_region(d, BIRTH_REGION_READ, REGION_VOCAB);
         }
-        add_region(s, birth, fds, BIRTH_REGION_WRITE, REGION_STAGE + i);
+        add_region(d, BIRTH_REGION_WRITE, REGION_STAGE + i);
         if (i > 0)
-            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + i - 1);
+            add_region(d, BIRTH_REGION_READ, REGION_STAGE + i - 1);
         if (!is_last)
-            add_region(s, birth, fds, BIRTH_REGION_READ, REGION_STAGE + i + 1);
-        add_memory(s, birth, fds, i);
-        uint32_t next = is_last ? process_number(ROLE_SCHED, 0) : process_number(ROLE_STAGE, i + 1);
-        birth_add(birth, fds, BIRTH_BELL, next, s->bells[next]);
-        birth_add(birth, fds, BIRTH_MODEL, 0, s->model);
+            add_region(d, BIRTH_REGION_READ, REGION_STAGE + i + 1);
+        add_memory(d, i);
+        add_bell(d, is_last ? ROLE_SCHED : ROLE_STAGE, is_last ? 0 : i + 1);
+        add(d, BIRTH_MODEL, 0, s->model);
         break;
     }
     default:
@@ -104,14 +136,27 @@ static void fill_birth(const struct supervisor *s, const struct child *child, st
     }
 }
 
-/* In the child, between fork and exec: nothing but system calls. */
-_Noreturn static void exec_child(const struct supervisor *s, const struct child *child, int birth_socket)
+/* One half of a birth. epoch: 0 for a spare. 0, or -errno with err. */
+static int deliver(const struct supervisor *s, const struct child *child, enum birth_part part, uint32_t epoch,
+                   bool is_new, int socket, struct err *err)
 {
-    char program[PATH_MAX_BYTES + 64];
+    struct delivery d = {
+        .s = s,
+        .birth = {.magic = BIRTH_MAGIC, .role = child->role, .index = child->index, .epoch = epoch, .part = part},
+        .is_new = is_new};
+    fill_birth(&d, child);
+    return birth_send(socket, &d.birth, d.fds, err);
+}
+
+/* In the child, between fork and exec: nothing but system calls. */
+_Noreturn static void exec_child(const struct supervisor *s, const struct child *child, int program, int birth_socket)
+{
+    char name[PATH_MAX_BYTES + 64];
     char index[16];
-    snprintf(program, sizeof(program), "%s/evenflow-%s", s->plan->program_dir, role_name(child->role));
+    snprintf(name, sizeof(name), "%s/evenflow-%s", s->plan->program_dir, role_name(child->role));
     snprintf(index, sizeof(index), "%u", child->index);
-    if (!lifeline_hold(&s->lifeline))
+    close(s->lifeline.writer);
+    if (!lifeline_hold(s->lifeline.reader))
         _exit(1);
     sigset_t none;
     sigemptyset(&none);
@@ -123,10 +168,14 @@ _Noreturn static void exec_child(const struct supervisor *s, const struct child 
     if (birth_socket == BIRTH_FD)
         fcntl(BIRTH_FD, F_SETFD, 0);
     else
-        dup2(birth_socket, BIRTH_FD);
-    char *const argv[] = {program, "--birth", "3", "--index", index, NULL};
-    execv(program, argv);
-    dprintf(STDERR_FILENO, "evenflow-supervisor: cannot start %s: %s; is the installation complete?\n", program,
+        dup2(birth_socket, BIRTH_FD); /* `program` is another one: descriptors of programs are above it */
+    char *const argv[] = {name, "--birth", "3", "--index", index, NULL};
+    char start[2];
+    bool is_script = pread(program, start, sizeof(start), 0) == sizeof(start) && start[0] == '#' && start[1] == '!';
+    if (is_script)
+        fcntl(program, F_SETFD, 0); /* its interpreter opens it again */
+    syscall(SYS_execveat, program, "", argv, environ, AT_EMPTY_PATH);
+    dprintf(STDERR_FILENO, "evenflow-supervisor: cannot start %s: %s; is the installation complete?\n", name,
             strerror(errno));
     _exit(127);
 }
@@ -183,31 +232,59 @@ static int begin_life(struct supervisor *s, struct child *child, struct err *err
     return supervisor_write_head(s, region, child->epoch, err);
 }
 
-int supervisor_start_child(struct supervisor *s, struct child *child, struct err *err)
+int supervisor_show_all(struct supervisor *s, const struct child *child, int birth_socket, struct err *err)
+{
+    struct delivery d = {
+        .s = s,
+        .birth = {.magic = BIRTH_MAGIC, .role = child->role, .index = child->index, .part = BIRTH_TO_SEE},
+        .is_outsider = true};
+    fill_birth(&d, child);
+    return birth_send(birth_socket, &d.birth, d.fds, err);
+}
+
+int supervisor_start_program(struct supervisor *s, const struct child *child, uint32_t epoch, struct born *born,
+                             struct err *err)
 {
     int sockets[2];
-    if (begin_life(s, child, err) != 0)
-        return -EIO;
+    bool is_new = epoch == 0 && supervisor_is_preparing(s);
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) != 0)
         return err_set(err, -errno, "%s: cannot create its birth socket: %s", role_name(child->role), strerror(errno));
-    child->birth_socket = sockets[0];
     fault_point(FAULT_SUPERVISOR_FORK);
-    child->pid = fork();
-    if (child->pid == 0)
-        exec_child(s, child, sockets[1]);
+    born->pid = fork();
+    if (born->pid == 0)
+        exec_child(s, child, is_new ? s->upgrade.programs[child->role] : s->programs[child->role], sockets[1]);
     fault_point(FAULT_SUPERVISOR_FORK);
     close(sockets[1]);
-    if (child->pid < 0)
-        return err_set(err, -errno, "%s: cannot fork: %s", role_name(child->role), strerror(errno));
-    child->pidfd = (int)syscall(SYS_pidfd_open, child->pid, 0);
-    if (child->pidfd < 0) {
-        int error = errno;
-        kill(child->pid, SIGKILL);
-        waitpid(child->pid, NULL, 0);
-        return err_set(err, -error, "%s: cannot watch process %d: %s; Linux 5.3 or later is needed",
-                       role_name(child->role), (int)child->pid, strerror(error));
+    born->birth_socket = sockets[0];
+    int ret = born->pid < 0 ? err_set(err, -errno, "%s: cannot fork: %s", role_name(child->role), strerror(errno)) : 0;
+    born->pidfd = ret == 0 ? (int)syscall(SYS_pidfd_open, born->pid, 0) : -1;
+    if (ret == 0 && born->pidfd < 0) {
+        ret = err_set(err, -errno, "%s: cannot watch process %d: %s; Linux 5.3 or later is needed",
+                      role_name(child->role), (int)born->pid, strerror(errno));
+        kill(born->pid, SIGKILL);
+        waitpid(born->pid, NULL, 0);
     }
-    fcntl(child->pidfd, F_SETFD, FD_CLOEXEC);
+    if (ret != 0) {
+        close(sockets[0]);
+        return ret;
+    }
+    fcntl(born->pidfd, F_SETFD, FD_CLOEXEC);
+    if (deliver(s, child, BIRTH_TO_SEE, epoch, is_new, born->birth_socket, err) != 0)
+        log_warn("%s", err->text); /* it has died already, which is the next thing that is noticed */
+    return 0;
+}
+
+int supervisor_start_child(struct supervisor *s, struct child *child, struct err *err)
+{
+    struct born born;
+    if (begin_life(s, child, err) != 0)
+        return -EIO;
+    if (!supervisor_use_spare(s, child, &born) && supervisor_start_program(s, child, child->epoch, &born, err) != 0)
+        return -EIO;
+    child->is_new = s->upgrade.phase == UPGRADE_REPLACING;
+    child->pid = born.pid;
+    child->pidfd = born.pidfd;
+    child->birth_socket = born.birth_socket;
     /* relaxed: shown to people, decides nothing */
     atomic_store_explicit(&s->shm->processes[process_number(child->role, child->index)].pid, (uint32_t)child->pid,
                           memory_order_relaxed);
@@ -228,14 +305,11 @@ int supervisor_deliver_births(struct supervisor *s, struct err *err)
     int ret = 0;
     for (uint32_t i = 1; i < s->process_count; i++) {
         struct child *child = &s->children[i];
-        struct birth birth;
-        int fds[BIRTH_ITEMS_MAX];
         if (child->birth_socket < 0)
             continue;
-        fill_birth(s, child, &birth, fds);
         fault_point(FAULT_SUPERVISOR_BIRTH);
         struct err later;
-        if (birth_send(child->birth_socket, &birth, fds, ret == 0 ? err : &later) != 0)
+        if (deliver(s, child, BIRTH_TO_DO, child->epoch, false, child->birth_socket, ret == 0 ? err : &later) != 0)
             ret = -EPIPE;
         fault_point(FAULT_SUPERVISOR_BIRTH);
         supervisor_close_birth(s, child);

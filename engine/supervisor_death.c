@@ -166,7 +166,8 @@ void supervisor_on_death(struct supervisor *s, struct child *child)
     char end[128];
     describe_end(&info, end, sizeof(end));
     bool is_soon = s->takeover_ns != 0 && clock_ns() - s->takeover_ns < TOGETHER_NS;
-    bool is_together = (is_soon || child->died_with_supervisor) && !child->is_unborn;
+    bool is_ours = child->is_replaced && (child->role != ROLE_FRONT || s->is_keeping);
+    bool is_together = (is_soon || child->died_with_supervisor) && !child->is_unborn && !is_ours;
     child->is_unborn = child->died_with_supervisor = false;
     bool is_known = info.si_code != 0; /* not always, of a process that a supervisor before this one has started */
     bool is_orderly = s->phase == PHASE_STOPPING && (!is_known || (info.si_code == CLD_EXITED && info.si_status == 0));
@@ -180,6 +181,15 @@ void supervisor_on_death(struct supervisor *s, struct child *child)
                   child->index, (int)child->pid, end);
         supervisor_stop(s, 1);
         supervisor_kill_all(s);
+        return;
+    }
+    if (child->is_replaced && s->phase != PHASE_STOPPING) {
+        log_info("%s %u (process %d) makes room for its successor", role_name(child->role), child->index,
+                 (int)child->pid);
+        atomic_store_explicit(&s->shm->ready, 0, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
+        child->is_replaced = false;
+        child->progress = progress_of(s, child);
+        child->successor_ns = clock_ns();
         return;
     }
     bool can_go_on = (s->phase == PHASE_SERVING || s->phase == PHASE_DRAINING);

@@ -5,10 +5,12 @@
  *   supervisor.c           the loop: what happens and what follows; phases, signals, start and end
  *   supervisor_memory.c    regions and bells, made once
  *   supervisor_socket.c    the engine's socket, and who may have it
- *   supervisor_birth.c     who is born with what; a program started, its birth message
+ *   supervisor_birth.c     who is born with what; a program started, its birth messages
+ *   supervisor_spare.c     processes that wait to be the next life of another
  *   supervisor_watch.c     what a process has to do, and whether it hangs
  *   supervisor_death.c     who died of what; whether there is another life, and when
  *   supervisor_standby.c   the next supervisor, should this one die
+ *   supervisor_upgrade.c   other programs in place of those that run
  */
 #ifndef EVENFLOW_SUPERVISOR_INSIDE_H
 #define EVENFLOW_SUPERVISOR_INSIDE_H
@@ -16,7 +18,7 @@
 #include <sys/types.h>
 
 #include "engine/keeper.h"
-#include "engine/lifeline.h"
+#include "ipc/lifeline.h"
 #include "engine/notify.h"
 #include "engine/supervisor.h"
 #include "engine/watch.h"
@@ -28,6 +30,19 @@ enum phase { PHASE_STARTING, PHASE_SERVING, PHASE_DRAINING, PHASE_STOPPING };
 struct region {
     int fd;        /* writable */
     int read_only; /* a second descriptor that is not; -1 for memory of a device */
+};
+
+/* A process that sees what its forerunner saw, can change nothing, and waits for the second half of its birth. */
+struct spare {
+    pid_t pid;
+    int pidfd;        /* -1: there is none */
+    int birth_socket; /* it says there that it is prepared, and is told there that its life begins */
+    bool is_heard;    /* it has said so, or will say nothing more */
+    bool is_prepared;
+    bool is_new; /* of the programs that an upgrade brings */
+    uint64_t born_ns;
+    uint32_t died_young; /* in a row */
+    uint64_t next_ns;    /* not before this moment is there another one */
 };
 
 struct child {
@@ -45,6 +60,33 @@ struct child {
     enum watch_verdict hung;   /* it was ended for it */
     bool is_unborn;            /* as a standby knows it: perhaps the message never came */
     bool died_with_supervisor; /* it was dead when this supervisor took over */
+    struct spare spare;
+    bool is_new;      /* an upgrade has replaced it */
+    bool is_replaced; /* an upgrade ends it: that is no death that says anything */
+};
+
+/*   NOT --connection--> ASKED --order--> PREPARING --> (FINISHING) --> REPLACING --> LAST --exec--> NOT
+ *    ^                    |                  |              |                         |
+ *    +----- no order -----+-- a spare dies --+--------------+--- the exec has failed -+
+ */
+enum upgrade_phase {
+    UPGRADE_NOT,
+    UPGRADE_ASKED,     /* somebody is connected, whose order has not come */
+    UPGRADE_PREPARING, /* every process gets a spare of the new programs; nothing has changed yet */
+    UPGRADE_FINISHING, /* they compute other bits: what has begun is finished first, nothing else begins */
+    UPGRADE_REPLACING, /* one process after another is ended and followed by that spare */
+    UPGRADE_LAST,      /* this process executes the new supervisor: seen by a standby alone, when that has failed */
+};
+
+struct upgrade {
+    enum upgrade_phase phase;
+    int connection;                    /* of who has asked; -1: nobody has */
+    int programs[ROLE_COUNT];          /* PREPARING: the new ones; later the old ones */
+    struct region plan;                /* likewise */
+    bool computes_otherwise;           /* the new programs: they pack weights of their own */
+    struct region weights[STAGES_MAX]; /* likewise; there only where they compute otherwise */
+    uint32_t at;                       /* REPLACING: how many are done */
+    uint64_t deadline_ns;              /* ASKED, PREPARING */
 };
 
 struct supervisor {
@@ -57,6 +99,9 @@ struct supervisor {
     struct lifeline lifeline;
     struct child children[PROCESSES_MAX]; /* by process number; [0] is unused */
     uint32_t process_count;
+    int programs[ROLE_COUNT]; /* files to execute */
+    int control;              /* listens for orders */
+    struct upgrade upgrade;
     int model;
     int record;       /* -1: nothing is recorded */
     int listener_tcp; /* -1: none */
@@ -79,6 +124,8 @@ struct supervisor {
     pid_t standby;
     int standby_pidfd;        /* -1: there is none */
     bool is_standby_outdated; /* there were births since */
+    bool
+        is_keeping; /* this process, or the standby that was forked last, has client connections while there is no front */
     uint64_t standby_born_ns;
     uint64_t takeover_ns; /* when this process took over; 0: it is the first supervisor */
 };
@@ -87,6 +134,8 @@ struct supervisor {
 
 int supervisor_create_regions(struct supervisor *s, int devices, struct err *err);
 int supervisor_create_bells(struct supervisor *s, struct err *err);
+/* Maps what the supervisor itself looks at. */
+int supervisor_map(struct supervisor *s, struct err *err);
 int supervisor_create_region(struct supervisor *s, uint32_t id, const char *name, struct err *err);
 int supervisor_write_head(struct supervisor *s, uint32_t id, uint32_t epoch, struct err *err);
 
@@ -95,16 +144,63 @@ int supervisor_write_head(struct supervisor *s, uint32_t id, uint32_t epoch, str
 /* Listens on the socket of the plan, which no other engine may have, or takes it over from the service manager that listens
  * there already (LISTEN_FDS, sd_listen_fds(3)). 0, or -errno with err. */
 int supervisor_listen(struct supervisor *s, struct err *err);
+/* Listens beside it for orders to the engine itself (ipc/control.h). */
+int supervisor_take_orders(struct supervisor *s, struct err *err);
 void supervisor_remove_socket(const struct supervisor *s);
 
 /* ---- supervisor_birth.c ---- */
 
-/* The next life of a process, as far as a new program that waits for its birth message. 0, or -errno with err. */
+/* A program that has the first half of its birth: of the next life, or (epoch 0) of a spare. 0, or -errno with err. */
+struct born {
+    pid_t pid;
+    int pidfd, birth_socket;
+};
+/* The first half of the birth of a spare that somebody else has started. 0, or -errno with err. */
+int supervisor_show_all(struct supervisor *s, const struct child *child, int birth_socket, struct err *err);
+int supervisor_start_program(struct supervisor *s, const struct child *child, uint32_t epoch, struct born *born,
+                             struct err *err);
+/* The next life of a process, as far as a spare or a new program that waits for the second half of its birth. 0, or -errno
+ * with err. */
 int supervisor_start_child(struct supervisor *s, struct child *child, struct err *err);
 /* What was started may begin: whoever would take over knows of it by now. */
 int supervisor_deliver_births(struct supervisor *s, struct err *err);
 /* It will get no message, or has got it. */
 void supervisor_close_birth(struct supervisor *s, struct child *child);
+
+/* ---- supervisor_spare.c ---- */
+
+/* Starts spares where they are wanted and missing. */
+void supervisor_begin_spares(struct supervisor *s);
+/* When it has to be looked for that; 0: no need. */
+uint64_t supervisor_spare_due_ns(const struct supervisor *s, const struct child *child);
+/* The spare becomes the next life of its child. False: there is none that could. */
+bool supervisor_use_spare(struct supervisor *s, struct child *child, struct born *born);
+/* It has said something. */
+void supervisor_hear_spare(struct supervisor *s, struct child *child);
+void supervisor_on_spare_death(struct supervisor *s, struct child *child);
+/* Ends those that are stopped: they could not take over. */
+void supervisor_look_at_spares(struct supervisor *s);
+void supervisor_end_spares(struct supervisor *s);
+/* A process that somebody else has started becomes a spare, if one is missing there; its connection is its birth socket. 0, or
+ * -errno with err. */
+int supervisor_adopt_spare(struct supervisor *s, uint32_t role, uint32_t index, int connection, struct err *err);
+
+/* ---- supervisor_upgrade.c ---- */
+
+/* The programs in a directory. 0, or -errno with err. */
+int supervisor_open_programs(int *programs, const char *directory, struct err *err);
+/* Somebody connects; an order comes, or the connection's end. */
+void supervisor_on_connection(struct supervisor *s);
+void supervisor_on_order(struct supervisor *s);
+/* Spares that are started now are of the new programs; lives are of the old ones. */
+static inline bool supervisor_is_preparing(const struct supervisor *s)
+{
+    return s->upgrade.phase == UPGRADE_PREPARING || s->upgrade.phase == UPGRADE_FINISHING;
+}
+/* Whatever can be done now. */
+void supervisor_turn_upgrade(struct supervisor *s);
+/* Nothing comes of it, for this reason; what has been replaced stays so. */
+void supervisor_end_upgrade(struct supervisor *s, const char *reason);
 
 /* ---- supervisor_watch.c ---- */
 
@@ -129,6 +225,8 @@ void supervisor_begin_successors(struct supervisor *s);
 
 /* Returns in this process, and later perhaps in the standby, which is the supervisor then. */
 void supervisor_renew_standby(struct supervisor *s);
+/* If the standby has client connections that it needs no longer, there will be another one. */
+void supervisor_front_is_back(struct supervisor *s);
 /* When another standby is to be forked; 0: no need. */
 uint64_t supervisor_standby_due_ns(const struct supervisor *s);
 void supervisor_on_standby_death(struct supervisor *s);
@@ -140,5 +238,7 @@ void supervisor_drain(struct supervisor *s);
 /* An exit status that is not 0 stays. */
 void supervisor_stop(struct supervisor *s, int exit_status);
 void supervisor_kill_all(struct supervisor *s);
+/* For all processes. */
+void supervisor_command(struct supervisor *s, enum command command);
 
 #endif

@@ -91,8 +91,15 @@ int supervisor_create_regions(struct supervisor *s, int devices, struct err *err
             ret = ret ? ret : supervisor_create_region(s, REGION_KV + stage, "evenflow-kv", err);
             ret = ret ? ret : supervisor_create_region(s, REGION_WEIGHTS + stage, "evenflow-weights", err);
         }
-        ret = ret ? ret : watch_process(s, ROLE_STAGE, stage, REGION_STAGE + stage, s->layout.stage_process, err);
     }
+    return ret ? ret : supervisor_map(s, err);
+}
+
+int supervisor_map(struct supervisor *s, struct err *err)
+{
+    int ret = 0;
+    for (uint32_t stage = 0; stage < s->plan->stage_count && ret == 0; stage++)
+        ret = watch_process(s, ROLE_STAGE, stage, REGION_STAGE + stage, s->layout.stage_process, err);
     ret = ret ? ret : watch_process(s, ROLE_FRONT, 0, REGION_FRONT, s->layout.front_process, err);
     ret = ret ? ret : watch_process(s, ROLE_SCHED, 0, REGION_SCHED, s->layout.sched_process, err);
     if (ret != 0)

@@ -11,6 +11,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "ipc/control.h"
+#include "ipc/log.h"
+
 #define LISTEN_BACKLOG 1024
 #define GIVEN_FD       3 /* the first that sd_listen_fds(3) speaks of */
 
@@ -55,9 +58,11 @@ static int take_socket_lock(struct supervisor *s, struct err *err)
 void supervisor_remove_socket(const struct supervisor *s)
 {
     char lock_path[PATH_MAX_BYTES + 8];
-    snprintf(lock_path, sizeof(lock_path), "%s.lock", s->plan->socket_path);
     if (!s->is_listener_given)
         unlink(s->plan->socket_path);
+    if (control_path(lock_path, sizeof(lock_path), s->plan->socket_path, NULL) == 0)
+        unlink(lock_path);
+    snprintf(lock_path, sizeof(lock_path), "%s.lock", s->plan->socket_path);
     unlink(lock_path);
 }
 
@@ -130,4 +135,15 @@ int supervisor_listen(struct supervisor *s, struct err *err)
     if (!is_bound)
         return err_set(err, -error, "socket %s: cannot listen there: %s", path, strerror(error));
     return 0;
+}
+
+int supervisor_take_orders(struct supervisor *s, struct err *err)
+{
+    char path[PATH_MAX_BYTES];
+    if (control_path(path, sizeof(path), s->plan->socket_path, err) != 0) {
+        log_warn("%s", err->text);
+        return 0;
+    }
+    s->control = control_listen(path, err);
+    return s->control < 0 ? s->control : 0;
 }

@@ -71,11 +71,26 @@ static void take_over(struct supervisor *s)
     else if (command == COMMAND_STOP)
         supervisor_stop(s, 1);
     /* acquire: pairs with the release in arena_set_state() */
-    if (atomic_load_explicit(&front->state, memory_order_acquire) == PROCESS_STARTING) {
+    bool is_front_starting = atomic_load_explicit(&front->state, memory_order_acquire) == PROCESS_STARTING;
+    struct child *child = &s->children[process_number(ROLE_FRONT, 0)];
+    if (is_front_starting && s->is_keeping) { /* it may have been given some of its connections: another one gets all */
+        child->is_replaced = true;
+        if (child->pidfd >= 0)
+            syscall(SYS_pidfd_send_signal, child->pidfd, SIGKILL, NULL, 0);
+    } else if (is_front_starting) {
         log_error("front was about to start again: its connections went with the supervisor; ending the engine");
         supervisor_stop(s, 1);
         supervisor_kill_all(s);
+    } else if (!child->is_replaced && child->pidfd >= 0) {
+        keeper_forget(&s->keeper); /* it hands over all of them again */
     }
+    bool knows_of_upgrade = supervisor_is_preparing(s) || s->upgrade.phase == UPGRADE_REPLACING;
+    if (command == COMMAND_FINISH && !knows_of_upgrade)
+        supervisor_command(s, COMMAND_RUN);
+    if (s->upgrade.phase == UPGRADE_LAST)
+        supervisor_end_upgrade(
+            s, "the new supervisor has not come up, and a standby of the old one has taken over; every other "
+               "process is of the new programs");
     fault_point(FAULT_SUPERVISOR_TAKEOVER);
     s->shm->head.epoch++; /* front hands over every connection again */
     bell_ring_always(&(struct bell_pull){.fd = s->bells[process_number(ROLE_FRONT, 0)]});
@@ -91,7 +106,8 @@ static void stand_by(struct supervisor *s, int supervisor_pidfd)
         if (s->children[i].is_unborn)
             supervisor_close_birth(s, &s->children[i]);
     }
-    keeper_forget(&s->keeper);
+    if (!s->is_keeping)
+        keeper_forget(&s->keeper);
     if (s->standby_pidfd >= 0)
         close(s->standby_pidfd);
     s->standby_pidfd = -1;
@@ -105,8 +121,25 @@ static void stand_by(struct supervisor *s, int supervisor_pidfd)
     take_over(s);
 }
 
+/* Client connections are front's and ours; while front is ended or begins, a standby has to have them, too. */
+static bool is_front_away(const struct supervisor *s)
+{
+    const uint32_t number = process_number(ROLE_FRONT, 0);
+    const struct child *front = &s->children[number];
+    /* acquire: pairs with the release in arena_set_state() */
+    return front->pidfd < 0 || front->is_replaced || front->birth_socket >= 0 ||
+           atomic_load_explicit(&s->processes[number]->state, memory_order_acquire) == PROCESS_STARTING;
+}
+
+void supervisor_front_is_back(struct supervisor *s)
+{
+    if (s->is_keeping && !is_front_away(s))
+        s->is_standby_outdated = true;
+}
+
 void supervisor_renew_standby(struct supervisor *s)
 {
+    s->is_keeping = is_front_away(s);
     int own = (int)syscall(SYS_pidfd_open, getpid(), 0);
     pid_t standby = own >= 0 ? fork() : -1;
     if (standby == 0) {

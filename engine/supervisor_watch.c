@@ -91,6 +91,7 @@ void supervisor_look_who_hangs(struct supervisor *s)
     if (s->look_ns == 0 || clock_ns() < s->look_ns)
         return;
     s->look_ns = clock_ns() + WATCH_TICK_NS;
+    supervisor_look_at_spares(s);
     for (uint32_t i = 1; i < s->process_count; i++) {
         struct child *child = &s->children[i];
         if (child->pidfd < 0 || child->hung != WATCH_FINE)

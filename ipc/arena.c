@@ -5,11 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "ipc/birth.h"
 #include "ipc/fault.h"
+#include "ipc/lifeline.h"
 #include "ipc/shm.h"
+#include "ipc/version.h"
 #include "ipc/words.h"
 
 static const char *region_name(uint32_t id)
@@ -35,6 +39,11 @@ static int map_plan(struct arena *arena, const struct birth *birth, const int *f
             return -EPROTO;
         arena->plan = (const struct plan *)(const void *)arena->regions[REGION_PLAN];
         int ret = plan_validate(arena->plan, err);
+        /* who has started it may have taken another build */
+        if (ret == 0 && arena->plan->fingerprint[0] != '\0' &&
+            strstr(arena->plan->fingerprint, version_numerics) == NULL)
+            ret = err_set(err, -EPROTO, "this program computes other bits (%s) than the engine, %s; evenflow upgrade",
+                          version_numerics, arena->plan->fingerprint);
         if (ret == 0)
             layout_compute(&arena->layout, arena->plan);
         return ret;
@@ -42,24 +51,32 @@ static int map_plan(struct arena *arena, const struct birth *birth, const int *f
     return err_set(err, -EPROTO, "birth message: holds no plan; mixed builds?");
 }
 
-static int map_region(struct arena *arena, uint32_t id, int fd, bool is_writable, bool must_load, struct err *err)
+/* What a process writes is there before it serves, but for connection buffers, which are taken as connections
+ * come: all of them at once would be memory for clients that nobody has. A successor finds the pages that a
+ * forerunner has filled, and mapping them all at once would take longer than those that it needs first; only
+ * region io is new in every life. What others write is faulted in as they fill it; a spare has time to map all of
+ * its weights. */
+static int access_to(const struct arena *arena, uint32_t id, bool is_writable)
+{
+    if (!is_writable)
+        return arena->is_spare && id >= REGION_WEIGHTS ? SHM_READ | SHM_POPULATE : SHM_READ;
+    bool is_filled = arena->epoch > 1 && id != REGION_IO;
+    return SHM_WRITE | (id == REGION_CONNS || is_filled ? 0 : SHM_POPULATE);
+}
+
+static int map_region(struct arena *arena, uint32_t id, int fd, bool is_writable, struct err *err)
 {
     if (id >= REGION_COUNT || arena->layout.region_bytes[id] == 0)
         return err_set(err, -EPROTO, "birth message: region %u is not in the plan; mixed builds?", id);
     size_t bytes = arena->layout.region_bytes[id];
-    /* What a process writes is there before it serves; what others write is faulted in as they fill it. Connection buffers
-     * are taken as connections come: all of them at once would be memory for clients that nobody has. For a successor the
-     * memory is there; to map every page of it before the first step would take longer than all the rest of its start. */
-    bool must_take = (arena->epoch == 1 || id == REGION_IO) && id != REGION_CONNS;
-    int access = is_writable ? SHM_WRITE | (must_take ? SHM_POPULATE : 0) : SHM_READ;
-    arena->regions[id] = shm_map(fd, bytes, access, region_name(id), err);
+    arena->regions[id] = shm_map(fd, bytes, access_to(arena, id, is_writable), region_name(id), err);
     if (arena->regions[id] == NULL)
         return -EPROTO;
     const struct region_head *head = (const struct region_head *)(const void *)arena->regions[id];
     if (region_has_head(id) &&
         (head->magic != REGION_MAGIC || head->layout_hash != LAYOUT_HASH || head->bytes != bytes || head->id != id))
         return err_set(err, -EPROTO, "region %s: its head is not this build's; mixed builds?", region_name(id));
-    if (must_load)
+    if (id >= REGION_WEIGHTS && is_writable) /* to be loaded, then sealed */
         arena->weights = fd;
     else
         close(fd);
@@ -79,7 +96,70 @@ static int take_device(struct arena *arena, uint32_t id, int fd, bool is_loaded,
     return 0;
 }
 
-static const struct arena nothing = {.listener = -1,
+static int take_item(struct arena *arena, const struct birth *birth, uint32_t index, int fd, struct err *err)
+{
+    const struct birth_item *item = &birth->items[index];
+    switch (item->kind) {
+    case BIRTH_REGION_READ:
+    case BIRTH_REGION_WRITE:
+        if (item->number != REGION_PLAN)
+            return map_region(arena, item->number, fd, item->kind == BIRTH_REGION_WRITE, err);
+        close(fd);
+        return 0;
+    case BIRTH_BELL:
+        check(item->number < PROCESSES_MAX);
+        arena->bells[item->number] = fd;
+        return 0;
+    case BIRTH_LISTENER:
+        *(item->number == 0 ? &arena->listener : &arena->listener_tcp) = fd;
+        return 0;
+    case BIRTH_KEYS:
+        arena->keys = fd;
+        return 0;
+    case BIRTH_MODEL:
+        arena->model = fd;
+        return 0;
+    case BIRTH_RECORD:
+        arena->record = fd;
+        return 0;
+    case BIRTH_KEEP:
+        arena->keep = fd;
+        return 0;
+    case BIRTH_LEDGER:
+        arena->ledger = fd;
+        return 0;
+    case BIRTH_LIFELINE:
+        if (!lifeline_hold(fd))
+            return err_set(err, -EPIPE, "the supervisor has gone");
+        close(fd);
+        return 0;
+    case BIRTH_DEVICE:
+        return take_device(arena, item->number, fd, birth->weights_loaded, err);
+    default:
+        return err_set(err, -EPROTO, "birth message: item of kind %u; mixed builds?", item->kind);
+    }
+}
+
+static int take_items(struct arena *arena, const struct birth *birth, const int *fds, struct err *err)
+{
+    int ret = 0;
+    for (uint32_t i = 0; i < birth->item_count && ret == 0; i++) {
+        fault_point(FAULT_ARENA_MAP);
+        ret = take_item(arena, birth, i, fds[i], err);
+    }
+    return ret;
+}
+
+static int receive_part(int socket, enum birth_part part, struct birth *birth, int *fds, struct err *err)
+{
+    int ret = birth_receive(socket, birth, fds, err);
+    if (ret == 0 && birth->part != (uint32_t)part)
+        return err_set(err, -EPROTO, "birth message: part %u in place of part %u; mixed builds?", birth->part, part);
+    return ret;
+}
+
+static const struct arena nothing = {.birth_socket = -1,
+                                     .listener = -1,
                                      .listener_tcp = -1,
                                      .keys = -1,
                                      .model = -1,
@@ -93,60 +173,41 @@ static const struct arena nothing = {.listener = -1,
 int arena_inherit(struct arena *arena, int birth_socket, struct err *err)
 {
     *arena = nothing;
+    arena->birth_socket = birth_socket;
     for (uint32_t i = 0; i < PROCESSES_MAX; i++)
         arena->bells[i] = -1;
     struct birth birth;
     int fds[BIRTH_ITEMS_MAX];
-    int ret = birth_receive(birth_socket, &birth, fds, err);
+    int ret = receive_part(birth_socket, BIRTH_TO_SEE, &birth, fds, err);
     if (ret < 0)
         return ret;
-    close(birth_socket);
     arena->role = (enum role)birth.role;
     arena->index = birth.index;
-    arena->epoch = birth.epoch;
-    fault_begin(process_number(arena->role, arena->index));
+    arena->is_spare = birth.epoch == 0;
+    char name[16]; /* programs are executed by descriptor, which would be what they are called */
+    snprintf(name, sizeof(name), "evenflow-%s", role_name(arena->role));
+    prctl(PR_SET_NAME, name);
+    if (!arena->is_spare)
+        fault_begin(process_number(arena->role, arena->index));
     ret = map_plan(arena, &birth, fds, err);
-    for (uint32_t i = 0; i < birth.item_count && ret == 0; i++) {
-        const struct birth_item *item = &birth.items[i];
-        fault_point(FAULT_ARENA_MAP);
-        switch (item->kind) {
-        case BIRTH_REGION_READ:
-        case BIRTH_REGION_WRITE:
-            if (item->number == REGION_PLAN)
-                close(fds[i]);
-            else
-                ret = map_region(arena, item->number, fds[i], item->kind == BIRTH_REGION_WRITE,
-                                 item->number >= REGION_WEIGHTS && !birth.weights_loaded, err);
-            break;
-        case BIRTH_BELL:
-            check(item->number < PROCESSES_MAX);
-            arena->bells[item->number] = fds[i];
-            break;
-        case BIRTH_LISTENER:
-            *(item->number == 0 ? &arena->listener : &arena->listener_tcp) = fds[i];
-            break;
-        case BIRTH_KEYS:
-            arena->keys = fds[i];
-            break;
-        case BIRTH_MODEL:
-            arena->model = fds[i];
-            break;
-        case BIRTH_RECORD:
-            arena->record = fds[i];
-            break;
-        case BIRTH_KEEP:
-            arena->keep = fds[i];
-            break;
-        case BIRTH_LEDGER:
-            arena->ledger = fds[i];
-            break;
-        case BIRTH_DEVICE:
-            ret = take_device(arena, item->number, fds[i], birth.weights_loaded, err);
-            break;
-        default:
-            ret = err_set(err, -EPROTO, "birth message: item of kind %u; mixed builds?", item->kind);
-        }
-    }
+    return ret ? ret : take_items(arena, &birth, fds, err);
+}
+
+int arena_take_over(struct arena *arena, struct err *err)
+{
+    struct birth birth;
+    int fds[BIRTH_ITEMS_MAX];
+    if (arena->is_spare && send(arena->birth_socket, "", 1, MSG_NOSIGNAL) != 1)
+        return err_set(err, -EPIPE, "birth message: the supervisor has gone, or has no use for this process any more");
+    int ret = receive_part(arena->birth_socket, BIRTH_TO_DO, &birth, fds, err);
+    if (ret < 0)
+        return ret;
+    close(arena->birth_socket);
+    arena->birth_socket = -1;
+    arena->epoch = birth.epoch;
+    if (arena->is_spare)
+        fault_begin(process_number(arena->role, arena->index));
+    ret = take_items(arena, &birth, fds, err);
     if (ret == 0)
         words_open(&arena_process(arena, arena->role, arena->index)->words, arena->epoch);
     return ret;
@@ -218,7 +279,7 @@ struct bell_pull arena_pull(const struct arena *arena, enum role role, uint32_t 
 
 enum command arena_command(const struct arena *arena)
 {
-    /* acquire: pairs with the release in the supervisor's command_set() */
+    /* acquire: pairs with the release in supervisor_command() */
     return (enum command)atomic_load_explicit(&arena_sup(arena)->command, memory_order_acquire);
 }
 
@@ -238,6 +299,12 @@ uint32_t arena_process_restarts(const struct arena *arena, uint32_t number)
 {
     check(number < PROCESSES_MAX);
     return atomic_load_explicit(&arena_sup(arena)->processes[number].restarts, memory_order_relaxed);
+}
+
+uint32_t arena_process_spare(const struct arena *arena, uint32_t number)
+{
+    check(number < PROCESSES_MAX);
+    return atomic_load_explicit(&arena_sup(arena)->processes[number].spare, memory_order_relaxed);
 }
 
 uint64_t arena_suspect(const struct arena *arena, uint32_t stage, uint64_t *step)

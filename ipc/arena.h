@@ -2,11 +2,12 @@
  *
  * Used by: every process; tests and the simulator, which take plain memory instead (arena_in_memory).
  * Owns: the mappings, for the life of the process.
- * Blocks: arena_inherit() at start, until its birth message is there.
+ * Blocks: arena_inherit() and arena_take_over(), until their birth messages are there.
  *
- * A process is born with one connected socket (descriptor number in its argument). Over it the supervisor sends what
- * the process may see: read-only descriptors for what others write, a writable one for its own regions, doorbells, and
- * by role the listening socket or the model file. The process maps the regions and closes their descriptors.
+ * A process is born with one connected socket (descriptor number in its argument). Over it the supervisor sends first what
+ * the process may see: read-only descriptors for what others write, by role the model file; then what it does its work with: a
+ * writable descriptor for its own regions, doorbells, the listening socket. The process maps the regions and closes their
+ * descriptors. A spare gets the second message when it is to take over from a process that has died, or never.
  */
 #ifndef EVENFLOW_ARENA_H
 #define EVENFLOW_ARENA_H
@@ -25,7 +26,9 @@ struct arena {
     uint8_t *regions[REGION_COUNT]; /* NULL: not this process's business */
     enum role role;
     uint32_t index;           /* of the stage; 0 for the others */
-    uint32_t epoch;           /* 1 in the first life */
+    uint32_t epoch;           /* 1 in the first life; 0: its life has not begun */
+    bool is_spare;            /* it prepares, and waits for its turn */
+    int birth_socket;         /* until its life has begun */
     int bells[PROCESSES_MAX]; /* eventfds by process number; -1: not needed */
     int listener;             /* front: the listening socket; else -1 */
     int listener_tcp;         /* front: another, if there is one; else -1 */
@@ -46,8 +49,10 @@ static inline uint32_t process_number(enum role role, uint32_t index)
     return role == ROLE_STAGE ? ROLE_STAGE + index : (uint32_t)role;
 }
 
-/* Takes the birth message from the socket and maps everything in it. 0, or -errno with err. */
+/* Takes the first birth message from the socket and maps everything in it. 0, or -errno with err. */
 int arena_inherit(struct arena *arena, int birth_socket, struct err *err);
+/* Takes the second one: this is the process now. A spare says before that it is prepared. 0, or -errno with err. */
+int arena_take_over(struct arena *arena, struct err *err);
 
 /* For tests and the simulator: every region in this process's own memory, zeroed, heads written. */
 void arena_in_memory(struct arena *arena, const struct plan *plan);
@@ -57,13 +62,14 @@ void arena_in_memory_free(struct arena *arena);
 struct bell arena_bell(const struct arena *arena);
 struct bell_pull arena_pull(const struct arena *arena, enum role role, uint32_t index);
 
-/* What the supervisor wants (acquire; pairs with the release in the supervisor's command_set()). */
+/* What the supervisor wants (acquire; pairs with the release in supervisor_command()). */
 enum command arena_command(const struct arena *arena);
 
 /* What the supervisor says of the processes: all are ready; id and restarts of one, by process number. For people. */
 bool arena_is_ready(const struct arena *arena);
 uint32_t arena_process_id(const struct arena *arena, uint32_t number);
 uint32_t arena_process_restarts(const struct arena *arena, uint32_t number);
+uint32_t arena_process_spare(const struct arena *arena, uint32_t number); /* 0: none is prepared */
 
 /* How many faults a stage has died of, and the step at hand in the last one. For sched. */
 uint64_t arena_suspect(const struct arena *arena, uint32_t stage, uint64_t *step);

@@ -42,7 +42,7 @@
 #include "ipc/words.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x0000000000000015ull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x0000000000000017ull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -76,6 +76,7 @@ enum process_state {
     PROCESS_STARTING, /* exec'ed, not yet able to work */
     PROCESS_READY,    /* does its work */
     PROCESS_DRAINED,  /* front: was told to drain and holds no request any more */
+    PROCESS_FINISHED, /* sched: was told to let finish what has begun, and it has */
 };
 
 /* First after the head in the region of front, sched and every stage. */
@@ -98,9 +99,10 @@ struct process_shm {
 };
 
 enum command {
-    COMMAND_RUN,   /* serve */
-    COMMAND_DRAIN, /* take no new requests, finish the others */
-    COMMAND_STOP,  /* leave with status 0 */
+    COMMAND_RUN,    /* serve */
+    COMMAND_DRAIN,  /* take no new requests, finish the others */
+    COMMAND_STOP,   /* leave with status 0 */
+    COMMAND_FINISH, /* sched: requests of which nothing was computed wait; the others serve */
 };
 
 enum death_kind {
@@ -133,6 +135,7 @@ static_assert(sizeof(struct suspect_shm) == 16, "shared");
 struct process_entry_shm {
     _Atomic uint32_t pid;      /* W: supervisor   R: front (status) */
     _Atomic uint32_t restarts; /* likewise */
+    _Atomic uint32_t spare;    /* likewise: process that is prepared to be the next life; 0: none is */
     uint32_t role;             /* once */
     uint32_t index;            /* once */
 };

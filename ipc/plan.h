@@ -109,6 +109,8 @@ struct plan {
     uint32_t drain_timeout_ms;   /* after SIGTERM; 0: no limit */
 
     uint32_t log_level; /* enum log_level */
+    uint32_t spares;    /* of each process: prepared to take over; 0 or 1 */
+    uint32_t pad;
     uint64_t vocab_bytes;
     uint64_t prefix_key[2]; /* of the hashes of KV blocks; drawn at start */
     uint64_t created_s;     /* wall clock at start: "created" of the model */

@@ -72,6 +72,26 @@ int shm_seal(int fd, struct err *err)
     return 0;
 }
 
+int shm_sealed_copy(const char *name, const void *content, size_t bytes, struct err *err)
+{
+    size_t room = align_up_u64(bytes, 4096);
+    int fd = shm_create(name, room, err);
+    if (fd < 0)
+        return fd;
+    void *memory = shm_map(fd, room, SHM_WRITE, name, err);
+    int ret = memory != NULL ? 0 : -ENOMEM;
+    if (ret == 0) {
+        memcpy(memory, content, bytes);
+        munmap(memory, room);
+        ret = shm_seal(fd, err);
+    }
+    if (ret != 0) {
+        close(fd);
+        return ret;
+    }
+    return fd;
+}
+
 bool shm_is_sealed(int fd)
 {
     int seals = fcntl(fd, F_GET_SEALS);

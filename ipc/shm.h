@@ -19,6 +19,9 @@ enum shm_access {
 /* A memfd of exactly this size, zero, close-on-exec, never executable, size sealed. fd, or -errno with err. */
 int shm_create(const char *name, size_t bytes, struct err *err);
 
+/* A memfd with this content, in whole pages, sealed against every change. fd, or -errno with err. */
+int shm_sealed_copy(const char *name, const void *content, size_t bytes, struct err *err);
+
 /* A second descriptor of the same memory that cannot be mapped for writing. fd, or -errno with err. */
 int shm_read_only(int fd, struct err *err);
 

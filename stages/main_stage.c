@@ -9,6 +9,7 @@
 
 #include "ipc/arena.h"
 #include "ipc/birth.h"
+#include "ipc/control.h"
 #include "ipc/log.h"
 #include "ipc/sandbox.h"
 #include "stages/stage.h"
@@ -50,6 +51,12 @@ static bool is_on_device(const struct arena *arena)
     return arena->plan->slices[arena->index].device != DEVICE_CPU;
 }
 
+/* A spare does all that it can before its life begins; memory of a device is mapped by whoever may write it. */
+static bool can_prepare(const struct arena *arena)
+{
+    return arena->is_spare && !is_on_device(arena);
+}
+
 static int open_model(struct stage *stage, struct arena *arena, struct err *err)
 {
     const struct kernels *kernels = kernels_pick(arena->plan->isa);
@@ -87,17 +94,21 @@ int main(int argc, char **argv)
     struct err err = {0};
 
     int socket = birth_argument(argc, argv);
-    if (socket < 0)
-        return birth_usage("evenflow-stage", argc, argv);
     log_open(name, LOG_INFO);
-    if (arena_inherit(&arena, socket, &err) < 0)
+    if (socket < 0 && (socket = control_attach(ROLE_STAGE, argc, argv, &err)) == -1)
+        return birth_usage("evenflow-stage", argc, argv);
+    if (socket < 0 || arena_inherit(&arena, socket, &err) < 0 ||
+        (!can_prepare(&arena) && arena_take_over(&arena, &err) < 0))
         return fail(&err);
     snprintf(name, sizeof(name), "evenflow-stage[%u]", arena.index);
     log_open(name, (enum log_level)arena.plan->log_level);
 
     int ret =
         arena.plan->backend == BACKEND_TIMED ? open_timed(&stage, &arena, &err) : open_model(&stage, &arena, &err);
-    ret = ret ? ret : is_on_device(&arena) ? sandbox_enter_with_device(&err) : sandbox_enter(ROLE_STAGE, &err);
+    if (ret < 0 || (can_prepare(&arena) && arena_take_over(&arena, &err) < 0))
+        return fail(&err);
+    stage_begin(&stage);
+    ret = is_on_device(&arena) ? sandbox_enter_with_device(&err) : sandbox_enter(ROLE_STAGE, &err);
     if (ret != 0)
         return fail(&err);
     base_seal();

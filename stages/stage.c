@@ -144,8 +144,7 @@ static int open_processor(struct stage *stage, struct arena *arena, const struct
         return ret;
     model_bind(&stage->slice, &stage->desc, slice->first_layer, slice->layer_count,
                arena->regions[REGION_WEIGHTS + stage->index]);
-    forward_init(&stage->forward, kernels, team, &stage->desc, &stage->slice, &limits,
-                 arena->regions[REGION_KV + stage->index]);
+    forward_init(&stage->forward, kernels, team, &stage->desc, &stage->slice, &limits, NULL);
     return 0;
 }
 
@@ -187,6 +186,14 @@ int stage_init(struct stage *stage, struct arena *arena, const struct kernels *k
     stage->blocks = base_alloc(layout->step_blocks_max * sizeof(*stage->blocks));
     stage->history = base_alloc(plan->max_model_len * sizeof(*stage->history));
     stage->biases = base_alloc(LOGIT_BIAS_MAX * sizeof(*stage->biases));
+    return 0;
+}
+
+void stage_begin(struct stage *stage)
+{
+    const struct arena *arena = stage->arena;
+    if (!stage->is_timed && !stage->is_on_device)
+        stage->forward.kv = arena->regions[REGION_KV + stage->index];
     stage->process = arena_process(arena, ROLE_STAGE, stage->index);
     stage->bell = arena_bell(arena);
     if (stage->index > 0)
@@ -195,7 +202,6 @@ int stage_init(struct stage *stage, struct arena *arena, const struct kernels *k
     stage->next = stage->is_last ? arena_pull(arena, ROLE_SCHED, 0) : arena_pull(arena, ROLE_STAGE, stage->index + 1);
     bell_ring(&stage->next); /* a predecessor may have published and died before it rang */
     process_note(&stage->process->step, stage->out.next);
-    return 0;
 }
 
 void stage_free(struct stage *stage)

@@ -58,11 +58,15 @@ struct stage {
     uint32_t ends[END_TOKENS_MAX + STOP_TOKENS_MAX];
 };
 
-/* Takes all memory. A stage that computes checks the model against the plan; when arena->weights is a descriptor, the
- * weights are packed into their region, which is then sealed against writing and mapped read-only; else they are there
- * already. The file may be closed afterwards. A timed stage looks at neither kernels nor file. 0, or -errno with err. */
+/* Takes all memory, and needs nothing but what others write: a spare prepares so. A stage that computes checks the
+ * model against the plan; when arena->weights is a descriptor, the weights are packed into their region, which is
+ * then sealed against writing and mapped read-only; else they are there already. The file may be closed
+ * afterwards. A timed stage looks at neither kernels nor file. 0, or -errno with err. */
 int stage_init(struct stage *stage, struct arena *arena, const struct kernels *kernels, struct team *team,
                const struct gguf *gguf, struct err *err);
+
+/* Its place in the pipeline is its own now: KV, rings, bells. */
+void stage_begin(struct stage *stage);
 
 /* One step, if there is one: 1 when it computed, 0 when there is nothing to do, -errno when a record or a message is
  * not what it can be (logged). */

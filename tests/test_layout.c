@@ -181,17 +181,28 @@ Test(birth, carries_regions_and_bells_to_the_child)
                                .id = REGION_SCHED};
     cr_assert_eq(pwrite(sched_fd, &head, sizeof(head), 0), (ssize_t)sizeof(head));
 
-    struct birth birth = {.magic = BIRTH_MAGIC, .role = ROLE_SCHED, .epoch = 1};
-    int fds[BIRTH_ITEMS_MAX], sockets[2];
-    birth_add(&birth, fds, BIRTH_REGION_READ, REGION_PLAN, plan_fd);
-    birth_add(&birth, fds, BIRTH_REGION_WRITE, REGION_SCHED, sched_fd);
-    birth_add(&birth, fds, BIRTH_BELL, 2, eventfd(0, 0));
+    int sockets[2], bell = eventfd(0, 0);
     cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, sockets), 0);
-    cr_assert_eq(birth_send(sockets[0], &birth, fds, &err), 0);
+    for (uint32_t part = BIRTH_TO_SEE; part <= BIRTH_TO_DO; part++) {
+        struct birth birth = {.magic = BIRTH_MAGIC, .role = ROLE_SCHED, .part = part, .epoch = part};
+        int fds[BIRTH_ITEMS_MAX];
+        birth_add(&birth, fds, BIRTH_REGION_READ, REGION_PLAN, plan_fd);
+        birth_add(&birth, fds, BIRTH_REGION_WRITE, REGION_SCHED, sched_fd);
+        birth_add(&birth, fds, BIRTH_BELL, 2, bell);
+        cr_expect_eq(birth.item_count, part == BIRTH_TO_SEE ? 1 : 2);
+        cr_assert_eq(birth_send(sockets[0], &birth, fds, &err), 0);
+    }
     struct arena arena;
+    char byte;
     cr_assert_eq(arena_inherit(&arena, sockets[1], &err), 0, "%s", err.text);
-    cr_assert_eq(arena.role, ROLE_SCHED);
+    cr_assert(arena.is_spare && arena.role == ROLE_SCHED);
     cr_assert_eq(arena.plan->num_blocks, plan.num_blocks);
+    cr_assert_null(arena.regions[REGION_SCHED], "nothing that it could write");
+    cr_assert_eq(arena.bells[2], -1);
+    cr_assert_eq(recv(sockets[0], &byte, 1, MSG_DONTWAIT), -1);
+    cr_assert_eq(arena_take_over(&arena, &err), 0, "%s", err.text);
+    cr_assert_eq(recv(sockets[0], &byte, 1, MSG_DONTWAIT), 1, "a spare says that it is prepared");
+    cr_assert_eq(arena.epoch, 1);
     arena_sequence(&arena, 1)->generation = 77; /* writable */
     cr_assert_null(arena.regions[REGION_FRONT]);
     cr_assert_geq(arena.bells[2], 0);

@@ -349,6 +349,48 @@ Test(sched, preemption_loses_and_repeats_no_token)
     close_world(&w);
 }
 
+Test(sched, what_has_begun_finishes_and_nothing_else_begins_until_it_may)
+{
+    struct world w;
+    struct plan plan = plan_for_tests();
+    plan.num_blocks = 8; /* so that sequences that have begun are preempted, too */
+    plan.max_model_len = 128;
+    plan.max_num_seqs = 3;
+    open_world(&w, &plan);
+    for (uint32_t slot = 0; slot < 5; slot++)
+        add(&w, slot, 20, 60);
+    prepare(&w, 5, 4, 3)->choices = 2;
+    accept(&w, 5);
+    cr_assert_not_null(plan_step(&w));
+    cr_expect_not(sched_has_finished(&w.sched));
+    sched_finish_begun(&w.sched, true);
+    add(&w, 6, 4, 3);
+    run_until_quiet(&w);
+    cr_assert_gt(w.sched.preemptions, 0);
+    cr_expect(sched_has_finished(&w.sched));
+    for (uint32_t slot = 0; slot < 3; slot++) {
+        cr_assert(is_done(&w, slot), "slot %u had begun", slot);
+        check_tokens(&w, slot, 0);
+    }
+    for (uint32_t slot = 3; slot < 7; slot++)
+        cr_expect_not(is_done(&w, slot), "slot %u had not begun", slot);
+    cr_expect_null(plan_step(&w));
+    request_at(&w, 4)->cancelled = 1;
+    sched_cancel(&w.sched, 4); /* a client may leave meanwhile */
+    cr_expect(is_done(&w, 4));
+    sched_finish_begun(&w.sched, false);
+    cr_expect_not(sched_has_finished(&w.sched));
+    run_until_quiet(&w);
+    for (uint32_t slot = 0; slot < 7; slot++) {
+        cr_assert(is_done(&w, slot));
+        for (uint32_t choice = 0; choice < request_at(&w, slot)->choices; choice++)
+            check_tokens(&w, slot, choice);
+        drain(&w, slot);
+    }
+    check_nothing_is_held(&w);
+    close_world(&w);
+}
+
 /* ---- ends ---- */
 
 Test(sched, end_and_stop_tokens_end_an_answer_and_are_its_last)

@@ -25,6 +25,7 @@ static void start_stage(uint32_t index)
     stages[index] = calloc(1, sizeof(*stages[index]));
     cr_assert_eq(stage_init(stages[index], &stage_arena[index], kernels_pick("ref"), NULL, gguf, &err), 0, "%s",
                  err.text);
+    stage_begin(stages[index]);
 }
 
 static void setup(void)

@@ -66,15 +66,16 @@ static void print_stages(json_t *stages)
 static void print_status(json_t *status)
 {
     printf("evenflow %s, results identical for: %s\n\n", text_of(status, "version"), text_of(status, "fingerprint"));
-    printf("%-12s %5s %8s %-9s %8s %10s\n", "process", "index", "pid", "state", "restarts", "steps");
+    printf("%-12s %5s %8s %-9s %8s %10s %8s\n", "process", "index", "pid", "state", "restarts", "steps", "spare");
     size_t i;
     json_t *process;
     json_array_foreach(json_object_get(status, "processes"), i, process)
-        printf("%-12s %5lld %8lld %-9s %8lld %10lld\n", text_of(process, "role"),
+        printf("%-12s %5lld %8lld %-9s %8lld %10lld %8lld\n", text_of(process, "role"),
                (long long)json_integer_value(json_object_get(process, "index")),
                (long long)json_integer_value(json_object_get(process, "pid")), text_of(process, "state"),
                (long long)json_integer_value(json_object_get(process, "restarts")),
-               (long long)json_integer_value(json_object_get(process, "steps")));
+               (long long)json_integer_value(json_object_get(process, "steps")),
+               (long long)json_integer_value(json_object_get(process, "spare")));
     putchar('\n');
     print_stages(json_object_get(status, "stages"));
     const char *key;

@@ -1,12 +1,25 @@
 #include "tools/commands.h"
 
 const struct subcommand *const commands[] = {
-    &command_serve,      &command_run_model,  &command_chat,
-    &command_complete,   &command_status,     &command_top,
-    &command_bench,      &command_stress,     &command_tokenize,
-    &command_detokenize, &command_render,     &command_perplexity,
-    &command_inspect,    &command_sim,        &command_bench_policies,
-    &command_man,        &command_completion, NULL,
+    &command_serve,
+    &command_run_model,
+    &command_chat,
+    &command_complete,
+    &command_status,
+    &command_top,
+    &command_upgrade,
+    &command_bench,
+    &command_stress,
+    &command_tokenize,
+    &command_detokenize,
+    &command_render,
+    &command_perplexity,
+    &command_inspect,
+    &command_sim,
+    &command_bench_policies,
+    &command_man,
+    &command_completion,
+    NULL,
 };
 
 int command_fail(int status, const char *command, const char *text)

@@ -32,6 +32,7 @@ json_t *command_get(const char *socket_path, const char *path, struct err *err);
 
 extern const struct subcommand command_serve, command_run_model, command_chat, command_complete, command_tokenize,
     command_detokenize, command_render, command_perplexity, command_inspect, command_status, command_top,
-    command_completion, command_bench, command_sim, command_stress, command_bench_policies, command_man;
+    command_completion, command_bench, command_sim, command_stress, command_bench_policies, command_man,
+    command_upgrade;
 
 #endif

@@ -105,7 +105,7 @@ _Noreturn static void be_child(const struct plan *given, int socket)
     static struct answer answer;
     static struct plan plan;
     struct layout layout;
-    struct birth birth = {.magic = BIRTH_MAGIC};
+    struct birth birth = {.magic = BIRTH_MAGIC, .part = BIRTH_WHOLE};
     int fds[BIRTH_ITEMS_MAX];
     plan = *given;
     if (open_devices(cuda, &plan, &answer)) {

@@ -69,6 +69,18 @@ static int map_stages(struct arena *arena, pid_t pid)
     return found == arena->plan->stage_count ? 0 : -ENOENT;
 }
 
+const struct plan *inside_plan(pid_t supervisor, struct err *err)
+{
+    int fd = open_memory(supervisor, "evenflow-plan", 0);
+    if (fd < 0) {
+        err_set(err, -ENOENT, "process %d: its shared memory cannot be opened: %s", (int)supervisor, strerror(errno));
+        return NULL;
+    }
+    const struct plan *plan = shm_map(fd, align_up_u64(sizeof(struct plan), 4096), SHM_READ, "plan", err);
+    close(fd);
+    return plan;
+}
+
 int inside_open(struct arena *arena, pid_t supervisor, struct err *err)
 {
     static const struct {
@@ -76,19 +88,14 @@ int inside_open(struct arena *arena, pid_t supervisor, struct err *err)
         const char *name;
     } single[] = {{REGION_SUP, "evenflow-sup"}, {REGION_FRONT, "evenflow-front"}, {REGION_SCHED, "evenflow-sched"}};
     *arena = (struct arena){.epoch = 1};
-    int fd = open_memory(supervisor, "evenflow-plan", 0);
-    if (fd < 0)
-        return err_set(err, -ENOENT, "process %d: its shared memory cannot be opened: %s", (int)supervisor,
-                       strerror(errno));
-    arena->regions[REGION_PLAN] = shm_map(fd, align_up_u64(sizeof(struct plan), 4096), SHM_READ, "plan", err);
-    close(fd);
-    if (arena->regions[REGION_PLAN] == NULL)
+    arena->plan = inside_plan(supervisor, err);
+    if (arena->plan == NULL)
         return -EPROTO;
-    arena->plan = (const struct plan *)(const void *)arena->regions[REGION_PLAN];
+    arena->regions[REGION_PLAN] = (uint8_t *)(uintptr_t)arena->plan;
     layout_compute(&arena->layout, arena->plan);
     for (size_t i = 0; i < ARRAY_COUNT(single); i++) {
         size_t bytes = arena->layout.region_bytes[single[i].id];
-        fd = open_memory(supervisor, single[i].name, bytes);
+        int fd = open_memory(supervisor, single[i].name, bytes);
         arena->regions[single[i].id] = fd >= 0 ? shm_map(fd, bytes, SHM_READ, single[i].name, err) : NULL;
         if (fd >= 0)
             close(fd);

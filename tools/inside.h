@@ -1,6 +1,6 @@
 /* inside.h - a running engine's shared memory, read-only, from outside: for who checks that all of it comes back.
  *
- * Used by: evenflow stress.   Owns: its mappings.   Never blocks; reads /proc.
+ * Used by: evenflow stress, evenflow upgrade.   Owns: its mappings.   Never blocks; reads /proc.
  *
  * The regions stay the same in every life of every process, so they are looked up once. Only a supervisor of the same user,
  * which holds them all, can be asked.
@@ -11,6 +11,9 @@
 #include <sys/types.h>
 
 #include "ipc/arena.h"
+
+/* The plan alone, mapped until the end. NULL with err. */
+const struct plan *inside_plan(pid_t supervisor, struct err *err);
 
 /* Maps what the supervisor holds. 0, or -errno with err. */
 int inside_open(struct arena *arena, pid_t supervisor, struct err *err);

@@ -251,6 +251,7 @@ static int plan_limits(struct plan *plan, const struct config *config, struct er
                        : min_u64(BODY_BYTES_BASE + (uint64_t)plan->max_model_len * BODY_BYTES_PER_TOKEN, 1u << 28));
     plan->request_timeout_ms = (uint32_t)(config->request_timeout_s * 1000);
     plan->header_timeout_ms = (uint32_t)(config->header_timeout_s * 1000);
+    plan->spares = (uint32_t)config->spares;
     plan->drain_timeout_ms = (uint32_t)(config->drain_timeout_s * 1000);
     return 0;
 }
@@ -320,29 +321,22 @@ static int plan_names(struct plan *plan, const struct config *config, const char
 
 /* ---- memory ---- */
 
-static int sealed_copy(const char *name, const void *content, size_t bytes, struct err *err)
-{
-    size_t room = align_up_u64(bytes, PAGE_BYTES);
-    int fd = shm_create(name, room, err);
-    if (fd < 0)
-        return fd;
-    void *memory = shm_map(fd, room, SHM_WRITE, name, err);
-    int ret = memory != NULL ? 0 : -ENOMEM;
-    if (ret == 0) {
-        memcpy(memory, content, bytes);
-        munmap(memory, room);
-        ret = shm_seal(fd, err);
-    }
-    if (ret != 0) {
-        close(fd);
-        return ret;
-    }
-    return fd;
-}
-
 static double mib(uint64_t bytes)
 {
     return (double)bytes / (1 << 20);
+}
+
+uint64_t launch_available_bytes(void)
+{
+    FILE *file = fopen("/proc/meminfo", "re");
+    unsigned long long available_kb = 0;
+    char line[128];
+    while (file != NULL && fgets(line, sizeof(line), file) != NULL)
+        if (sscanf(line, "MemAvailable: %llu kB", &available_kb) == 1)
+            break;
+    if (file != NULL)
+        fclose(file);
+    return available_kb * 1024;
 }
 
 /* Prints what is taken and refuses what cannot be had. */
@@ -385,18 +379,11 @@ static int check_budget(const struct plan *plan, struct err *err)
             fprintf(stderr, "             on devices   %9.1f MiB  weights and KV cache of the stages there\n",
                     mib(on_devices));
     }
-    FILE *file = fopen("/proc/meminfo", "re");
-    unsigned long long available_kb = 0;
-    char line[128];
-    while (file != NULL && fgets(line, sizeof(line), file) != NULL)
-        if (sscanf(line, "MemAvailable: %llu kB", &available_kb) == 1)
-            break;
-    if (file != NULL)
-        fclose(file);
-    if (available_kb != 0 && all > available_kb * 1024)
+    uint64_t available = launch_available_bytes();
+    if (available != 0 && all > available)
         return err_set(err, -ENOMEM,
                        "%.1f MiB are needed and %.1f MiB are free: %.1f MiB are missing; lower --kv-memory", mib(all),
-                       (double)available_kb / 1024, mib(all) - (double)available_kb / 1024);
+                       mib(available), mib(all) - mib(available));
     return 0;
 }
 
@@ -455,7 +442,7 @@ static int read_keys(const char *path, struct err *err)
     if (size == 0 || size > API_KEYS_BYTES_MAX)
         return err_set(err, -EINVAL, "--api-key-file %s: has %s; one key a line, %u bytes at most", path,
                        size == 0 ? "nothing in it" : "too much in it", API_KEYS_BYTES_MAX);
-    return sealed_copy("evenflow-keys", keys, (size_t)size, err);
+    return shm_sealed_copy("evenflow-keys", keys, (size_t)size, err);
 }
 
 static int open_tcp(struct launch *launch, const struct config *config, struct err *err)
@@ -623,8 +610,8 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
     if (ret == 0 && config->weights_cache && plan->backend == BACKEND_MODEL)
         plan_weights_cache(plan, desc, gguf);
     if (ret == 0) {
-        launch->vocab_fd = sealed_copy("evenflow-vocab", vocab, vocab_bytes, err);
-        launch->plan_fd = sealed_copy("evenflow-plan", plan, sizeof(*plan), err);
+        launch->vocab_fd = shm_sealed_copy("evenflow-vocab", vocab, vocab_bytes, err);
+        launch->plan_fd = shm_sealed_copy("evenflow-plan", plan, sizeof(*plan), err);
         ret = launch->vocab_fd < 0 ? launch->vocab_fd : launch->plan_fd < 0 ? launch->plan_fd : 0;
     }
     if (ret == 0 && config->state[0] != '\0') /* last: what is forgotten then has been said, and the start goes on */
@@ -667,6 +654,8 @@ void own_engine_forget(const struct own_engine *engine)
     char path[128];
     unlink(engine->socket);
     snprintf(path, sizeof(path), "%s.lock", engine->socket);
+    unlink(path);
+    snprintf(path, sizeof(path), "%s.control", engine->socket);
     unlink(path);
     rmdir(engine->directory);
 }

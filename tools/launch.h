@@ -30,6 +30,9 @@ int launch_parse_split(const char *text, uint32_t layers, uint32_t stages, uint3
 /* Everything but the start. 0, or -errno with err; 'budget' goes to standard error at log level info and above. */
 int launch_prepare(struct launch *launch, const struct config *config, const char *model_path, struct err *err);
 
+/* Memory that the machine can still give; 0: it does not say. */
+uint64_t launch_available_bytes(void);
+
 /* Becomes the supervisor. Returns only on failure: -errno with err. */
 int launch_exec(const struct launch *launch, int ready_fd, struct err *err);
 

@@ -250,6 +250,7 @@ static void run_stage(void *pointer)
     struct err err = {0};
     struct stage *stage = base_alloc(sizeof(*stage));
     check(stage_init(stage, &p->arena, NULL, NULL, NULL, &err) == 0);
+    stage_begin(stage);
     arena_set_state(&p->arena, PROCESS_READY);
     for (;;) {
         int done = stage_do_work(stage);

@@ -1,4 +1,4 @@
-#include "engine/lifeline.h"
+#include "ipc/lifeline.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,17 +17,16 @@ int lifeline_open(struct lifeline *line, struct err *err)
     return 0;
 }
 
-bool lifeline_hold(const struct lifeline *line)
+bool lifeline_hold(int reader)
 {
     char path[32];
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", line->reader);
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", reader);
     int fd = open(path, O_RDONLY |
                             O_NONBLOCK); /* opened again: owner and signal belong to the open file, not to the number */
     bool is_set = fd >= 0 && fcntl(fd, F_SETOWN, getpid()) == 0 && fcntl(fd, F_SETSIG, SIGKILL) == 0 &&
                   fcntl(fd, F_SETFL, O_NONBLOCK | O_ASYNC) == 0;
     if (!is_set)
         return false;
-    close(line->writer);
     struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
     return poll(&poll_fd, 1, 0) == 0;
 }

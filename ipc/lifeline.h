@@ -1,6 +1,7 @@
 /* lifeline.h - nothing outlives the last supervisor.
  *
- * Used by: supervisor, and its children between fork and exec.   Owns: a pipe.   Never blocks.
+ * Used by: supervisor, its children between fork and exec, processes that somebody else has started
+ * (arena_inherit()).   Owns: a pipe.   Never blocks.
  *
  * Whoever supervises, or stands by to, holds the pipe's writing end; nobody ever writes. Every other process holds a reading
  * end of its own on which the kernel has been told to send it SIGKILL when something happens there: when the last writer is
@@ -20,8 +21,8 @@ struct lifeline {
 
 int lifeline_open(struct lifeline *line, struct err *err);
 
-/* In a child, system calls only: from now on it ends with the last writer. The reading end stays open over exec. False: it
- * cannot be had, or there is no writer any more. */
-bool lifeline_hold(const struct lifeline *line);
+/* System calls only: from now on this process, which has no writing end, ends with the last writer. The reading
+ * end stays open over exec. False: it cannot be had, or there is no writer any more. */
+bool lifeline_hold(int reader);
 
 #endif
