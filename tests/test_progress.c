@@ -1,4 +1,5 @@
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <pty.h>
 #include <stdlib.h>
@@ -47,7 +48,8 @@ static size_t written(bool is_terminal, uint64_t begin_before_ns, char *text, si
 {
     int ours, theirs;
     if (is_terminal) {
-        cr_assert_eq(openpty(&ours, &theirs, NULL, NULL, &(struct winsize){.ws_row = 24, .ws_col = 60}), 0);
+        if (openpty(&ours, &theirs, NULL, NULL, &(struct winsize){.ws_row = 24, .ws_col = 60}) != 0)
+            cr_skip_test("no terminal to draw on, so this was not tested: %s (is devpts mounted?)", strerror(errno));
     } else {
         int ends[2];
         cr_assert_eq(pipe(ends), 0);
@@ -75,7 +77,7 @@ static size_t written(bool is_terminal, uint64_t begin_before_ns, char *text, si
     return size;
 }
 
-Test(progress, is_drawn_once_it_is_due_on_a_terminal_alone_and_taken_away)
+Test(progress, is_drawn_once_it_is_due_on_a_terminal_and_taken_away)
 {
     char text[1024];
     cr_assert_gt(written(true, SECOND_NS, text, sizeof(text)), 0);
@@ -84,5 +86,10 @@ Test(progress, is_drawn_once_it_is_due_on_a_terminal_alone_and_taken_away)
     cr_expect_null(strstr(text, "40 %"), "%s", text);
     cr_expect_str_eq(text + strlen(text) - 4, "\r\33[K");
     cr_expect_eq(written(true, 0, text, sizeof(text)), 0, "too early: %s", text);
-    cr_expect_eq(written(false, SECOND_NS, text, sizeof(text)), 0, "no terminal: %s", text);
+}
+
+Test(progress, is_not_drawn_where_there_is_no_terminal)
+{
+    char text[1024];
+    cr_expect_eq(written(false, SECOND_NS, text, sizeof(text)), 0, "%s", text);
 }
