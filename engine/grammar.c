@@ -63,11 +63,18 @@ static int finish(struct grammar *grammar, struct fragment_builder *builder, str
     return 0;
 }
 
-static void begin(const struct grammar *grammar, struct fragment_builder *builder)
+/* The one that is the same for all who ask for it is made for the first of them. */
+static int make_object(struct grammar *grammar, struct fragment_builder *builder, struct err *err)
 {
-    fragment_begin(builder, grammar->memory, MEMORY_BYTES);
-    for (uint32_t byte = 0; byte < 256; byte++)
-        builder->is_left_out[byte] = !tok_has_byte(grammar->tok, (uint8_t)byte);
+    if (grammar->object_word_count == 0) {
+        if (finish(grammar, builder, schema_any_object(builder), err) != 0)
+            return err_set(err, -ENOTSUP, "the model has no tokens for any JSON object");
+        memcpy(grammar->object_words, grammar->words, grammar->word_count * sizeof(uint32_t));
+        grammar->object_word_count = grammar->word_count;
+    }
+    grammar->words = grammar->object_words;
+    grammar->word_count = grammar->object_word_count;
+    return 0;
 }
 
 int grammar_make(struct grammar *grammar, enum grammar_kind kind, json_t *value, struct err *err)
@@ -75,12 +82,12 @@ int grammar_make(struct grammar *grammar, enum grammar_kind kind, json_t *value,
     struct fragment_builder builder;
     struct fragment whole = {0};
     int ret = 0;
-    begin(grammar, &builder);
+    fragment_begin(&builder, grammar->memory, MEMORY_BYTES);
+    for (uint32_t byte = 0; byte < 256; byte++)
+        builder.is_left_out[byte] = !tok_has_byte(grammar->tok, (uint8_t)byte);
     switch (kind) {
     case GRAMMAR_OBJECT:
-        grammar->words = grammar->object_words;
-        grammar->word_count = grammar->object_word_count;
-        return grammar->word_count > 0 ? 0 : err_set(err, -ENOTSUP, "the model has no tokens for any JSON object");
+        return make_object(grammar, &builder, err);
     case GRAMMAR_SCHEMA:
         ret = build_schema(&builder, value, &whole, err);
         break;
@@ -94,16 +101,9 @@ int grammar_make(struct grammar *grammar, enum grammar_kind kind, json_t *value,
     return ret ? ret : finish(grammar, &builder, whole, err);
 }
 
-/* The one that is the same for all who ask for it is made once. */
 void grammar_open(struct grammar *grammar, const struct tok *tok)
 {
-    struct fragment_builder builder;
-    struct err err;
-    *grammar = (struct grammar){.tok = tok, .memory = base_reserve(64, MEMORY_BYTES)};
-    begin(grammar, &builder);
-    if (finish(grammar, &builder, schema_any_object(&builder), &err) != 0)
-        return;
-    grammar->object_words = base_alloc(grammar->word_count * sizeof(uint32_t));
-    memcpy(grammar->object_words, grammar->words, grammar->word_count * sizeof(uint32_t));
-    grammar->object_word_count = grammar->word_count;
+    *grammar = (struct grammar){.tok = tok,
+                                .memory = base_reserve(64, MEMORY_BYTES),
+                                .object_words = base_reserve(64, GRAMMAR_WORDS_MAX * sizeof(uint32_t))};
 }

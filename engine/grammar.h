@@ -26,8 +26,8 @@ struct grammar {
     uint8_t *memory;
     const uint32_t *words; /* of the last one, until the next */
     uint32_t word_count;
-    uint32_t *object_words; /* of GRAMMAR_OBJECT */
-    uint32_t object_word_count;
+    uint32_t *object_words;     /* of GRAMMAR_OBJECT */
+    uint32_t object_word_count; /* 0: nobody has asked for it yet */
 };
 
 void grammar_open(struct grammar *grammar, const struct tok *tok);
