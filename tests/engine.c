@@ -3,6 +3,7 @@
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 const char *engine_model_path(void)
@@ -172,6 +173,36 @@ bool engine_is_ready(const struct own_engine *engine, const char *role, int inde
             is_ready = strcmp(json_string_value(json_object_get(process, "state")), "ready") == 0;
     json_decref(answer);
     return is_ready;
+}
+
+json_t *engine_status(const struct own_engine *engine)
+{
+    for (int tries = 0; tries < 4000; tries++, wait_ms(5)) {
+        int status;
+        json_t *answer = engine_get(engine, "/status", &status);
+        if (status == 200)
+            return answer;
+        json_decref(answer);
+    }
+    cr_assert(false, "no answer from /status");
+    return NULL;
+}
+
+bool engine_process_is_gone(pid_t pid)
+{
+    char path[32], state = 'Z';
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    FILE *file = fopen(path, "re");
+    if (file == NULL)
+        return true;
+    bool is_read = fscanf(file, "%*d (%*[^)]) %c", &state) == 1;
+    fclose(file);
+    return !is_read || state == 'Z' || state == 'X';
+}
+
+void wait_ms(long ms)
+{
+    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL);
 }
 
 pid_t engine_pid(const struct own_engine *engine, const char *role, int index)

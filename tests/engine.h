@@ -47,6 +47,15 @@ void engine_complete_with(struct client *client, char **bodies, size_t count, si
 /* As /status says it; false too when nobody answers. */
 bool engine_is_ready(const struct own_engine *engine, const char *role, int index);
 
+/* What /status says. Asked again until it is answered: a new call is sometimes the one whose first byte was not read when a front
+ * died. */
+json_t *engine_status(const struct own_engine *engine);
+
+/* It has ended, even if nobody has waited for it. */
+bool engine_process_is_gone(pid_t pid);
+
+void wait_ms(long ms);
+
 /* Process id of a role from /status. */
 pid_t engine_pid(const struct own_engine *engine, const char *role, int index);
 

@@ -21,11 +21,6 @@ static char *bodies[REQUESTS];
 static struct own_engine engine;
 static struct client *client;
 
-static void wait_ms(long ms)
-{
-    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL);
-}
-
 /* A number that /status has of a process: "pid", "spare", "restarts". */
 static long number_of(const char *role, int index, const char *what)
 {
@@ -72,18 +67,6 @@ static pid_t standby_pid(void)
     json_decref(status);
     cr_assert_gt(standby, 0);
     return standby;
-}
-
-static bool is_gone(pid_t pid)
-{
-    char path[32], state = 'Z';
-    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
-    FILE *file = fopen(path, "re");
-    if (file == NULL)
-        return true;
-    bool is_read = fscanf(file, "%*d (%*[^)]) %c", &state) == 1;
-    fclose(file);
-    return !is_read || state == 'Z' || state == 'X';
 }
 
 static void start(const char *options, unsigned tokens)
@@ -147,7 +130,7 @@ Test(spares, take_over_from_every_role_and_have_spares_themselves, .timeout = 12
     pid_t spare = await_spare("stage", 1, 0);
     cr_expect_eq(number_of("stage", 1, "restarts"), 1);
     cr_expect_eq(own_engine_stop(&engine), 0);
-    cr_expect(is_gone(spare), "a spare is left");
+    cr_expect(engine_process_is_gone(spare), "a spare is left");
 }
 
 Test(spares, that_die_or_stop_are_replaced_and_nobody_else_notices, .timeout = 120)
@@ -164,7 +147,7 @@ Test(spares, that_die_or_stop_are_replaced_and_nobody_else_notices, .timeout = 1
     kill(stage, SIGKILL); /* at once: whoever takes over can work */
     expect_the_truth();
     cr_expect_neq(await_other("stage", 1, stage), spare);
-    cr_expect(is_gone(spare));
+    cr_expect(engine_process_is_gone(spare));
     expect_the_truth();
     cr_expect_eq(own_engine_stop(&engine), 0);
 }
@@ -190,9 +173,9 @@ Test(spares, outlive_a_supervisor_and_end_with_the_last_one, .timeout = 120)
     kill(standby, SIGKILL);
     kill(supervisor, SIGKILL);
     uint64_t start_ns = clock_ns();
-    while (!is_gone(spare) && clock_ns() - start_ns < 1000000000u)
+    while (!engine_process_is_gone(spare) && clock_ns() - start_ns < 1000000000u)
         wait_ms(1);
-    cr_expect(is_gone(spare), "a spare outlives the last supervisor");
+    cr_expect(engine_process_is_gone(spare), "a spare outlives the last supervisor");
     own_engine_forget(&engine);
 }
 

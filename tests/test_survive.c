@@ -51,28 +51,9 @@ static void expect_the_truth(void)
     }
 }
 
-static void wait_ms(long ms)
-{
-    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL);
-}
-
-/* A new call is sometimes the one whose first byte was not read when the front died. */
-static json_t *status_of(void)
-{
-    for (int tries = 0; tries < 4000; tries++, wait_ms(5)) {
-        int status;
-        json_t *answer = engine_get(&engine, "/status", &status);
-        if (status == 200)
-            return answer;
-        json_decref(answer);
-    }
-    cr_assert(false, "no answer from /status");
-    return NULL;
-}
-
 static pid_t pid_of(const char *role, int index)
 {
-    json_t *status = status_of(), *process;
+    json_t *status = engine_status(&engine), *process;
     size_t i;
     pid_t pid = 0;
     if (strcmp(role, "standby") == 0)
@@ -101,18 +82,6 @@ static void await_ready(const char *role, int index)
         cr_assert_lt(tries, 4000, "%s %d does not become ready", role, index);
 }
 
-static bool is_gone(pid_t pid)
-{
-    char path[32], state = 'Z';
-    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
-    FILE *file = fopen(path, "re");
-    if (file == NULL)
-        return true;
-    bool is_read = fscanf(file, "%*d (%*[^)]) %c", &state) == 1;
-    fclose(file);
-    return !is_read || state == 'Z' || state == 'X';
-}
-
 /* Whoever supervises now. */
 static void stop(void)
 {
@@ -122,9 +91,9 @@ static void stop(void)
         return;
     }
     kill(supervisor, SIGTERM);
-    for (int tries = 0; tries < 2000 && !is_gone(supervisor); tries++)
+    for (int tries = 0; tries < 2000 && !engine_process_is_gone(supervisor); tries++)
         wait_ms(5);
-    cr_expect(is_gone(supervisor));
+    cr_expect(engine_process_is_gone(supervisor));
     waitpid(engine.pid, NULL, 0);
     cr_expect_eq(access(engine.socket, F_OK), -1, "the socket is left");
     own_engine_forget(&engine);
@@ -233,7 +202,7 @@ static void check_loss_with(const char *role)
     do {
         left = 0;
         for (size_t i = 0; i < ARRAY_COUNT(pids); i++)
-            left += !is_gone(pids[i]);
+            left += !engine_process_is_gone(pids[i]);
     } while (left > 0 && clock_ns() - start_ns < 1000000000u);
     cr_expect_eq(left, 0, "%zu processes outlive supervisor and %s", left, role);
     waitpid(engine.pid, NULL, 0);
@@ -289,7 +258,7 @@ static void check_poison(const char *way, unsigned stage, const char *why, const
         cr_expect_eq(poisoned[i].status, 500, "%s: status %d %s", way, poisoned[i].status, poisoned[i].err.text);
         client_call_free(&poisoned[i]);
     }
-    json_t *status = status_of(), *deaths = json_object_get(status, "deaths");
+    json_t *status = engine_status(&engine), *deaths = json_object_get(status, "deaths");
     json_t *death = json_array_get(deaths, 0);
     cr_expect_eq(json_array_size(deaths), 4, "%s: %zu deaths", way, json_array_size(deaths));
     cr_expect_str_eq(json_string_value(json_object_get(death, "why")), why);
