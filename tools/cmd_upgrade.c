@@ -136,7 +136,7 @@ static int give_order(const char *socket_path, const char *directory, int plan_f
     char path[PATH_MAX_BYTES + 64];
     for (uint32_t role = 0; role < ROLE_COUNT; role++) {
         program_path(path, sizeof(path), directory, role);
-        int fd = open(path, O_PATH | O_CLOEXEC);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
         if (fd < 0)
             return err_set(err, -errno, "%s: %s", path, strerror(errno));
         birth_add(&order, fds, BIRTH_PROGRAM, role, fd);
