@@ -240,7 +240,8 @@ Test(spares, that_somebody_else_has_started_end_with_the_last_supervisor, .timeo
     kill(engine.pid, SIGSTOP); /* or it would have another standby */
     kill(standby, SIGKILL);
     kill(engine.pid, SIGKILL);
-    cr_expect(WIFSIGNALED(status_of(spare)));
+    int end = status_of(spare); /* it may not have had the second half of its birth: then it sees its socket close */
+    cr_expect(WIFSIGNALED(end) || WEXITSTATUS(end) == 1, "status %#x", (unsigned)end);
     waitpid(engine.pid, NULL, 0);
     own_engine_forget(&engine);
 }
