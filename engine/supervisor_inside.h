@@ -18,12 +18,12 @@
 #include <sys/types.h>
 
 #include "engine/keeper.h"
-#include "ipc/lifeline.h"
 #include "engine/notify.h"
 #include "engine/supervisor.h"
 #include "engine/watch.h"
 #include "ipc/arena.h"
 #include "ipc/layout.h"
+#include "ipc/lifeline.h"
 
 enum phase { PHASE_STARTING, PHASE_SERVING, PHASE_DRAINING, PHASE_STOPPING };
 
@@ -124,8 +124,8 @@ struct supervisor {
     pid_t standby;
     int standby_pidfd;        /* -1: there is none */
     bool is_standby_outdated; /* there were births since */
-    bool
-        is_keeping; /* this process, or the standby that was forked last, has client connections while there is no front */
+    /* There was no front when the last standby was forked: it (or this process, which was that one) has the connections. */
+    bool is_keeping;
     uint64_t standby_born_ns;
     uint64_t takeover_ns; /* when this process took over; 0: it is the first supervisor */
 };

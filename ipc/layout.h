@@ -92,7 +92,7 @@ struct process_shm {
     alignas(128) _Atomic uint64_t step; /* W: this process, relaxed: the last step that it has published */
     _Atomic uint64_t told;              /* W: front, sched, relaxed: messages to the other so far */
     _Atomic uint64_t predicted_us;      /* W: stages, relaxed: of the step at hand */
-    _Atomic uint64_t weights_on_device; /* W: stages on devices, relaxed: 1 once they are complete, for successors */
+    _Atomic uint64_t weights_on_device; /* W: stages on devices   R: supervisor; relaxed: 1 once they are complete */
     struct trace_shm trace;
     struct words_shm words;
     uint8_t pad[96];
@@ -307,8 +307,7 @@ static_assert(sizeof(struct top_shm) == 8, "shared");
 
 enum row_flag {
     ROW_SAMPLE = 1 << 0, /* the last token of the row gives a new token */
-    ROW_SCORE =
-        1 << 1, /* every token of the row is scored against the one behind it; with ROW_SAMPLE all but the last */
+    ROW_SCORE = 1 << 1,  /* its tokens are scored against the ones behind them; with ROW_SAMPLE all but the last */
     ROW_LOGITS_HASH = 1 << 2,
     ROW_LOGPROB = 1 << 3,
     ROW_NO_END = 1 << 4, /* no token is drawn that would end the answer: min_tokens are not there yet */
@@ -326,10 +325,9 @@ struct row_shm {
     uint32_t block_first;  /* index of its block table in the step's blocks */
     uint32_t block_count;  /* blocks that hold positions 0..first_pos + token_count - 1 */
     uint32_t result_first; /* index of its first entry in the step's results */
-    uint32_t
-        result_count; /* of its last tokens, one each: of all with ROW_SCORE, of one with ROW_SAMPLE alone, else of none */
-    uint32_t flags;      /* enum row_flag */
-    uint32_t score_next; /* ROW_SCORE alone: the token behind the row's last one */
+    uint32_t result_count; /* of its last tokens: with ROW_SCORE all, with ROW_SAMPLE alone one, else none */
+    uint32_t flags;        /* enum row_flag */
+    uint32_t score_next;   /* ROW_SCORE alone: the token behind the row's last one */
     uint32_t choice;
     uint32_t top_k;
     uint64_t seed; /* the sampled token is a function of (logits, seed, choice, first_pos + token_count) */

@@ -22,7 +22,7 @@
 #include "ipc/base.h"
 #include "ipc/layout.h"
 
-#define LEDGER_MAGIC         0x315245474445464cull /* "LFEDGER1" */
+#define LEDGER_MAGIC         0x3152454744454c45ull /* "ELEDGER1" */
 #define LEDGER_HEAD_BYTES    4096u
 #define LEDGER_CLIENT_ID_MAX 128u
 #define LEDGER_ENTRIES_MAX   (1u << 17)

@@ -21,8 +21,8 @@ bool lifeline_hold(int reader)
 {
     char path[32];
     snprintf(path, sizeof(path), "/proc/self/fd/%d", reader);
-    int fd = open(path, O_RDONLY |
-                            O_NONBLOCK); /* opened again: owner and signal belong to the open file, not to the number */
+    /* opened again: owner and signal belong to the open file, not to the number */
+    int fd = open(path, O_RDONLY | O_NONBLOCK);
     bool is_set = fd >= 0 && fcntl(fd, F_SETOWN, getpid()) == 0 && fcntl(fd, F_SETSIG, SIGKILL) == 0 &&
                   fcntl(fd, F_SETFL, O_NONBLOCK | O_ASYNC) == 0;
     if (!is_set)

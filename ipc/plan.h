@@ -70,8 +70,7 @@ struct plan {
     uint32_t spin_ns; /* how long a process looks again before it sleeps; 0 when processes outnumber cores */
     uint32_t pin;     /* 1: every thread of every stage is pinned to an allowed core of its own (there are enough) */
     uint32_t threads_per_stage;
-    uint64_t
-        device_page_bytes; /* memory on devices is taken in multiples of it; 0: every stage runs on the processor */
+    uint64_t device_page_bytes; /* memory on devices comes in multiples of it; 0: no stage is on one */
     struct plan_slice slices[STAGES_MAX];
 
     /* limits */

@@ -518,8 +518,7 @@ int stage_do_work(struct stage *stage)
         time.end_ns = span.end_ns;
         time.cpu_ns = span.end_ns - span.begin_ns;
         message.sent_ns = span.sent_ns;
-        if (span.sent_ns >
-            begin_ns) /* it sleeps until then: over the link too, and over what is before it on the link */
+        if (span.sent_ns > begin_ns) /* it sleeps until then: for the link too, and for what is before it there */
             process_note(&stage->process->predicted_us, (span.sent_ns - begin_ns) / 1000);
         if (!let_pass(stage, number, span))
             return 0;

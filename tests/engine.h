@@ -47,8 +47,8 @@ void engine_complete_with(struct client *client, char **bodies, size_t count, si
 /* As /status says it; false too when nobody answers. */
 bool engine_is_ready(const struct own_engine *engine, const char *role, int index);
 
-/* What /status says. Asked again until it is answered: a new call is sometimes the one whose first byte was not read when a front
- * died. */
+/* What /status says. Asked again until it is answered: a new call is sometimes the one whose first byte was not read when a
+ * front died. */
 json_t *engine_status(const struct own_engine *engine);
 
 /* It has ended, even if nobody has waited for it. */

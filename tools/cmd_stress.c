@@ -526,8 +526,8 @@ static bool commit_fault(struct stress *s, const struct fault *fault)
     for (uint32_t i = 0; i < fault->count && is_good; i++) {
         if (victims[i].dead_ns != 0)
             continue;
-        if (victims[i].number ==
-            ROLE_SUPERVISOR) { /* its successor's death would be another one, with its own time to wait */
+        /* its successor's death would be another one, with a wait of its own */
+        if (victims[i].number == ROLE_SUPERVISOR) {
             fault_order(s->points.page, ROLE_SUPERVISOR, FAULT_ANYWHERE, 0, 0);
             victims[i].is_taken_back = true;
         }
