@@ -66,8 +66,9 @@ $(BUILD)/kernels/%.o:           CFLAGS += -O3
 $(BUILD)/kernels/cpu_avx2.o:    CFLAGS += -mavx2 -mfma -mf16c $(FAST_CFLAGS)
 $(BUILD)/kernels/cpu_avx512.o:  CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c \
                                           -mprefer-vector-width=512 $(FAST_CFLAGS)
-$(BUILD)/ipc/version.o:         CPPFLAGS += -DEVENFLOW_NUMERICS='"$(NUMERICS)"'
-$(BUILD)/ipc/version.o:         $(wildcard kernels/*.[ch] kernels/*.cu stages/*.[ch]) Makefile
+VERSIONS := $(BUILD)/ipc/version.o $(BUILD)/faults/ipc/version.o
+$(VERSIONS):                    CPPFLAGS += -DEVENFLOW_NUMERICS='"$(NUMERICS)"'
+$(VERSIONS):                    $(wildcard kernels/*.[ch] kernels/*.cu stages/*.[ch]) Makefile
 
 # ---- CUDA: kernels for devices, where nvcc is found; the driver is found at run time ----
 CUDA ?= auto
@@ -221,8 +222,6 @@ $(TESTS):
 	@mkdir -p $(@D)
 	@echo "  LD    $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBS) -lcriterion -lpthread
-
-$(BUILD)/faults/ipc/version.o: CPPFLAGS += -DEVENFLOW_NUMERICS='"$(NUMERICS)"'
 
 # What stands in for CUDA's driver: the same kernels, as C, for this processor alone.
 FAKE_CUDA := $(BUILD)/tests/driver/libcuda.so.1
