@@ -33,7 +33,7 @@ struct option_spec {
     const char *standard; /* the default, as text; NULL: zero, empty, false */
     double min, max;
     const char *value_name; /* "N", "PATH"; for help */
-    const char *help;       /* one sentence; %default% is not needed, help prints it */
+    const char *help;       /* one sentence, without the default; of a flag that is on: what --no-NAME does */
 };
 
 struct option_table {
