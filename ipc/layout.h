@@ -283,7 +283,7 @@ enum token_flag {
 /* One token: an entry of a token log, and what the last stage returns for a row. */
 struct token_shm {
     uint32_t token;
-    uint32_t top_token; /* the most probable one (scored rows; else the token itself when greedy) */
+    uint32_t top_token; /* the most probable one, where log-probabilities are asked for; else the token itself */
     float logprob;      /* natural log, of `token`, before temperature; 0 unless asked for */
     float top_logprob;
     uint64_t logits_hash; /* 0 unless asked for */

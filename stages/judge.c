@@ -62,12 +62,13 @@ struct token_shm judge_token(struct judge *judge, const struct forward_step *ste
     const struct row_shm *row = &step->rows[wanted->row];
     struct token_shm result = {0};
     bool is_last = wanted->token + 1 == row->token_first + row->token_count;
-    result.top_token = sampler_greedy(&judge->sampler, logits);
     if (is_last && row->flags & ROW_SAMPLE)
         draw(judge, step, row, logits, &result);
     else
         result.token = is_last ? row->score_next : step->tokens[wanted->token + 1];
+    result.top_token = result.token;
     if (row->flags & (ROW_SCORE | ROW_LOGPROB)) {
+        result.top_token = sampler_greedy(&judge->sampler, logits);
         double log_sum = sampler_log_sum(&judge->sampler, logits);
         result.logprob = sampler_logprob(logits, log_sum, result.token);
         result.top_logprob = sampler_logprob(logits, log_sum, result.top_token);
