@@ -110,7 +110,8 @@ static void account_bound(struct account *account)
     account->loaded_us = account->request_us = 0;
 }
 
-static void account_load(struct account *account, const struct account_step *step, uint64_t now_us)
+/* Stages that lend their cores to one step are no pipeline: the bound does not hold for them. */
+static void account_load(struct account *account, const struct account_step *step, bool is_lone, uint64_t now_us)
 {
     uint64_t from = max_u64(account->returned_us, step->planned_us);
     double loaded_us = now_us > from ? (double)(now_us - from) : 0;
@@ -119,6 +120,8 @@ static void account_load(struct account *account, const struct account_step *ste
     account->step_us += (uint64_t)flight_us;
     account->recent_loaded_us += loaded_us - account->recent_loaded_us / LATELY;
     account->recent_flight_us += flight_us - account->recent_flight_us / LATELY;
+    if (is_lone)
+        return;
     struct bound_load *load = &account->load;
     load->tokens += step->shape.tokens;
     load->rows += step->shape.rows;
@@ -135,14 +138,16 @@ static void account_load(struct account *account, const struct account_step *ste
 void account_step(struct account *account, uint64_t number, const struct account_step *step,
                   const struct step_time_shm *times, uint64_t now_us)
 {
+    bool is_lone = false;
     for (uint32_t stage = 0; stage < account->arena->plan->stage_count; stage++) {
         if (!account_is_sound(&times[stage], number))
             continue;
+        is_lone = is_lone || times[stage].is_lone;
         account_stage(account, stage, step, times, number);
-        if (step->predicted_us[stage] > 0 && times[stage].cpu_ns > 0)
+        if (step->predicted_us[stage] > 0 && times[stage].cpu_ns > 0 && !times[stage].is_lone)
             account_error(account, stage, step->predicted_us[stage], times[stage].cpu_ns);
     }
-    account_load(account, step, now_us);
+    account_load(account, step, is_lone, now_us);
 }
 
 uint64_t account_depth_milli(const struct account *account)

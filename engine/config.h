@@ -9,7 +9,7 @@
 
 struct config {
     char socket[OPTION_TEXT_MAX];
-    uint64_t pipeline_parallel_size, threads_per_stage;
+    uint64_t pipeline_parallel_size, threads_per_stage, lone_threads;
     char split[OPTION_TEXT_MAX];
     char devices[OPTION_TEXT_MAX];
     char gpu_memory[OPTION_TEXT_MAX];

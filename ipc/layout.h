@@ -42,7 +42,7 @@
 #include "ipc/words.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x0000000000000017ull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x0000000000000018ull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -368,7 +368,8 @@ struct step_time_shm {
     uint64_t begin_ns; /* likewise: when the stage began with it */
     uint64_t end_ns;   /* likewise: when its output was there */
     uint64_t cpu_ns;   /* likewise: of that time, on a processor */
-    uint64_t pad[3];
+    uint64_t is_lone;  /* likewise: 1: other stages' cores helped, so the time says nothing of other steps' */
+    uint64_t pad[2];
 };
 static_assert(sizeof(struct step_time_shm) == 64, "shared");
 

@@ -38,6 +38,7 @@ int plan_validate(const struct plan *plan, struct err *err)
         {"stage_count", plan->stage_count, 1, min_u64(STAGES_MAX, plan->layers)},
         {"window", plan->window, 1, 4 * STAGES_MAX},
         {"threads_per_stage", plan->threads_per_stage, 1, 64},
+        {"lone_threads", plan->lone_threads, plan->threads_per_stage, 64},
         {"max_model_len", plan->max_model_len, 1, 1u << 22},
         {"max_num_seqs", plan->max_num_seqs, 1, 4096},
         {"max_num_batched_tokens", plan->max_num_batched_tokens, 1, 1u << 18},

@@ -48,7 +48,9 @@ enum counter_kind { COUNTER, GAUGE };
       "Thousandths: lower bound over time loaded, lately")                                                             \
     X(STAGE_STEPS, COUNTER, ROLE_STAGE, "stage_steps_total", "Steps computed by a stage")                              \
     X(STAGE_TOKENS, COUNTER, ROLE_STAGE, "stage_tokens_total", "Tokens that went through a stage")                     \
-    X(STAGE_BUSY_NS, COUNTER, ROLE_STAGE, "stage_busy_nanoseconds_total", "Time a stage spent computing")
+    X(STAGE_BUSY_NS, COUNTER, ROLE_STAGE, "stage_busy_nanoseconds_total", "Time a stage spent computing")              \
+    X(STAGE_LONE_STEPS, COUNTER, ROLE_STAGE, "stage_lone_steps_total",                                                 \
+      "Steps that a stage computed with the cores of stages that waited")
 
 enum counter_id {
 #define X(id, kind, role, name, help) COUNTER_##id,

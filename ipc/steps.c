@@ -29,6 +29,14 @@ bool step_is_published(const struct arena *arena, uint64_t step)
     return atomic_load_explicit(&arena_step(arena, step)->commit, memory_order_acquire) == step + 1;
 }
 
+bool step_is_alone(const struct arena *arena, uint64_t step)
+{
+    const struct process_shm *sched = arena_process(arena, ROLE_SCHED, 0);
+    /* relaxed: a moment later it may be otherwise, and nothing but time depends on it */
+    return atomic_load_explicit(&sched->consumed_second, memory_order_relaxed) + 1 == step &&
+           atomic_load_explicit(&sched->step, memory_order_relaxed) == step;
+}
+
 void step_cancel(struct step_shm *record)
 {
     /* relaxed: results of a cancelled step are ignored whether a stage saw it or not; one that did tells the next with its

@@ -18,6 +18,10 @@ void step_publish(struct step_shm *record);
 /* stages: true when the record of `step` is there (acquire). */
 bool step_is_published(const struct arena *arena, uint64_t step);
 
+/* stages: true while `step` is the only one published and not returned, as far as sched has said: the other stages wait, and
+ * their cores do nothing. */
+bool step_is_alone(const struct arena *arena, uint64_t step);
+
 void step_cancel(struct step_shm *record);
 bool step_is_cancelled(const struct step_shm *record);
 

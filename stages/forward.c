@@ -29,6 +29,7 @@ void forward_init(struct forward *forward, const struct kernels *kernels, struct
     *forward = (struct forward){
         .kernels = kernels,
         .team = team,
+        .own_team = team,
         .desc = desc,
         .slice = slice,
         .limits = *limits,
@@ -63,6 +64,16 @@ void forward_init(struct forward *forward, const struct kernels *kernels, struct
         forward->wanted_rows = floats(FORWARD_HEAD_ROWS, desc->width);
         forward->logits = floats(FORWARD_HEAD_ROWS, desc->vocab_size);
     }
+}
+
+/* Their scratch takes pages as contexts grow: with many stages, there are many of them. */
+void forward_lend(struct forward *forward, struct team *team)
+{
+    size_t floats_each = attention_scratch_floats(forward->limits.positions_max, forward->desc->heads);
+    check(forward->lone_team == NULL);
+    forward->lone_team = team;
+    for (uint32_t part = team_size(forward->own_team); part < team_size(team); part++)
+        forward->attention_scratch[part] = base_reserve(KERNEL_ALIGN, floats_each * sizeof(float));
 }
 
 void forward_free(struct forward *forward)
@@ -428,6 +439,14 @@ static void embed(const struct forward *forward, float *x, const uint32_t *token
     }
 }
 
+/* Who computes the next tile. A step that came alone may have company by now, whose stages want their cores back. */
+static void choose_team(struct forward *forward, const struct forward_step *step)
+{
+    bool is_lone = forward->lone_team != NULL && step->is_alone != NULL && step->is_alone(step->context);
+    forward->team = is_lone ? forward->lone_team : forward->own_team;
+    forward->was_lone = forward->was_lone || is_lone;
+}
+
 void forward_run(struct forward *forward, const struct forward_step *step, const float *in, float *out,
                  struct token_shm *results, struct top_shm *tops)
 {
@@ -437,6 +456,7 @@ void forward_run(struct forward *forward, const struct forward_step *step, const
     check(slice->is_first == (in == NULL));
     check(slice->is_last == (out == NULL));
     forward->wanted_count = 0;
+    forward->was_lone = false;
     /* A later tile of a row finds the KV of its earlier tiles stored, in every layer: a chunk of the prompt gives the same
      * bits however it is cut. */
     for (uint32_t first = 0; first < step->token_count; first += FORWARD_TILE) {
@@ -447,6 +467,7 @@ void forward_run(struct forward *forward, const struct forward_step *step, const
             embed(forward, x, step->tokens + first, count);
         else
             memcpy(x, in + (size_t)first * width, (size_t)count * width * sizeof(float));
+        choose_team(forward, step);
         team_run(forward->team, run_layers,
                  &(struct tile){.forward = forward, .step = step, .x = x, .first = first, .count = count});
         if (slice->is_last)

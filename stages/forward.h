@@ -12,7 +12,8 @@
  * struct attention says.
  *
  * A team of threads shares a tile: rows where rows are independent, outputs in products, query heads in the attention of few
- * rows. Each output is one member's alone and computed as ever, so the bits are the same for a team of any size.
+ * rows. Each output is one member's alone and computed as ever, so the bits are the same for a team of any size. Tile by tile
+ * it is the team of forward_init(), or a larger one while the step is the only one in flight.
  */
 #ifndef EVENFLOW_FORWARD_H
 #define EVENFLOW_FORWARD_H
@@ -47,7 +48,10 @@ struct forward_segment {
 
 struct forward {
     const struct kernels *kernels;
-    struct team *team;
+    struct team *team;      /* at work: one of the next two */
+    struct team *own_team;  /* of forward_init() */
+    struct team *lone_team; /* of forward_lend(); NULL: there is none */
+    bool was_lone;          /* some tile of the last step was computed by lone_team */
     const struct model_desc *desc;
     const struct model_slice *slice;
     struct forward_limits limits;
@@ -87,6 +91,9 @@ size_t forward_block_stride(const struct model_desc *desc, uint32_t layer_count,
 void forward_init(struct forward *forward, const struct kernels *kernels, struct team *team,
                   const struct model_desc *desc, const struct model_slice *slice, const struct forward_limits *limits,
                   uint8_t *kv);
+
+/* A larger team, likewise the caller's, for steps that are alone. Once, behind forward_init(). */
+void forward_lend(struct forward *forward, struct team *team);
 
 /* Gives the scratch back. For tests and tools. */
 void forward_free(struct forward *forward);

@@ -37,12 +37,14 @@ static int fail(const struct err *err)
     return 1;
 }
 
-/* Each thread of a stage has a core of its own, where there are enough. */
+/* Each thread of a stage has a core of its own, where there are enough; those for a step that is alone have the next stages',
+ * behind the last one the first one's. */
 static void start_thread(void *context, uint32_t part)
 {
     const struct arena *arena = context;
-    if (arena->plan->pin)
-        pin(arena->index * arena->plan->threads_per_stage + part);
+    const struct plan *plan = arena->plan;
+    if (plan->pin)
+        pin((arena->index * plan->threads_per_stage + part) % (plan->stage_count * plan->threads_per_stage));
     kernels_thread_init();
 }
 
@@ -57,23 +59,37 @@ static bool can_prepare(const struct arena *arena)
     return arena->is_spare && !is_on_device(arena);
 }
 
+static int open_teams(struct arena *arena, struct team **own, struct team **lone, struct err *err)
+{
+    const struct plan *plan = arena->plan;
+    if (is_on_device(arena)) {
+        kernels_thread_init(); /* not pinned: the driver's threads would inherit its core */
+        return 0;
+    }
+    int ret = team_open(own, plan->threads_per_stage, start_thread, arena, err);
+    if (ret == 0 && plan->lone_threads > plan->threads_per_stage)
+        ret = team_open(lone, plan->lone_threads, start_thread, arena, err);
+    if (ret == 0)
+        start_thread(arena, 0); /* behind the others: they would inherit its core */
+    return ret;
+}
+
 static int open_model(struct stage *stage, struct arena *arena, struct err *err)
 {
     const struct kernels *kernels = kernels_pick(arena->plan->isa);
     if (kernels == NULL)
         return err_set(err, -ENOTSUP, "instruction path \"%s\" is not one of this processor", arena->plan->isa);
-    struct team *team = NULL;
-    if (is_on_device(arena))
-        kernels_thread_init(); /* not pinned: the driver's threads would inherit its core */
-    else if (team_open(&team, arena->plan->threads_per_stage, start_thread, arena, err) < 0)
-        return -EAGAIN;
-    else
-        start_thread(arena, 0); /* behind the others: they would inherit its core */
+    struct team *own = NULL, *lone = NULL;
+    int teams = open_teams(arena, &own, &lone, err);
+    if (teams < 0)
+        return teams;
     struct gguf *gguf;
     int ret = gguf_open_fd(&gguf, arena->model, arena->plan->model_path, err);
     if (ret < 0)
         return ret;
-    ret = stage_init(stage, arena, kernels, team, gguf, err);
+    ret = stage_init(stage, arena, kernels, own, gguf, err);
+    if (ret == 0 && lone != NULL)
+        forward_lend(&stage->forward, lone);
     gguf_close(gguf);
     close(arena->model);
     return ret;

@@ -343,6 +343,12 @@ static void prepare_masks(struct stage *stage, uint64_t number)
     }
 }
 
+static bool is_alone(void *context)
+{
+    const struct stage *stage = context;
+    return step_is_alone(stage->arena, stage->out.next + 1);
+}
+
 /* Copies the record out of shared memory and checks every field of the copy. */
 static int take_record(struct stage *stage, uint64_t number)
 {
@@ -357,6 +363,7 @@ static int take_record(struct stage *stage, uint64_t number)
                                 .history = find_history,
                                 .place = find_place,
                                 .masker = &stage->masker,
+                                .is_alone = is_alone,
                                 .context = stage};
     stage->step = step;
     stage->block_count = record->block_count;
@@ -528,6 +535,7 @@ int stage_do_work(struct stage *stage)
             return ret;
         time.end_ns = message.sent_ns = clock_ns();
         time.cpu_ns = clock_cpu_ns() - begin_cpu_ns;
+        time.is_lone = !stage->is_on_device && stage->forward.was_lone;
     }
     fault_point(FAULT_STAGE_COMPUTED);
     *arena_step_time(arena, stage->index, number) = time;
@@ -541,6 +549,7 @@ int stage_do_work(struct stage *stage)
     counter_add(stage->process, COUNTER_STAGE_STEPS, 1);
     counter_add(stage->process, COUNTER_STAGE_TOKENS, stage->step.token_count);
     counter_add(stage->process, COUNTER_STAGE_BUSY_NS, time.end_ns - time.begin_ns);
+    counter_add(stage->process, COUNTER_STAGE_LONE_STEPS, time.is_lone);
     progress_add(stage->process, 1);
     return 1;
 }

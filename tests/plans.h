@@ -22,6 +22,7 @@ static inline struct plan plan_for_tests(void)
                         .stage_count = 2,
                         .window = 2,
                         .threads_per_stage = 1,
+                        .lone_threads = 1,
                         .slices = {{.first_layer = 0, .layer_count = 2, .weights_bytes = 4096},
                                    {.first_layer = 2, .layer_count = 2, .weights_bytes = 4096}},
                         .max_model_len = 512,

@@ -87,6 +87,14 @@ void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa
     open_runner(runner, gguf);
 }
 
+void runner_lend(struct runner *runner, uint32_t threads)
+{
+    struct err err = {0};
+    cr_assert_eq(team_open(&runner->lone_team, threads, start_thread, NULL, &err), 0, "%s", err.text);
+    for (uint32_t i = 0; i < runner->stage_count; i++)
+        forward_lend(&runner->stages[i], runner->lone_team);
+}
+
 void runner_open_cuda(struct runner *runner, const struct gguf *gguf, struct cuda *cuda, uint32_t stage_count,
                       uint32_t block_size)
 {
@@ -109,6 +117,7 @@ void runner_close(struct runner *runner)
     }
     if (runner->cuda == NULL)
         team_close(runner->team);
+    team_close(runner->lone_team);
     free(runner->results);
     free(runner->tops);
     free(runner->blocks);
@@ -146,6 +155,12 @@ static bool plan_row(const struct runner *runner, const struct runner_request *r
         row->result_count = 1;
     }
     return true;
+}
+
+static bool is_alone(void *context)
+{
+    struct runner *runner = context;
+    return runner->tiles++ % 2 == 0;
 }
 
 static void run_stage(struct runner *runner, uint32_t i, const struct forward_step *step)
@@ -200,7 +215,9 @@ void runner_run(struct runner *runner, struct runner_request *requests, uint32_t
                                           .row_count = row_count,
                                           .tokens = tokens,
                                           .token_count = token_count,
-                                          .blocks = runner->blocks};
+                                          .blocks = runner->blocks,
+                                          .is_alone = is_alone,
+                                          .context = runner};
         for (uint32_t i = 0; i < runner->stage_count; i++)
             run_stage(runner, i, &step);
         for (uint32_t i = 0; i < row_count; i++) {

@@ -13,6 +13,8 @@
 struct runner {
     const struct kernels *kernels;
     struct team *team;
+    struct team *lone_team; /* of runner_lend() */
+    uint32_t tiles;         /* that could have been computed by it */
     struct model_desc desc;
     uint32_t stage_count;
     uint32_t block_size;
@@ -47,6 +49,8 @@ void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa
 /* All stages on that device, which is the caller's. */
 void runner_open_cuda(struct runner *runner, const struct gguf *gguf, struct cuda *cuda, uint32_t stage_count,
                       uint32_t block_size);
+/* Every other tile is computed by another team, of so many threads. On the processor. */
+void runner_lend(struct runner *runner, uint32_t threads);
 void runner_close(struct runner *runner);
 
 /* All requests together, prompts in chunks of `chunk` tokens; request i joins `stagger` steps after request i - 1. */

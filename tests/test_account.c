@@ -39,6 +39,13 @@ static void step_back(uint64_t number, const struct account_step *step, struct s
     account_step(&account, number, step, times, second.end_ns / 1000);
 }
 
+static void step_back_alone(uint64_t number, const struct account_step *step, struct step_time_shm first,
+                            struct step_time_shm second)
+{
+    first.is_lone = second.is_lone = 1;
+    step_back(number, step, first, second);
+}
+
 static void expect_times(uint32_t stage, uint64_t busy, uint64_t no_work, uint64_t uneven, uint64_t hand_off,
                          uint64_t waiting_for_cpu)
 {
@@ -107,6 +114,8 @@ Test(account, the_error_is_of_the_prediction_that_was_planned_by)
     cr_expect_float_eq((double)account_read(&accounts[0].error_millionths), 100000, 2);
     cr_expect_float_eq((double)account_read(&accounts[1].error_millionths), 400000, 2);
     cr_expect_float_eq((double)account_read(&accounts[1].recent_error), 200000, 2);
+    step_back_alone(3, &step, took(3, 1100, 1100, 1300, 200), took(3, 1300, 1300, 1500, 200));
+    cr_expect_eq(account_read(&accounts[0].predicted_steps), 2, "no prediction is about a step that others help with");
 }
 
 /* Two stages of 1 ms, whatever a step holds, and always two steps of 16 rows in flight: it could not be better. */
@@ -124,6 +133,12 @@ Test(account, a_full_pipeline_has_efficiency_one_and_a_half_empty_one_half)
     cr_expect_leq(account.efficiency_permille, 1010);
     cr_expect_geq(account_depth_milli(&account), 1980);
     cr_expect_leq(account_depth_milli(&account), 2020);
+    for (uint32_t i = 0; i < 600; i++, number++, now += 1200) { /* steps that are alone are not the pipeline's */
+        step.planned_us = now;
+        step_back_alone(number, &step, took(number, now, now, now + 600, 600),
+                        took(number, now + 600, now + 600, now + 1200, 600));
+    }
+    cr_expect_leq(account.efficiency_permille, 1010);
     for (uint32_t i = 0; i < 600; i++, number++, now += 2000) { /* one step at a time */
         step.planned_us = now;
         step_back(number, &step, took(number, now, now, now + 1000, 1000),

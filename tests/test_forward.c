@@ -41,11 +41,14 @@ static uint32_t differing(const struct runner_request *a, const struct runner_re
 }
 
 static struct runner_request *tiny_run(const struct tiny_model *tiny, enum kv_type kv_type, uint32_t stages,
-                                       uint32_t block_size, uint32_t chunk, uint32_t stagger, uint32_t threads)
+                                       uint32_t block_size, uint32_t chunk, uint32_t stagger, uint32_t threads,
+                                       uint32_t lone_threads)
 {
     struct gguf *gguf = tiny_model_open(tiny);
     struct runner *runner = calloc(1, sizeof(*runner));
     runner_open(runner, gguf, NULL, stages, block_size, kv_type, threads);
+    if (lone_threads > 0)
+        runner_lend(runner, lone_threads);
     struct runner_request *requests = tiny_requests(tiny);
     runner_run(runner, requests, TINY_REQUESTS, chunk, stagger);
     runner_close(runner);
@@ -57,21 +60,21 @@ static struct runner_request *tiny_run(const struct tiny_model *tiny, enum kv_ty
 Test(forward, bits_do_not_depend_on_chunks_company_slices_blocks_or_threads)
 {
     static const struct {
-        uint32_t stages, block_size, chunk, stagger, threads;
-    } cases[] = {
-        {1, 16, 1, 0, 1},    {1, 16, 7, 1, 1},  {1, 16, 32, 5, 2},  {2, 16, 200, 0, 1},   {3, 16, 7, 0, 3},
-        {3, 8, 13, 2, 1},    {1, 32, 64, 1, 4}, {2, 64, 200, 0, 2}, {1, 16, 200, 100, 1}, /* one after the other */
-        {1, 16, 200, 100, 2}};
+        uint32_t stages, block_size, chunk, stagger, threads, lone_threads;
+    } cases[] = {{1, 16, 1, 0, 1, 0},     {1, 16, 7, 1, 1, 0},     {1, 16, 32, 5, 2, 0},
+                 {2, 16, 200, 0, 1, 0},   {3, 16, 7, 0, 3, 0},     {3, 8, 13, 2, 1, 0},
+                 {1, 32, 64, 1, 4, 0},    {2, 64, 200, 0, 2, 0},   {1, 16, 200, 100, 1, 0}, /* one after the other */
+                 {1, 16, 200, 100, 2, 0}, {1, 16, 200, 100, 1, 3}, {2, 16, 150, 3, 2, 4}};
     for (uint32_t run = 0; run < TINY_MODEL_VARIANTS * KV_TYPES; run++) {
         uint32_t variant = run / KV_TYPES;
         enum kv_type kv_type = run % KV_TYPES;
         struct tiny_model tiny = tiny_model_variant(variant);
-        struct runner_request *expected = tiny_run(&tiny, kv_type, 1, 16, 200, 0, 1);
+        struct runner_request *expected = tiny_run(&tiny, kv_type, 1, 16, 200, 0, 1, 0);
         for (uint32_t i = 0; i < TINY_REQUESTS; i++)
             cr_assert_eq(expected[i].result_count, TINY_GENERATE);
         for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
             struct runner_request *got = tiny_run(&tiny, kv_type, cases[i].stages, cases[i].block_size, cases[i].chunk,
-                                                  cases[i].stagger, cases[i].threads);
+                                                  cases[i].stagger, cases[i].threads, cases[i].lone_threads);
             cr_expect_eq(differing(expected, got, TINY_REQUESTS), 0, "variant %u, %s, case %zu", variant,
                          kv_type_name(kv_type), i);
             free(got);
@@ -83,9 +86,9 @@ Test(forward, bits_do_not_depend_on_chunks_company_slices_blocks_or_threads)
 Test(forward, a_flipped_weight_bit_changes_every_hash)
 {
     struct tiny_model tiny = tiny_model();
-    struct runner_request *expected = tiny_run(&tiny, KV_F16, 1, 16, 32, 0, 1);
+    struct runner_request *expected = tiny_run(&tiny, KV_F16, 1, 16, 32, 0, 1, 0);
     tiny.flipped_tensor = "blk.0.attn_v.weight";
-    struct runner_request *got = tiny_run(&tiny, KV_F16, 1, 16, 32, 0, 1);
+    struct runner_request *got = tiny_run(&tiny, KV_F16, 1, 16, 32, 0, 1, 0);
     for (uint32_t i = 0; i < TINY_REQUESTS; i++)
         for (uint32_t j = 0; j < TINY_GENERATE; j++)
             cr_expect_neq(expected[i].results[j].logits_hash, got[i].results[j].logits_hash);
@@ -411,7 +414,8 @@ Test(forward, a_cache_of_bytes_costs_little_accuracy, .timeout = 300)
 #define REAL_GENERATE 12u
 
 static struct runner_request *real_run(const struct gguf *gguf, enum kv_type kv_type, uint32_t stages,
-                                       uint32_t block_size, uint32_t chunk, uint32_t stagger, uint32_t threads)
+                                       uint32_t block_size, uint32_t chunk, uint32_t stagger, uint32_t threads,
+                                       uint32_t lone_threads)
 {
     static double nll[RUNNER_TOKENS_MAX];
     uint32_t page[RUNNER_TOKENS_MAX];
@@ -419,6 +423,8 @@ static struct runner_request *real_run(const struct gguf *gguf, enum kv_type kv_
     struct runner *runner = calloc(1, sizeof(*runner));
     struct runner_request *requests = calloc(REAL_REQUESTS, sizeof(*requests));
     runner_open(runner, gguf, NULL, stages, block_size, kv_type, threads);
+    if (lone_threads > 0)
+        runner_lend(runner, lone_threads);
     for (uint32_t i = 0; i < REAL_REQUESTS; i++) {
         requests[i].prompt_count = REAL_PROMPT + 5 * i;
         requests[i].generate = REAL_GENERATE;
@@ -433,14 +439,17 @@ static struct runner_request *real_run(const struct gguf *gguf, enum kv_type kv_
 Test(forward, bits_of_the_real_model_do_not_depend_on_chunks_company_slices_blocks_or_threads, .timeout = 300)
 {
     static const struct {
-        uint32_t stages, block_size, chunk, stagger, threads;
-    } cases[] = {{1, 16, 1, 0, 2}, {2, 32, 7, 1, 1}, {3, 8, 32, 0, 3}, {5, 64, 200, 60, 1} /* one after the other */};
+        uint32_t stages, block_size, chunk, stagger, threads, lone_threads;
+    } cases[] = {{1, 16, 1, 0, 2, 0},
+                 {2, 32, 7, 1, 1, 2},
+                 {3, 8, 32, 0, 3, 0},
+                 {5, 64, 200, 60, 1, 0} /* one after the other */};
     struct gguf *gguf = real_model();
     for (enum kv_type kv_type = KV_F16; kv_type < KV_TYPES; kv_type++) {
-        struct runner_request *expected = real_run(gguf, kv_type, 1, 32, 200, 0, 1);
+        struct runner_request *expected = real_run(gguf, kv_type, 1, 32, 200, 0, 1, 0);
         for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
             struct runner_request *got = real_run(gguf, kv_type, cases[i].stages, cases[i].block_size, cases[i].chunk,
-                                                  cases[i].stagger, cases[i].threads);
+                                                  cases[i].stagger, cases[i].threads, cases[i].lone_threads);
             cr_expect_eq(differing(expected, got, REAL_REQUESTS), 0, "%s, case %zu", kv_type_name(kv_type), i);
             free(got);
         }

@@ -1288,8 +1288,8 @@ Test(sched, the_same_events_give_the_same_steps, .timeout = 60)
 
 /* ---- measured times ---- */
 
-/* Runs one request; every stage takes twice what the table says. */
-static void run_slowly(struct world *w, uint32_t slot)
+/* Runs one request; every stage takes twice what the table says, alone in flight or not. */
+static void run_slowly(struct world *w, uint32_t slot, bool is_lone)
 {
     add(w, slot, 10, 40);
     while (!is_done(w, slot)) {
@@ -1301,6 +1301,7 @@ static void run_slowly(struct world *w, uint32_t slot)
             times[i] = (struct step_time_shm){
                 .step = record->step,
                 .end_ns = 1000000000,
+                .is_lone = is_lone,
                 .cpu_ns = (uint64_t)(2000 * timing_stage_us(&w->plan.timing.stages[i], policy_shape(&w->sched)))};
         sched_measure(&w->sched, record->step, times);
         cr_assert(sched_return(&w->sched, record->step, &result, 1));
@@ -1324,12 +1325,22 @@ Test(sched, learns_from_measured_times_and_a_successor_knows_what_was_learned)
     struct shape shape = {0};
     shape_add(&shape, 20, 1);
     open_world(&w, &plan);
-    run_slowly(&w, 0);
+    run_slowly(&w, 0, false);
     double predicted = timing_stage_us(&policy_timing(&w.sched)->stages[1], &shape);
     cr_expect_float_eq(predicted / timing_stage_us(&plan.timing.stages[1], &shape), 2, 0.1);
     sched_fini(&w.sched);
     sched_init(&w.sched, &w.arena, policy_find("even"));
     cr_expect_eq(timing_stage_us(&policy_timing(&w.sched)->stages[1], &shape), predicted);
+    close_world(&w);
+}
+
+Test(sched, learns_nothing_from_steps_that_other_stages_helped_with)
+{
+    static struct world w;
+    struct plan plan = plan_with_times();
+    open_world(&w, &plan);
+    run_slowly(&w, 0, true);
+    cr_expect_arr_eq(policy_timing(&w.sched), &plan.timing, sizeof(plan.timing));
     close_world(&w);
 }
 
@@ -1339,7 +1350,7 @@ Test(sched, a_frozen_model_stays_as_it_is)
     struct plan plan = plan_with_times();
     plan.freeze_timing = 1;
     open_world(&w, &plan);
-    run_slowly(&w, 0);
+    run_slowly(&w, 0, false);
     cr_expect_arr_eq(policy_timing(&w.sched), &plan.timing, sizeof(plan.timing));
     close_world(&w);
 }

@@ -169,6 +169,50 @@ Test(stage, a_successor_goes_on_with_the_first_step_that_was_not_published)
     take_result(2);
 }
 
+static void start_helper(void *context, uint32_t part)
+{
+    (void)context;
+    (void)part;
+    kernels_thread_init();
+}
+
+Test(stage, computes_with_more_threads_while_a_step_is_the_only_one_in_flight)
+{
+    struct team *teams[2];
+    struct process_shm *sched = arena_process(&arena, ROLE_SCHED, 0);
+    for (uint32_t i = 0; i < 2; i++) {
+        cr_assert_eq(team_open(&teams[i], 3, start_helper, NULL, NULL), 0);
+        forward_lend(&stages[i]->forward, teams[i]);
+    }
+    process_note(&sched->step, 1);
+    step_publish(fill_step(1, 0, 20));
+    cr_assert_eq(stage_do_work(stages[0]), 1);
+    cr_assert_eq(stage_do_work(stages[1]), 1);
+    struct token_shm alone = take_result(1);
+    for (uint32_t i = 0; i < 2; i++) {
+        cr_expect_eq(counter_read(stages[i]->process, COUNTER_STAGE_LONE_STEPS), 1);
+        cr_expect_eq(arena_step_time(&arena, i, 1)->is_lone, 1);
+    }
+
+    process_note(&sched->step, 3);
+    step_publish(fill_step(2, 0, 20)); /* the same once more */
+    step_publish(fill_step(3, 20, 1));
+    cr_assert_eq(stage_do_work(stages[0]), 1);
+    cr_assert_eq(stage_do_work(stages[0]), 1);
+    cr_assert_eq(stage_do_work(stages[1]), 1);
+    struct token_shm in_company = take_result(2);
+    cr_expect_arr_eq(&alone, &in_company, sizeof(alone));
+    cr_expect_eq(arena_step_time(&arena, 1, 2)->is_lone, 0);
+    cr_assert_eq(stage_do_work(stages[1]), 1); /* by now it is the only one */
+    take_result(3);
+    cr_expect_eq(arena_step_time(&arena, 0, 3)->is_lone, 0);
+    cr_expect_eq(arena_step_time(&arena, 1, 3)->is_lone, 1);
+    cr_expect_eq(counter_read(stages[0]->process, COUNTER_STAGE_LONE_STEPS), 1);
+    cr_expect_eq(counter_read(stages[1]->process, COUNTER_STAGE_LONE_STEPS), 2);
+    for (uint32_t i = 0; i < 2; i++)
+        team_close(teams[i]);
+}
+
 /* ---- hostile records ---- */
 
 typedef void spoil(struct step_shm *record, struct row_shm *row);

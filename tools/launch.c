@@ -42,6 +42,7 @@
 #define LOG_TOKENS_MAX       (1u << 20) /* the token logs' pool, in tokens: 32 MB */
 #define GRAMMAR_PAGES        16384u /* of the prompt pool, beside those for prompts: 16 MB, 32 of the largest grammars */
 #define LISTEN_BACKLOG       1024
+#define LONE_THREADS_MAX     16u /* unless asked for: each stage has so many */
 #define BODY_BYTES_BASE      65536u
 #define BODY_BYTES_PER_TOKEN 16u
 
@@ -172,6 +173,17 @@ static int plan_timed(struct plan *plan, const struct config *config, struct err
     return 0;
 }
 
+/* Threads for a step that is alone in flight: the cores of all stages, since the others wait. Not where stages wait otherwise
+ * than asleep, or do not compute. */
+static uint32_t lone_threads(const struct plan *plan, const struct config *config, uint32_t cores)
+{
+    uint32_t threads = plan->threads_per_stage;
+    uint64_t all = min_u64(min_u64(cores, plan->stage_count * threads), LONE_THREADS_MAX);
+    if (plan->backend == BACKEND_TIMED || plan->stage_count == 1 || plan_uses_devices(plan))
+        return threads;
+    return (uint32_t)max_u64(threads, config->lone_threads ? config->lone_threads : all);
+}
+
 static int plan_window(struct plan *plan, const struct config *config, struct err *err)
 {
     plan->window = policy_find(plan->policy)->chooses_window ? 2 * plan->stage_count : plan->stage_count;
@@ -189,6 +201,7 @@ static int plan_window(struct plan *plan, const struct config *config, struct er
     uint32_t threads = plan->stage_count * plan->threads_per_stage;
     plan->spin_ns = is_timed || ROLE_STAGE + threads > cores ? 0 : 5000;
     plan->pin = !is_timed && cores >= threads;
+    plan->lone_threads = lone_threads(plan, config, cores);
     return 0;
 }
 

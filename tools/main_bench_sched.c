@@ -39,6 +39,7 @@ static void measure(const struct policy *policy, uint32_t waiting)
                         .vocab_size = 50000,
                         .stage_count = 1,
                         .threads_per_stage = 1,
+                        .lone_threads = 1,
                         .window = 1,
                         .slices = {{.layer_count = 1}},
                         .max_model_len = 1024,

@@ -176,6 +176,7 @@ static int make_plan(struct scenario *scenario, struct plan *plan, json_t *confi
                           .end_tokens = {SCENARIO_END_TOKEN},
                           .stage_count = 1,
                           .threads_per_stage = 1,
+                          .lone_threads = 1,
                           .slices = {{.layer_count = 1}},
                           .connections_max = 1,
                           .body_bytes_max = 1024};
