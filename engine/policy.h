@@ -50,10 +50,15 @@ const struct policy *policy_find(const char *name);
 
 static inline uint32_t policy_schedulable(const struct sched *sched, uint32_t sequence)
 {
-    return sched->table.seqs[sequence].known - arena_sequence(sched->arena, sequence)->computed;
+    return sched->table.seqs[sequence].known - sched->table.seqs[sequence].computed;
 }
 const struct request_shm *policy_request(const struct sched *sched, uint32_t sequence); /* what the client asked for */
-uint32_t policy_budget(const struct sched *sched); /* tokens that still fit the step */
+/* Tokens that still fit the step. */
+static inline uint32_t policy_budget(const struct sched *sched)
+{
+    bool has_room = sched->record->row_count < sched->plan->max_num_seqs;
+    return has_room ? sched->plan->max_num_batched_tokens - sched->record->token_count : 0;
+}
 uint32_t policy_free_blocks(const struct sched *sched);
 /* Blocks that a sequence needs beyond those it holds, to hold so many tokens. */
 uint32_t policy_blocks_for(const struct sched *sched, uint32_t sequence, uint32_t tokens);

@@ -40,7 +40,7 @@ static void note_arrivals(struct sched *sched)
         newest = max_u64(newest, table->seqs[s].order);
         uint32_t at = fastpp->arrivals++ % ARRIVALS_KEPT;
         fastpp->arrived_us[at] = table->seqs[s].arrived_us;
-        fastpp->arrived_tokens[at] = arena_sequence(sched->arena, s)->prompt_tokens;
+        fastpp->arrived_tokens[at] = table->seqs[s].prompt_tokens;
     }
     fastpp->last_order = newest;
 }

@@ -35,8 +35,8 @@ bool rules_add_or_preempt(struct sched *sched, uint32_t sequence, uint32_t token
 
 bool rules_is_decoding(const struct sched *sched, uint32_t sequence)
 {
-    const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
-    return shm->computed >= shm->prompt_tokens && policy_schedulable(sched, sequence) <= 1;
+    const struct seq *seq = &sched->table.seqs[sequence];
+    return seq->computed >= seq->prompt_tokens && policy_schedulable(sched, sequence) <= 1;
 }
 
 uint32_t rules_depth(const struct sched *sched)

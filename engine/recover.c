@@ -110,14 +110,8 @@ static uint32_t find_sequences(struct sched *sched, struct live *live)
 static void recover_sequence(struct sched *sched, uint32_t sequence)
 {
     struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
-    const struct request_shm *request = arena_request(sched->arena, shm->request);
-    uint32_t committed = journal_log_committed(shm);
-    struct seq *seq = &sched->table.seqs[sequence];
-    *seq = (struct seq){.known = sched_known(request, committed),
-                        .priority = request->priority,
-                        .order = request->order,
-                        .arrived_us = sched->now_us};
     take_back(sched, shm);
+    sched_describe(sched, sequence);
     sched_extend_hashes(sched, sequence);
     bool is_running = journal_sequence_state(shm) == SEQUENCE_RUNNING;
     for (uint32_t i = 0; i < shm->block_count; i++)

@@ -30,9 +30,8 @@ void sched_recover(struct sched *sched, uint64_t returned);
 
 /* ---- what sched.c lends for it ---- */
 
-/* Tokens whose KV can be computed when so many entries are committed; nothing follows the last one of a prompt that is only
- * scored. */
-uint32_t sched_known(const struct request_shm *request, uint32_t committed);
+/* What only the scheduler keeps of a sequence, from its shared record, its request and its log; it is in no list. */
+void sched_describe(struct sched *sched, uint32_t sequence);
 /* Hashes of the blocks that have become full. */
 void sched_extend_hashes(struct sched *sched, uint32_t sequence);
 /* Blocks that are full once the steps so far are computed can be found from now on: whoever is given one runs behind those

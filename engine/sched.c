@@ -96,10 +96,51 @@ bool sched_next_news(struct sched *sched, uint32_t *slot)
 
 /* ---- requests ---- */
 
-uint32_t sched_known(const struct request_shm *request, uint32_t committed)
+/* Tokens whose KV can be computed when so many entries are committed; nothing follows the last one of a prompt that is only
+ * scored. */
+static uint32_t known_of(const struct request_shm *request, uint32_t committed)
 {
     uint32_t first = journal_log_first(request), generated = committed > first ? committed - first : 0;
     return request->prompt_tokens + generated - (request->max_tokens == 0);
+}
+
+void sched_describe(struct sched *sched, uint32_t sequence)
+{
+    const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    const struct request_shm *request = arena_request(sched->arena, shm->request);
+    uint32_t committed = journal_log_committed(shm), log_first = journal_log_first(request);
+    struct seq *seq = seq_of(sched, sequence);
+    *seq = (struct seq){
+        .known = known_of(request, committed),
+        .computed = shm->computed,
+        .block_count = shm->block_count,
+        .prompt_tokens = shm->prompt_tokens,
+        .last_token = committed > log_first ? journal_log_entry(sched->arena, sequence, committed - 1)->token : 0,
+        .no_end_before = shm->prompt_tokens + request->min_tokens,
+        .has_answer = request->max_tokens > 0,
+        .priority = request->priority,
+        .order = request->order,
+        .arrived_us = sched->now_us,
+        .row = {.sequence = sequence,
+                .sequence_generation = shm->generation,
+                .flags = (request->flags & REQUEST_LOGITS_HASH ? ROW_LOGITS_HASH : 0u) |
+                         (request->flags & REQUEST_LOGPROB ? ROW_LOGPROB : 0u),
+                .choice = shm->choice,
+                .top_k = request->top_k,
+                .seed = request->seed,
+                .temperature = request->temperature,
+                .top_p = request->top_p,
+                .min_p = request->min_p,
+                .presence_penalty = request->presence_penalty,
+                .frequency_penalty = request->frequency_penalty,
+                .repetition_penalty = request->repetition_penalty,
+                .request = shm->request,
+                .prompt_tokens = shm->prompt_tokens,
+                .bias_count = request->bias_count,
+                .top_logprobs = request->top_logprobs,
+                .grammar_words = request->grammar_words,
+                .log_first = log_first},
+    };
 }
 
 /* What front promised; another process's word is looked at before it is used. */
@@ -196,10 +237,7 @@ static void create_sequence(struct sched *sched, uint32_t slot, uint32_t choice)
     shm->log_page_count = journal_log_pages(request);
     for (uint32_t i = 0; i < shm->log_page_count; i++)
         arena_log_list(arena, sequence)[i] = sched->free_log_pages[--sched->free_log_page_count];
-    *seq_of(sched, sequence) = (struct seq){.known = sched_known(request, 0),
-                                            .priority = request->priority,
-                                            .order = request->order,
-                                            .arrived_us = sched->now_us};
+    sched_describe(sched, sequence);
     sched_extend_hashes(sched, sequence);
     arena_answer(arena, slot)->sequences[choice] = sequence;
     start_waiting(sched, sequence, false);
@@ -321,11 +359,12 @@ bool sched_has_finished(const struct sched *sched)
 static void release_blocks(struct sched *sched, uint32_t sequence)
 {
     struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
-    kv_give_back(&sched->kv, arena_block_table(sched->arena, sequence), shm->block_count);
-    shm->block_count = 0;
-    shm->computed = 0;
+    struct seq *seq = seq_of(sched, sequence);
+    kv_give_back(&sched->kv, arena_block_table(sched->arena, sequence), seq->block_count);
+    shm->block_count = seq->block_count = 0;
+    shm->computed = seq->computed = 0;
     journal_order(); /* nobody else's table names these blocks before ours no longer does */
-    seq_of(sched, sequence)->published = 0;
+    seq->published = 0;
 }
 
 void sched_finish(struct sched *sched, uint32_t sequence, enum finish_reason reason)
@@ -355,8 +394,7 @@ void sched_cancel(struct sched *sched, uint32_t slot)
         return;
     }
     for (uint32_t i = 0; i < answer->sequence_count; i++)
-        if (sched->table.seqs[answer->sequences[i]].in != &sched->table.free &&
-            journal_sequence_state(arena_sequence(sched->arena, answer->sequences[i])) != SEQUENCE_DONE)
+        if (seq_is_live(&sched->table, answer->sequences[i]))
             sched_finish(sched, answer->sequences[i], FINISH_ABORT);
 }
 
@@ -369,8 +407,7 @@ void sched_stop(struct sched *sched, uint32_t slot, uint32_t choices)
         sched->requests[slot].is_in_intake) /* nothing of it can have been found */
         return;
     for (uint32_t i = 0; i < answer->sequence_count; i++)
-        if (choices >> i & 1 && sched->table.seqs[answer->sequences[i]].in != &sched->table.free &&
-            journal_sequence_state(arena_sequence(sched->arena, answer->sequences[i])) != SEQUENCE_DONE)
+        if (choices >> i & 1 && seq_is_live(&sched->table, answer->sequences[i]))
             sched_finish(sched, answer->sequences[i], FINISH_STOP);
 }
 
@@ -406,13 +443,7 @@ void sched_drained(struct sched *sched, uint32_t slot)
 
 const struct request_shm *policy_request(const struct sched *sched, uint32_t sequence)
 {
-    return arena_request(sched->arena, arena_sequence(sched->arena, sequence)->request);
-}
-
-uint32_t policy_budget(const struct sched *sched)
-{
-    bool has_room = sched->record->row_count < sched->plan->max_num_seqs;
-    return has_room ? sched->plan->max_num_batched_tokens - sched->record->token_count : 0;
+    return arena_request(sched->arena, seq_of(sched, sequence)->row.request);
 }
 
 uint32_t policy_free_blocks(const struct sched *sched)
@@ -422,8 +453,7 @@ uint32_t policy_free_blocks(const struct sched *sched)
 
 uint32_t policy_blocks_for(const struct sched *sched, uint32_t sequence, uint32_t tokens)
 {
-    uint32_t held = arena_sequence(sched->arena, sequence)->block_count;
-    uint64_t room = (uint64_t)held * sched->plan->block_size;
+    uint64_t room = (uint64_t)seq_of(sched, sequence)->block_count * sched->plan->block_size;
     return tokens > room ? (uint32_t)div_up_u64(tokens - room, sched->plan->block_size) : 0;
 }
 
@@ -473,54 +503,36 @@ bool policy_has_row(const struct sched *sched, uint32_t sequence)
 }
 
 /* Blocks that hold so many tokens; mostly those that the sequence has. */
-static uint32_t blocks_of(const struct sched *sched, const struct sequence_shm *shm, uint32_t tokens)
+static uint32_t blocks_of(const struct sched *sched, const struct seq *seq, uint32_t tokens)
 {
-    uint64_t room = (uint64_t)shm->block_count * sched->plan->block_size;
+    uint64_t room = (uint64_t)seq->block_count * sched->plan->block_size;
     bool is_all = tokens <= room && tokens > room - sched->plan->block_size;
-    return is_all ? shm->block_count : (uint32_t)div_up_u64(tokens, sched->plan->block_size);
+    return is_all ? seq->block_count : (uint32_t)div_up_u64(tokens, sched->plan->block_size);
 }
 
 static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence, uint32_t tokens)
 {
-    const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
-    const struct request_shm *request = arena_request(sched->arena, shm->request);
+    const struct seq *seq = seq_of(sched, sequence);
     struct step_shm *record = sched->record;
-    uint32_t log_first = journal_log_first(request);
-    bool is_score = shm->computed < log_first;
-    bool samples = request->max_tokens > 0 && shm->computed + tokens == seq_of(sched, sequence)->known;
-    *row = (struct row_shm){
-        .sequence = sequence,
-        .sequence_generation = shm->generation,
-        .first_pos = shm->computed,
-        .token_count = tokens,
-        .token_first = record->token_count,
-        .block_first = record->block_count,
-        .block_count = blocks_of(sched, shm, shm->computed + tokens),
-        .result_first = record->result_count,
-        .result_count = is_score ? tokens : samples,
-        .flags = (is_score ? ROW_SCORE : 0u) | (samples ? ROW_SAMPLE : 0u) |
-                 (request->flags & REQUEST_LOGITS_HASH ? ROW_LOGITS_HASH : 0u) |
-                 (request->flags & REQUEST_LOGPROB ? ROW_LOGPROB : 0u) |
-                 (samples && shm->computed + tokens < shm->prompt_tokens + request->min_tokens ? ROW_NO_END : 0u),
-        .choice = shm->choice,
-        .top_k = request->top_k,
-        .seed = request->seed,
-        .temperature = request->temperature,
-        .top_p = request->top_p,
-        .min_p = request->min_p,
-        .presence_penalty = request->presence_penalty,
-        .frequency_penalty = request->frequency_penalty,
-        .repetition_penalty = request->repetition_penalty,
-        .request = shm->request,
-        .prompt_tokens = shm->prompt_tokens,
-        .bias_count = request->bias_count,
-        .top_logprobs = request->top_logprobs,
-        .grammar_words = request->grammar_words,
-        .log_first = log_first,
-    };
-    copy_tokens(sched, sequence, row->first_pos, tokens, arena_step_tokens(sched->arena, record) + row->token_first);
+    uint32_t *row_tokens = arena_step_tokens(sched->arena, record) + record->token_count;
+    uint32_t end = seq->computed + tokens;
+    bool is_score = seq->computed < seq->row.log_first, samples = seq->has_answer && end == seq->known;
+    *row = seq->row;
+    row->first_pos = seq->computed;
+    row->token_count = tokens;
+    row->token_first = record->token_count;
+    row->block_first = record->block_count;
+    row->block_count = blocks_of(sched, seq, end);
+    row->result_first = record->result_count;
+    row->result_count = is_score ? tokens : samples;
+    row->flags = seq->row.flags | (is_score ? ROW_SCORE : 0u) | (samples ? ROW_SAMPLE : 0u) |
+                 (samples && end < seq->no_end_before ? ROW_NO_END : 0u);
+    if (tokens == 1 && end == seq->known && end > seq->prompt_tokens)
+        row_tokens[0] = seq->last_token;
+    else
+        copy_tokens(sched, sequence, row->first_pos, tokens, row_tokens);
     if (is_score && !samples)
-        copy_tokens(sched, sequence, row->first_pos + tokens, 1, &row->score_next);
+        copy_tokens(sched, sequence, end, 1, &row->score_next);
     memcpy(arena_step_blocks(sched->arena, record) + row->block_first, arena_block_table(sched->arena, sequence),
            row->block_count * sizeof(uint32_t));
     record->token_count += tokens;
@@ -534,7 +546,7 @@ void sched_publish_blocks(struct sched *sched, uint32_t sequence)
     struct seq *seq = seq_of(sched, sequence);
     if (seq->published == seq->hashed)
         return;
-    uint32_t full = arena_sequence(sched->arena, sequence)->computed / sched->plan->block_size;
+    uint32_t full = seq->computed / sched->plan->block_size;
     for (; seq->published < full && seq->published < seq->hashed; seq->published++) {
         uint32_t block = arena_block_table(sched->arena, sequence)[seq->published];
         if (!sched->kv.blocks[block]
@@ -545,19 +557,22 @@ void sched_publish_blocks(struct sched *sched, uint32_t sequence)
 
 bool policy_take_blocks(struct sched *sched, uint32_t sequence, uint32_t tokens)
 {
-    struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
-    uint32_t more = policy_blocks_for(sched, sequence, shm->computed + tokens);
-    check(shm->block_count + more <= sched->arena->layout.blocks_per_sequence);
-    if (!kv_take(&sched->kv, arena_block_table(sched->arena, sequence) + shm->block_count, more))
+    struct seq *seq = seq_of(sched, sequence);
+    uint32_t more = policy_blocks_for(sched, sequence, seq->computed + tokens);
+    if (more == 0)
+        return true;
+    check(seq->block_count + more <= sched->arena->layout.blocks_per_sequence);
+    if (!kv_take(&sched->kv, arena_block_table(sched->arena, sequence) + seq->block_count, more))
         return false;
     journal_order(); /* numbers of blocks before their count */
-    shm->block_count += more;
+    arena_sequence(sched->arena, sequence)->block_count = seq->block_count += more;
     return true;
 }
 
 bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens)
 {
     struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    struct seq *seq = seq_of(sched, sequence);
     check(tokens > 0);
     check(tokens <= policy_budget(sched));
     check(tokens <= policy_schedulable(sched, sequence));
@@ -566,11 +581,11 @@ bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens)
         return false;
     fill_row(sched, arena_step_rows(sched->arena, sched->record) + sched->record->row_count, sequence, tokens);
     sched->row_of[sequence] = ++sched->record->row_count;
-    shm->computed_before = shm->computed;
+    shm->computed_before = seq->computed;
     journal_order();
     shm->planned_step = (uint32_t)sched->next_step;
     journal_order();
-    shm->computed += tokens;
+    shm->computed = seq->computed += tokens;
     sched_publish_blocks(sched, sequence);
     return true;
 }
@@ -578,10 +593,11 @@ bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens)
 bool policy_admit_blocks(struct sched *sched, uint32_t sequence, const struct policy_hit *hit, uint32_t tokens)
 {
     struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+    struct seq *seq = seq_of(sched, sequence);
     check(journal_sequence_state(shm) == SEQUENCE_WAITING);
-    check(shm->block_count == 0);
+    check(seq->block_count == 0);
     uint32_t needed = (uint32_t)div_up_u64(hit->tokens + tokens, sched->plan->block_size) - hit->blocks;
-    if (seq_of(sched, sequence)->in_flight > 0) /* the token that is on its way would be computed a second time */
+    if (seq->in_flight > 0) /* the token that is on its way would be computed a second time */
         return false;
     if (sched->table.running.count == sched->plan->max_num_seqs || needed + hit->free_blocks > sched->kv.free_count)
         return false;
@@ -592,9 +608,9 @@ bool policy_admit_blocks(struct sched *sched, uint32_t sequence, const struct po
         kv_hold(&sched->kv, block);
         arena_block_table(sched->arena, sequence)[i] = block;
     }
-    shm->block_count = hit->blocks;
-    shm->computed = hit->tokens;
-    seq_of(sched, sequence)->published = hit->blocks;
+    shm->block_count = seq->block_count = hit->blocks;
+    shm->computed = seq->computed = hit->tokens;
+    seq->published = hit->blocks;
     if (shm->preemptions == 0) {
         shm->cached_tokens = (uint32_t)min_u64(hit->tokens, shm->prompt_tokens);
         sched->cached_tokens += shm->cached_tokens;
@@ -696,7 +712,7 @@ uint64_t sched_note_flight(struct sched *sched)
     note_account(sched, &flight->account);
     for (uint32_t i = 0; i < record->row_count; i++) {
         const struct row_shm *row = &rows[i];
-        const struct sequence_shm *shm = arena_sequence(sched->arena, row->sequence);
+        struct seq *seq = seq_of(sched, row->sequence);
         flight->rows[i] = (struct flight_row){.sequence = row->sequence,
                                               .generation = row->sequence_generation,
                                               .first_pos = row->first_pos,
@@ -706,14 +722,14 @@ uint64_t sched_note_flight(struct sched *sched)
                                               .top_logprobs = row->top_logprobs,
                                               .flags = row->flags};
         sched->row_of[row->sequence] = 0;
-        if (shm->generation ==
+        if (seq->row.sequence_generation ==
             row->sequence_generation) /* another one may have the slot, in a step that was planned before */
-            seq_of(sched, row->sequence)->in_flight++;
-        if (row->first_pos >= shm->prompt_tokens) {
+            seq->in_flight++;
+        if (row->first_pos >= row->prompt_tokens) {
             flight->account.decode_rows++;
             flight->account.decode_blocks += row->block_count;
         } else {
-            prompt_tokens += min_u64(row->token_count, shm->prompt_tokens - row->first_pos);
+            prompt_tokens += min_u64(row->token_count, row->prompt_tokens - row->first_pos);
         }
     }
     sched->in_flight++;
@@ -765,19 +781,25 @@ static enum finish_reason end_by(const struct plan *plan, const struct request_s
     return generated == request->max_tokens ? FINISH_LENGTH : FINISH_NONE;
 }
 
-void sched_finish_if_ended(struct sched *sched, uint32_t sequence)
+/* last: the last one of `committed` entries, at least one. */
+static void finish_if_ended_by(struct sched *sched, uint32_t sequence, uint32_t committed, const struct token_shm *last)
 {
-    uint32_t committed = journal_log_committed(arena_sequence(sched->arena, sequence));
     const struct request_shm *request = policy_request(sched, sequence);
-    uint32_t log_first = journal_log_first(request);
+    uint32_t log_first = seq_of(sched, sequence)->row.log_first;
     enum finish_reason reason = FINISH_NONE;
     if (committed > log_first)
-        reason = end_by(sched->plan, request, journal_log_entry(sched->arena, sequence, committed - 1),
-                        committed - log_first);
+        reason = end_by(sched->plan, request, last, committed - log_first);
     else if (committed == log_first && request->max_tokens == 0)
         reason = FINISH_LENGTH;
     if (reason != FINISH_NONE)
         sched_finish(sched, sequence, reason);
+}
+
+void sched_finish_if_ended(struct sched *sched, uint32_t sequence)
+{
+    uint32_t committed = journal_log_committed(arena_sequence(sched->arena, sequence));
+    if (committed > 0)
+        finish_if_ended_by(sched, sequence, committed, journal_log_entry(sched->arena, sequence, committed - 1));
 }
 
 /* The list of most probable tokens beside a row's result; NULL when none was asked for. */
@@ -792,19 +814,24 @@ static const struct top_shm *tops_of(const struct sched *sched, const struct fli
 static void commit_row(struct sched *sched, const struct flight_row *row, const struct token_shm *results)
 {
     struct seq *seq = seq_of(sched, row->sequence);
-    const struct sequence_shm *shm = arena_sequence(sched->arena, row->sequence);
-    const struct request_shm *request = policy_request(sched, row->sequence);
     uint32_t position = row->first_pos + row->token_count - row->result_count + 1; /* of the first result's token */
-    uint32_t entry = journal_log_first(request) + position - shm->prompt_tokens;
+    uint32_t entry = seq->row.log_first + position - seq->prompt_tokens;
+    uint32_t committed = journal_log_committed(arena_sequence(sched->arena, row->sequence)), before = committed;
     for (uint32_t i = 0; i < row->result_count; i++)
-        if (entry + i == journal_log_committed(shm)) {
+        if (entry + i == committed) {
             journal_log_append(sched->arena, row->sequence, &results[i], tops_of(sched, row, i));
-            sched->generated_tokens += position + i >= shm->prompt_tokens;
+            committed++;
+            if (position + i >= seq->prompt_tokens) { /* of the answer */
+                seq->known = position + i + 1;
+                seq->last_token = results[i].token;
+                sched->generated_tokens++;
+            }
         }
-    seq->known = sched_known(request, journal_log_committed(shm));
+    if (committed == before)
+        return;
     sched_extend_hashes(sched, row->sequence);
-    sched_add_news(sched, shm->request);
-    sched_finish_if_ended(sched, row->sequence);
+    sched_add_news(sched, seq->row.request);
+    finish_if_ended_by(sched, row->sequence, committed, &results[committed - 1 - entry]);
 }
 
 static bool results_are_sound(const struct sched *sched, const struct flight *flight, const struct token_shm *results,
@@ -865,16 +892,13 @@ bool sched_return(struct sched *sched, uint64_t step, const struct token_shm *re
     sched->in_flight--;
     for (uint32_t i = 0; i < flight->row_count; i++) {
         const struct flight_row *row = &flight->rows[i];
-        const struct sequence_shm *shm = arena_sequence(sched->arena, row->sequence);
-        if (shm->generation != row->generation)
+        struct seq *seq = seq_of(sched, row->sequence);
+        if (seq->row.sequence_generation != row->generation)
             continue; /* the slot has another sequence by now */
-        seq_of(sched, row->sequence)->in_flight--;
-        enum sequence_state state = journal_sequence_state(shm);
-        if (state != SEQUENCE_WAITING && state != SEQUENCE_RUNNING)
+        seq->in_flight--;
+        if (!seq_is_live(&sched->table, row->sequence))
             continue; /* aborted meanwhile, perhaps forgotten already */
-        if (flight->is_cancelled)
-            continue;
-        if (row->result_count > 0)
+        if (row->result_count > 0 && !flight->is_cancelled)
             commit_row(sched, row, results + row->result_first);
     }
     return true;

@@ -10,7 +10,10 @@
 #ifndef EVENFLOW_SEQ_H
 #define EVENFLOW_SEQ_H
 
+#include <assert.h>
+#include <stdalign.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "ipc/arena.h"
@@ -21,17 +24,27 @@ struct seq_list {
     uint32_t first, last, count;
 };
 
+/* What every step looks at comes first, in one cache line. */
 struct seq {
-    struct seq_list *in;     /* the list it is in */
-    uint32_t next, previous; /* there; SEQ_NONE at the ends */
-    int32_t priority;        /* smaller runs first, where priorities count */
-    uint64_t order;          /* of its request: earlier runs first */
-    uint64_t arrived_us;     /* when it was made, on the scheduler's clock */
-    uint32_t known;          /* tokens whose KV can be computed: prompt and committed ones, see sched_known() */
-    uint32_t in_flight;      /* steps in flight that hold a row of it */
-    uint32_t hashed;         /* full blocks whose hash is known (arena_block_hashes) */
-    uint32_t published;      /* of the blocks it holds, those that can be found by their hash */
+    alignas(64) struct seq_list *in; /* the list it is in */
+    uint32_t next, previous;         /* there; SEQ_NONE at the ends */
+    uint32_t known;                  /* tokens whose KV can be computed: prompt and committed ones, see known_of() */
+    uint32_t computed, block_count;  /* as in the shared record, which is written for a successor and not read again */
+    uint32_t prompt_tokens;          /* likewise */
+    uint32_t last_token;             /* of the answer, once known > prompt_tokens */
+    uint32_t no_end_before;          /* tokens, prompt included, that an answer has at least: see ROW_NO_END */
+    bool has_answer;                 /* its request asks for tokens, not for scores alone */
+    uint32_t in_flight;              /* steps in flight that hold a row of it */
+    uint32_t hashed;                 /* full blocks whose hash is known (arena_block_hashes) */
+    uint32_t published;              /* of the blocks it holds, those that can be found by their hash */
+
+    alignas(64) struct row_shm row; /* what all of its rows have in common; the rest is 0 */
+
+    int32_t priority;    /* smaller runs first, where priorities count */
+    uint64_t order;      /* of its request: earlier runs first */
+    uint64_t arrived_us; /* when it was made, on the scheduler's clock */
 };
+static_assert(offsetof(struct seq, row) == 64, "one line");
 
 struct seq_table {
     const struct arena *arena;
@@ -42,6 +55,12 @@ struct seq_table {
 
 void seq_init(struct seq_table *table, const struct arena *arena);
 void seq_fini(struct seq_table *table);
+
+/* It waits or runs. */
+static inline bool seq_is_live(const struct seq_table *table, uint32_t sequence)
+{
+    return table->seqs[sequence].in != NULL && table->seqs[sequence].in != &table->free;
+}
 
 void seq_list_append(struct seq_table *table, struct seq_list *list, uint32_t sequence);
 void seq_list_prepend(struct seq_table *table, struct seq_list *list, uint32_t sequence);

@@ -67,7 +67,7 @@ static uint32_t next_suspect(struct sched *sched)
     for (size_t list = 0; list < ARRAY_COUNT(lists); list++)
         for (uint32_t s = lists[list]->first; s != SEQ_NONE; s = sched->table.seqs[s].next)
             if (sched->suspects.until[s] != 0) {
-                if (arena_sequence(sched->arena, s)->computed < sched->suspects.until[s])
+                if (sched->table.seqs[s].computed < sched->suspects.until[s])
                     return s;
                 suspect_forget(sched, s); /* nothing is in flight, and it is past where it was */
             }
