@@ -33,6 +33,12 @@ struct choice {
     double prompt_rate, urgency;
 };
 
+/* A decoding row that could go now. */
+struct ready {
+    uint32_t sequence, age; /* steps since its last row, at most AGES - 1 */
+    double cost;
+};
+
 struct even {
     struct timing timing;
     struct lengths lengths;
@@ -55,8 +61,9 @@ struct even {
     bool has_more; /* the last look stopped for its limit, not for want of room */
 
     /* of the plan being made */
-    uint32_t *ready; /* (sequences_max): decoding rows, oldest first */
-    uint32_t *begun; /* (sequences_max): sequences with prompt left, in order of admission */
+    struct ready *ready;   /* (sequences_max): decoding rows, oldest first */
+    struct ready *scratch; /* (sequences_max) */
+    uint32_t *begun;       /* (sequences_max): sequences with prompt left, in order of admission */
     uint32_t ready_count, begun_count, decoding;
     double decoding_cost, decoding_context;
     uint64_t begun_tokens;
@@ -73,7 +80,8 @@ static struct even *state_of(const struct sched *sched)
 
 static size_t state_bytes(const struct plan *plan)
 {
-    return sizeof(struct even) + plan->sequences_max * (2 * sizeof(uint64_t) + 2 * sizeof(uint32_t)) +
+    return sizeof(struct even) +
+           plan->sequences_max * (2 * sizeof(uint64_t) + 2 * sizeof(struct ready) + sizeof(uint32_t)) +
            2 * plan->window * sizeof(bool);
 }
 
@@ -93,8 +101,9 @@ static void open_even(struct sched *sched)
     uint8_t *at = (uint8_t *)(even + 1);
     even->planned_at = (uint64_t *)(void *)at;
     even->held_at = even->planned_at + sched->plan->sequences_max;
-    even->ready = (uint32_t *)(void *)(even->held_at + sched->plan->sequences_max);
-    even->begun = even->ready + sched->plan->sequences_max;
+    even->ready = (struct ready *)(void *)(even->held_at + sched->plan->sequences_max);
+    even->scratch = even->ready + sched->plan->sequences_max;
+    even->begun = (uint32_t *)(void *)(even->scratch + sched->plan->sequences_max);
     even->is_prompt_slot = (bool *)(even->begun + sched->plan->sequences_max);
     even->is_decode_slot = even->is_prompt_slot + sched->plan->window;
 }
@@ -113,18 +122,17 @@ static void arrived(struct sched *sched, uint32_t sequence)
 {
     struct even *even = state_of(sched);
     age_arriving(even, sched->now_us);
-    even->arriving += arena_sequence(sched->arena, sequence)->prompt_tokens / ARRIVING_US;
+    even->arriving += sched->table.seqs[sequence].prompt_tokens / ARRIVING_US;
     even->arrived++;
 }
 
 static void ended(struct sched *sched, uint32_t sequence)
 {
     struct even *even = state_of(sched);
-    const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
-    uint32_t tokens = sched->table.seqs[sequence].known - shm->prompt_tokens;
+    uint32_t tokens = sched->table.seqs[sequence].known - sched->table.seqs[sequence].prompt_tokens;
     even->ended++;
     if (policy_request(sched, sequence)->max_tokens > 0)
-        lengths_observe(&even->lengths, tokens, shm->finish_reason == FINISH_LENGTH);
+        lengths_observe(&even->lengths, tokens, arena_sequence(sched->arena, sequence)->finish_reason == FINISH_LENGTH);
 }
 
 /* ---- 1: census ---- */
@@ -149,42 +157,57 @@ static void look_at_timing(const struct sched *sched, struct even *even)
         even->row_us[i] = even->timing.stages[i].row_us + even->timing.stages[i].token_us / 8;
 }
 
-/* Decoding rows that are ready, by the age of their last row, oldest first: those of one age in order of admission. */
-static void sort_ready(struct even *even, uint64_t next_step, uint32_t *scratch)
+/* Decoding rows that are ready, by the age of their last row, oldest first: those of one age in order of admission.
+ * starts: by age, how many there are of it. */
+static void sort_ready(struct even *even, uint32_t *starts)
 {
-    uint32_t starts[AGES + 1] = {0};
+    struct ready *unsorted = even->ready;
+    for (uint32_t age = AGES, sum = 0; age-- > 0;) {
+        sum += starts[age];
+        starts[age] = sum - starts[age];
+    }
     for (uint32_t i = 0; i < even->ready_count; i++)
-        starts[AGES - min_u64(next_step - even->planned_at[even->ready[i]], AGES - 1)]++;
-    for (uint32_t age = 1; age <= AGES; age++)
-        starts[age] += starts[age - 1];
-    for (uint32_t i = even->ready_count; i-- > 0;)
-        scratch[--starts[AGES - min_u64(next_step - even->planned_at[even->ready[i]], AGES - 1)]] = even->ready[i];
-    memcpy(even->ready, scratch, even->ready_count * sizeof(*scratch));
+        even->scratch[starts[unsorted[i].age]++] = unsorted[i];
+    even->ready = even->scratch;
+    even->scratch = unsorted;
 }
 
 static void take_census(struct sched *sched)
 {
     struct even *even = state_of(sched);
     const struct seq_table *table = &sched->table;
-    even->ready_count = even->begun_count = even->decoding = 0;
-    even->decoding_cost = even->decoding_context = 0;
+    uint32_t by_age[AGES] = {0}, youngest = AGES, decoding = 0, ready_count = 0;
+    double cost_sum = 0, context = 0;
+    bool is_sorted = true;
+    even->begun_count = 0;
     even->begun_tokens = 0;
     look_at_timing(sched, even);
     for (uint32_t s = table->running.first; s != SEQ_NONE; s = table->seqs[s].next) {
+        const struct seq *seq = &table->seqs[s];
         uint32_t tokens = policy_schedulable(sched, s);
-        const struct sequence_shm *shm = arena_sequence(sched->arena, s);
-        if (tokens > 1 || (tokens == 1 && shm->computed < shm->prompt_tokens)) { /* it has prompt left */
+        if (tokens > 1 || (tokens == 1 && seq->computed < seq->prompt_tokens)) { /* it has prompt left */
             even->begun[even->begun_count++] = s;
             even->begun_tokens += tokens;
             continue;
         }
-        even->decoding++;
-        even->decoding_context += table->seqs[s].known;
-        even->decoding_cost += row_cost(even, table->seqs[s].known);
-        if (tokens > 0)
-            even->ready[even->ready_count++] = s;
+        double cost = row_cost(even, seq->known);
+        decoding++;
+        context += seq->known;
+        cost_sum += cost;
+        if (tokens > 0) {
+            uint32_t age = (uint32_t)min_u64(sched->next_step - even->planned_at[s], AGES - 1);
+            even->ready[ready_count++] = (struct ready){s, age, cost};
+            by_age[age]++;
+            is_sorted = is_sorted && age <= youngest;
+            youngest = age;
+        }
     }
-    sort_ready(even, sched->next_step, even->begun + even->begun_count);
+    even->ready_count = ready_count;
+    even->decoding = decoding;
+    even->decoding_cost = cost_sum;
+    even->decoding_context = context;
+    if (!is_sorted)
+        sort_ready(even, by_age);
 }
 
 /* ---- 2: memory ---- */
@@ -192,7 +215,7 @@ static void take_census(struct sched *sched)
 static struct outlook outlook_of(const struct sched *sched, uint32_t sequence)
 {
     const struct seq *seq = &sched->table.seqs[sequence];
-    uint32_t generated = seq->known - arena_sequence(sched->arena, sequence)->prompt_tokens;
+    uint32_t generated = seq->known - seq->prompt_tokens;
     uint32_t max_tokens = policy_request(sched, sequence)->max_tokens;
     return (struct outlook){.known = seq->known,
                             .generated = generated,
@@ -210,7 +233,7 @@ static void forecast_running(struct sched *sched)
         struct outlook outlook = outlook_of(sched, s);
         horizon = (uint32_t)max_u64(horizon, outlook.more);
         lengths_running(&even->lengths, outlook.generated);
-        held += arena_sequence(sched->arena, s)->block_count;
+        held += table->seqs[s].block_count;
     }
     for (uint32_t s = table->waiting.first, i = 0; s != SEQ_NONE && i < ADMITTED_MAX; s = table->seqs[s].next, i++)
         horizon = (uint32_t)max_u64(horizon, outlook_of(sched, s).more);
@@ -288,7 +311,7 @@ static struct load load_of(const struct sched *sched)
     const struct even *even = state_of(sched);
     struct load load = {.rows = even->decoding, .context = even->decoding_context, .backlog = even->begun_tokens};
     if (even->begun_count > 0)
-        load.prompt_past = arena_sequence(sched->arena, even->begun[0])->computed;
+        load.prompt_past = sched->table.seqs[even->begun[0]].computed;
     if (may_admit(sched))
         load.backlog += even->admissible_tokens;
     return load;
@@ -341,7 +364,7 @@ static double prompt_share(const struct sched *sched)
         uint32_t more = outlook_of(sched, s).more + 1;
         mean = i > 0 && more == limit ? mean : lengths_mean(&even->lengths, more);
         limit = more;
-        prompt += arena_sequence(sched->arena, s)->prompt_tokens;
+        prompt += table->seqs[s].prompt_tokens;
         answer += mean;
     }
     return prompt / fmax(1, answer);
@@ -406,7 +429,7 @@ static void hold(struct sched *sched, uint32_t from)
 {
     struct even *even = state_of(sched);
     for (uint32_t i = from; i < even->ready_count; i++)
-        even->held_at[even->ready[i]] = sched->next_step;
+        even->held_at[even->ready[i].sequence] = sched->next_step;
 }
 
 static bool was_held(const struct sched *sched, uint32_t sequence)
@@ -420,8 +443,8 @@ static void take_decodes(struct sched *sched, const struct pattern *pattern)
     uint32_t slots = pattern->decode_slots > 0 ? pattern->decode_slots : 1, i = 0;
     double share = even->decoding_cost / slots, target = share + even->deficit, taken = 0;
     for (; i < even->ready_count && policy_budget(sched) > 0; i++) {
-        uint32_t sequence = even->ready[i];
-        double cost = row_cost(even, sched->table.seqs[sequence].known);
+        uint32_t sequence = even->ready[i].sequence;
+        double cost = even->ready[i].cost;
         if (taken > 0 && taken + cost / 2 > target && !was_held(sched, sequence))
             break;
         if (!policy_add_row(sched, sequence, 1)) {
@@ -542,7 +565,7 @@ static bool is_turn_of_prompts(const struct sched *sched, const struct pattern *
 {
     const struct even *even = state_of(sched);
     return even->ready_count == 0 ||
-           (!was_held(sched, even->ready[0]) &&
+           (!was_held(sched, even->ready[0].sequence) &&
             even->decode_slots * pattern->in_flight >= even->prompt_slots * pattern->decode_slots);
 }
 

@@ -3,27 +3,6 @@
 #include <errno.h>
 #include <math.h>
 
-static double pairs_of(uint32_t past, uint32_t tokens)
-{
-    return tokens > 1 ? (double)tokens * ((double)past + 0.5 * (double)tokens) : 0;
-}
-
-void shape_add(struct shape *shape, uint32_t past, uint32_t tokens)
-{
-    shape->rows++;
-    shape->tokens += tokens;
-    shape->context += (double)past + (double)tokens;
-    shape->pairs += pairs_of(past, tokens);
-}
-
-void shape_remove(struct shape *shape, uint32_t past, uint32_t tokens)
-{
-    shape->rows--;
-    shape->tokens -= tokens;
-    shape->context -= (double)past + (double)tokens;
-    shape->pairs -= pairs_of(past, tokens);
-}
-
 static double tail_us(const struct timing_stage *stage, double tokens)
 {
     uint64_t whole = (uint64_t)tokens, rest = whole % TIMING_TILE;

@@ -49,9 +49,27 @@ struct shape {
     double pairs;        /* sum over chunks of more than one token of chunk * (past + chunk / 2) */
 };
 
+static inline double shape_pairs(uint32_t past, uint32_t tokens)
+{
+    return tokens > 1 ? (double)tokens * ((double)past + 0.5 * (double)tokens) : 0;
+}
+
 /* Adds a row, or takes one away again, that computes `tokens` tokens behind `past` others. */
-void shape_add(struct shape *shape, uint32_t past, uint32_t tokens);
-void shape_remove(struct shape *shape, uint32_t past, uint32_t tokens);
+static inline void shape_add(struct shape *shape, uint32_t past, uint32_t tokens)
+{
+    shape->rows++;
+    shape->tokens += tokens;
+    shape->context += (double)past + (double)tokens;
+    shape->pairs += shape_pairs(past, tokens);
+}
+
+static inline void shape_remove(struct shape *shape, uint32_t past, uint32_t tokens)
+{
+    shape->rows--;
+    shape->tokens -= tokens;
+    shape->context -= (double)past + (double)tokens;
+    shape->pairs -= shape_pairs(past, tokens);
+}
 
 /* Where tokens are a share, not a whole number, the tail is the mean one. */
 double timing_stage_us(const struct timing_stage *stage, const struct shape *shape);
