@@ -124,20 +124,19 @@ static void on_send(struct front *f, uint32_t slot, const struct io_event *event
 static void on_hangup(struct front *f, uint32_t slot, const struct io_event *event)
 {
     struct connection *c = &f->connections[slot];
+    /* a Unix socket's other side takes ours with it; over TCP we might still be heard */
+    c->is_shut = c->is_shut || (event->result > 0 && !shm_of(f, slot)->is_tcp);
     if (c->phase == CONN_CLOSING || c->phase == CONN_LINGERING)
         return; /* a lingering one ends when all it has sent is received */
-    if (event->result != 0) {
+    if (event->result != 0)
         front_connection_close(f, slot); /* the client is gone */
-    } else if (event->is_last) {
-        c->ops |= OP_HANGUP; /* half-closed, it still listens: watch on */
-        io_watch_hangup(f->io, slot, event->tag, c->fd);
-    }
+    else if (event->is_last)
+        front_watch_hangup(f, slot, true); /* half-closed, it still listens: watch on */
 }
 
 static void on_connection_event(struct front *f, const struct io_event *event)
 {
-    static const uint32_t ops[] = {
-        [IO_RECEIVE] = OP_RECEIVE, [IO_SEND] = OP_SEND, [IO_HANGUP] = OP_HANGUP, [IO_CANCEL] = OP_CANCEL};
+    static const uint32_t ops[] = {[IO_RECEIVE] = OP_RECEIVE, [IO_SEND] = OP_SEND, [IO_HANGUP] = OP_HANGUP};
     uint32_t slot = event->slot;
     check(slot < f->plan->connections_max && (f->connections[slot].ops & ops[event->kind]));
     if (event->is_last)
@@ -241,6 +240,8 @@ static void end_waits(struct front *f)
     if (deadline > now)
         return;
     front_end_waits(f, now);
+    if (f->intake.wake_ns != 0 && f->intake.wake_ns <= now)
+        intake_wake_sched(&f->intake);
     if (f->sweep_ns != 0 && f->sweep_ns <= now)
         sweep_listeners(f, now);
     if (f->accept_again_ns != 0 && f->accept_again_ns <= now) {
@@ -261,12 +262,13 @@ int front_do_work(struct front *f, bool may_sleep)
     uint32_t count = io_turn(f->io, deadline, events, EVENTS_PER_TURN);
     if (may_sleep)
         bell_retract(&f->bell);
+    uint32_t hints = take_hints(f); /* first: slots that sched has forgotten are free for new requests */
     for (uint32_t i = 0; i < count; i++)
         on_event(f, &events[i]);
-    uint32_t hints = take_hints(f);
     end_waits(f);
     take_command(f);
     intake_catch_up(&f->intake);
+    front_end_closing(f);
     front_keep_flush(f);
     if (f->command == COMMAND_STOP)
         return -1;
@@ -320,6 +322,7 @@ int front_prepare(struct front **front, const struct arena *arena, struct err *e
     f->choices = base_reserve(64, (size_t)plan->requests_max * CHOICES_MAX * sizeof(*f->choices));
     f->connections = base_alloc(plan->connections_max * sizeof(*f->connections));
     f->free_connections = base_alloc(plan->connections_max * sizeof(uint32_t));
+    f->closing = base_alloc(plan->connections_max * sizeof(uint32_t));
     for (uint32_t i = 0; i < plan->connections_max; i++)
         f->connections[i].fd = -1;
     f->connections_possible = connections_possible(plan);
@@ -341,6 +344,7 @@ int front_begin(struct front *f, struct err *err)
         return ret;
     f->process = arena_process(arena, ROLE_FRONT, 0);
     f->bell = arena_bell(arena);
+    f->supervisor = arena_pull(arena, ROLE_SUPERVISOR, 0);
     f->sched_epoch = ((const struct region_head *)(const void *)arena->regions[REGION_SCHED])->epoch;
     f->sup_epoch = arena_sup(arena)->head.epoch;
     arena_ring_sched_to_front_consumer(arena, &f->hints);
@@ -363,6 +367,7 @@ void front_start(struct front *f)
 {
     io_bell(f->io, f->bell.fd);
     front_resume(f);
+    front_end_closing(f);
     /* those at the top of the stack are taken first: the highest slots stay unused */
     uint32_t excess = f->plan->connections_max - f->connections_possible;
     if (f->free_connection_count > 0 && excess > 0) {

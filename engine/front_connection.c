@@ -52,6 +52,7 @@ uint64_t front_next_deadline(const struct front *f)
     uint64_t next = f->accept_again_ns != 0 ? f->accept_again_ns : IO_NO_TIMEOUT;
     next = min_u64(next, f->sweep_ns != 0 ? f->sweep_ns : IO_NO_TIMEOUT);
     next = min_u64(next, front_keep_deadline(f));
+    next = min_u64(next, f->intake.wake_ns != 0 ? f->intake.wake_ns : IO_NO_TIMEOUT);
     next = min_u64(next, deadline_of(f, &f->ends));
     return min_u64(next, min_u64(deadline_of(f, &f->heads), deadline_of(f, &f->others)));
 }
@@ -94,11 +95,11 @@ void front_connection_set_phase(struct front *f, uint32_t slot, enum phase phase
     c->phase = phase;
 }
 
-static void watch_hangup(struct front *f, uint32_t slot)
+void front_watch_hangup(struct front *f, uint32_t slot, bool is_half_closed)
 {
     struct connection *c = &f->connections[slot];
     c->ops |= OP_HANGUP;
-    io_watch_hangup(f->io, slot, shm_of(f, slot)->generation, c->fd);
+    io_watch_hangup(f->io, slot, shm_of(f, slot)->generation, c->fd, is_half_closed);
 }
 
 void front_connection_adopt(struct front *f, uint32_t slot, int fd)
@@ -106,12 +107,12 @@ void front_connection_adopt(struct front *f, uint32_t slot, int fd)
     struct connection *c = &f->connections[slot];
     check(c->phase == CONN_FREE && c->ops == 0);
     c->fd = fd;
-    c->closes = c->is_rendered = false;
+    c->closes = c->is_rendered = c->is_shut = false;
     c->out_origin = shm_of(f, slot)->out_begin;
     c->rendered = shm_of(f, slot)->interim_end;
     f->open_count++;
     count_open(f);
-    watch_hangup(f, slot);
+    front_watch_hangup(f, slot, false);
 }
 
 void front_connection_open(struct front *f, int fd, uint32_t listener)
@@ -157,29 +158,49 @@ static void end_request(struct front *f, uint32_t slot)
         intake_end(&f->intake, request);
 }
 
+/* Before it is closed: whoever else holds this socket must not keep it open for the client. It also brings what is in
+ * flight on it to its end. */
+static void shut_down(struct front *f, uint32_t slot)
+{
+    struct connection *c = &f->connections[slot];
+    if (c->is_shut)
+        return;
+    fault_point(FAULT_CONNECTION_BEFORE_SHUTDOWN);
+    shutdown(c->fd, SHUT_RDWR);
+    fault_point(FAULT_CONNECTION_AFTER_SHUTDOWN);
+    c->is_shut = true;
+}
+
 void front_connection_close(struct front *f, uint32_t slot)
 {
     struct connection *c = &f->connections[slot];
     struct conn_shm *shm = shm_of(f, slot);
     if (c->phase == CONN_CLOSING)
         return;
-    /* shutdown() first: whoever else holds this socket must not keep it open for the client, and what is rendered from now
-     * on reaches nobody */
-    fault_point(FAULT_CONNECTION_BEFORE_SHUTDOWN);
-    shutdown(c->fd, SHUT_RDWR);
-    fault_point(FAULT_CONNECTION_AFTER_SHUTDOWN);
     if (shm->reply == CONN_ANSWER)
         counter_add(f->process, COUNTER_FRONT_REQUESTS_ABORTED, 1); /* a complete one was ended before */
-    if (shm->reply == CONN_ANSWER || shm->reply == CONN_FIXED)
+    if (shm->reply == CONN_ANSWER || shm->reply == CONN_FIXED) {
+        shut_down(f, slot); /* first: what is rendered from now on reaches nobody */
         end_request(f, slot);
+    }
     wait_end(f, slot);
     front_connection_set_phase(f, slot, CONN_CLOSING);
-    if (c->ops == 0) {
-        front_connection_free(f, slot);
-        return;
+    c->ops |= OP_CLOSE;
+    f->closing[f->closing_count++] = slot;
+}
+
+void front_end_closing(struct front *f)
+{
+    while (f->closing_count > 0) {
+        uint32_t slot = f->closing[--f->closing_count];
+        struct connection *c = &f->connections[slot];
+        shut_down(f, slot);
+        c->ops &= ~OP_CLOSE;
+        if (c->ops & OP_HANGUP)
+            io_unwatch_hangup(f->io, slot, shm_of(f, slot)->generation);
+        if (c->ops == 0)
+            front_connection_free(f, slot);
     }
-    c->ops |= OP_CANCEL;
-    io_cancel(f->io, slot, shm->generation, c->fd);
 }
 
 /* ---- sending ---- */

@@ -47,8 +47,13 @@ enum wait {
     WAIT_END,     /* the client closes too, after the last reply */
 };
 
-/* Operations in flight: a slot is used again only when none is. */
-enum { OP_RECEIVE = 1 << 0, OP_SEND = 1 << 1, OP_HANGUP = 1 << 2, OP_CANCEL = 1 << 3 };
+/* What is under way: a slot is used again only when nothing is. */
+enum {
+    OP_RECEIVE = 1 << 0,
+    OP_SEND = 1 << 1,
+    OP_HANGUP = 1 << 2,
+    OP_CLOSE = 1 << 3, /* it is in `closing` */
+};
 
 /* What a successor could find out again; the rest is in struct conn_shm. */
 struct connection {
@@ -56,6 +61,7 @@ struct connection {
     int fd;
     uint32_t ops;
     bool said_continue;
+    bool is_shut;     /* nobody can send or receive: we have shut it down, or the client is gone */
     bool closes;      /* after this reply */
     bool is_rendered; /* the whole reply is in `out` */
     enum wait wait;
@@ -98,6 +104,7 @@ struct front {
     const struct plan *plan;
     struct process_shm *process;
     struct bell bell;
+    struct bell_pull supervisor;
     struct ring_consumer hints;
     struct intake intake;
     struct ledger ledger; /* what the next engine is told of, should this one end without warning */
@@ -116,6 +123,8 @@ struct front {
     uint32_t *free_connections;     /* stack */
     uint32_t free_connection_count;
     uint32_t connections_possible; /* with the descriptors that this process may have */
+    uint32_t *closing;             /* (connections_max) closed during this turn; to be shut down at its end */
+    uint32_t closing_count;
     uint32_t open_count;
     uint32_t answering_count;
     struct front_listener listeners[IO_LISTENERS];
@@ -132,6 +141,7 @@ struct front {
     uint32_t keep_order_max, keep_first, keep_count;
     uint32_t keep_hold_count; /* of these: connections that wait for it */
     uint64_t keep_drop_ns;    /* when the oldest DROP is told at the latest */
+    uint32_t keep_sent;       /* entries since the keeper was woken */
     bool is_keeper_full;      /* until IO_ROOM */
     bool is_keeper_gone;      /* said once; connections are not kept until there is another */
 
@@ -157,8 +167,13 @@ void front_connection_begin(struct front *f, uint32_t slot);
 /* Takes a descriptor that a former life had in this slot. */
 void front_connection_adopt(struct front *f, uint32_t slot, int fd);
 void front_connection_close(struct front *f, uint32_t slot);
+/* At the end of a turn, when it is known of which connections the client is gone: ends what has been closed. */
+void front_end_closing(struct front *f);
 void front_connection_free(struct front *f, uint32_t slot);
 void front_connection_set_phase(struct front *f, uint32_t slot, enum phase phase);
+
+/* is_half_closed: the client sends no more, which is known. */
+void front_watch_hangup(struct front *f, uint32_t slot, bool is_half_closed);
 
 /* A message from its first byte, and from what has been received of it. */
 void front_read_next(struct front *f, uint32_t slot);

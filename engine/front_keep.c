@@ -7,7 +7,8 @@
 #include "ipc/clock.h"
 #include "ipc/log.h"
 
-#define DROP_LATER_NS 50000000ull /* a DROP waits so long for something to go with */
+#define DROP_LATER_NS 50000000ull            /* a DROP waits so long for something to go with */
+#define SENT_MAX      (KEEP_ENTRIES_MAX / 2) /* entries that may wait for the keeper */
 
 void front_keep_open(struct front *f)
 {
@@ -75,8 +76,7 @@ uint64_t front_keep_deadline(const struct front *f)
 /* Connections wait for a HOLD; nobody waits for a DROP. */
 static bool is_time(const struct front *f)
 {
-    return f->keep_hold_count > 0 || f->keep_count >= KEEP_ENTRIES_MAX / 2 ||
-           (f->keep_count > 0 && clock_ns() >= f->keep_drop_ns);
+    return f->keep_hold_count > 0 || f->keep_count >= SENT_MAX || (f->keep_count > 0 && clock_ns() >= f->keep_drop_ns);
 }
 
 void front_keep_flush(struct front *f)
@@ -88,6 +88,12 @@ void front_keep_flush(struct front *f)
         int ret = 0;
         if (message.entry_count > 0 && f->arena->keep >= 0 && !f->is_keeper_gone)
             ret = keep_send(f->arena->keep, &message, fds);
+        f->keep_sent += message.entry_count;
+        if (ret == -EAGAIN || f->keep_sent > SENT_MAX) {
+            bell_ring(
+                &f->supervisor); /* what is sent is safe; it need not be looked at, but for the room that it takes */
+            f->keep_sent = 0;
+        }
         if (ret == -EAGAIN) {
             f->is_keeper_full = true;
             io_watch_room(f->io, f->arena->keep);

@@ -4,7 +4,10 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "ipc/clock.h"
 #include "ipc/journal.h"
+
+#define WAKE_LATER_NS 50000000ull
 
 static uint32_t pages_of(const struct request_shm *request)
 {
@@ -23,15 +26,40 @@ static void update_gauges(const struct intake *intake)
     counter_set(process_of(intake), COUNTER_FRONT_PROMPT_PAGES_FREE, intake->free_page_count);
 }
 
-static void tell_sched(struct intake *intake, enum msg_request_kind kind, uint32_t slot)
+static void put_message(struct intake *intake, enum msg_request_kind kind, uint32_t slot)
 {
     struct msg_request msg = {.kind = kind, .slot = slot, .generation = arena_request(intake->arena, slot)->generation};
     /* sized for the messages of every slot's life, twice (layout.c): full only after several lives of front that sched has not
      * listened to, or of very many choices that stop strings end at once */
     if (ring_push(&intake->ring, &msg) != RING_OK)
         intake->is_sched_behind = true;
+}
+
+void intake_wake_sched(struct intake *intake)
+{
+    intake->wake_ns = 0;
     process_note(&process_of(intake)->told, intake->ring.next);
     bell_ring(&intake->sched);
+}
+
+static void tell_sched(struct intake *intake, enum msg_request_kind kind, uint32_t slot)
+{
+    put_message(intake, kind, slot);
+    intake_wake_sched(intake);
+}
+
+/* Nobody waits for what these messages are about, and there is enough of it: the next one for which sched is woken goes with
+ * them, or in a while they go by themselves. */
+static void tell_sched_later(struct intake *intake, enum msg_request_kind kind, uint32_t slot)
+{
+    const struct plan *plan = intake->arena->plan;
+    const struct process_shm *sched = arena_process(intake->arena, ROLE_SCHED, 0);
+    put_message(intake, kind, slot);
+    if (intake->free_slot_count < plan->requests_max / 2 || intake->free_page_count < plan->prompt_pages / 2 ||
+        counter_read(sched, COUNTER_SCHED_WAITING) > 0)
+        intake_wake_sched(intake);
+    else if (intake->wake_ns == 0)
+        intake->wake_ns = clock_ns() + WAKE_LATER_NS;
 }
 
 void intake_open(struct intake *intake, const struct arena *arena, struct ledger *ledger)
@@ -247,7 +275,7 @@ static void drain(struct intake *intake, uint32_t slot)
     journal_request_set_state(arena_request(intake->arena, slot), REQUEST_DRAINED);
     intake->active--;
     update_gauges(intake);
-    tell_sched(intake, MSG_REQUEST_DRAINED, slot);
+    tell_sched_later(intake, MSG_REQUEST_DRAINED, slot);
 }
 
 static void set_free(struct intake *intake, uint32_t slot)

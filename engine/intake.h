@@ -34,6 +34,7 @@ struct intake {
     uint32_t *connections; /* (requests_max) whose answer it is; INTAKE_NO_CONNECTION: nobody's any more */
     uint32_t free_slot_count, free_page_count;
     uint32_t active;      /* accepted and not drained */
+    uint64_t wake_ns;     /* when sched is woken for messages that were not worth it; 0: there are none */
     bool is_sched_behind; /* its ring was full: all is told again when there is room */
     uint64_t random[64];
     uint32_t random_left;
@@ -54,6 +55,9 @@ int intake_prepare(struct intake *intake, const struct api_request *request, uin
 void intake_withdraw(struct intake *intake, uint32_t slot);
 /* They exist, and sched is told. is_chat, client_id: for the ledger. */
 void intake_commit(struct intake *intake, uint32_t slot, bool is_chat, const char *client_id);
+
+/* Sched looks at all messages. */
+void intake_wake_sched(struct intake *intake);
 
 /* Once a turn: tells sched what it could not be told before. */
 void intake_catch_up(struct intake *intake);

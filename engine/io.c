@@ -67,14 +67,14 @@ void io_send(struct io *io, uint32_t slot, uint32_t tag, int fd, const void *dat
     io->back->send(io, slot, tag, fd, data, size);
 }
 
-void io_watch_hangup(struct io *io, uint32_t slot, uint32_t tag, int fd)
+void io_watch_hangup(struct io *io, uint32_t slot, uint32_t tag, int fd, bool is_half_closed)
 {
-    io->back->watch_hangup(io, slot, tag, fd);
+    io->back->watch_hangup(io, slot, tag, fd, is_half_closed);
 }
 
-void io_cancel(struct io *io, uint32_t slot, uint32_t tag, int fd)
+void io_unwatch_hangup(struct io *io, uint32_t slot, uint32_t tag)
 {
-    io->back->cancel(io, slot, tag, fd);
+    io->back->unwatch_hangup(io, slot, tag);
 }
 
 uint32_t io_turn(struct io *io, uint64_t deadline_ns, struct io_event *events, uint32_t max)

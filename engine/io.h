@@ -28,7 +28,6 @@ enum io_kind {
     IO_RECEIVE,    /* result: bytes, 0: the other side sends no more */
     IO_SEND,       /* result: bytes that the kernel has taken; may be fewer than asked */
     IO_HANGUP,     /* result: 1, the other side has closed the connection for good; 0, it only sends no more */
-    IO_CANCEL,     /* a cancellation is done; the operations it ended have events of their own */
     IO_BELL,       /* the doorbell was rung */
     IO_ROOM,       /* the descriptor takes more */
 };
@@ -70,10 +69,12 @@ void io_watch_room(struct io *io, int fd);
 
 void io_receive(struct io *io, uint32_t slot, uint32_t tag, int fd, void *data, size_t size);
 void io_send(struct io *io, uint32_t slot, uint32_t tag, int fd, const void *data, size_t size);
-void io_watch_hangup(struct io *io, uint32_t slot, uint32_t tag, int fd);
+/* One event, or several. is_half_closed: that it sends no more has been reported, and is not what is waited for. */
+void io_watch_hangup(struct io *io, uint32_t slot, uint32_t tag, int fd, bool is_half_closed);
 
-/* Ends everything in flight on this slot's descriptor. */
-void io_cancel(struct io *io, uint32_t slot, uint32_t tag, int fd);
+/* Ends the watch; its last event comes as ever. The connection is over, shut down or left by the other side, so what else
+ * is in flight on it comes to its end as well. */
+void io_unwatch_hangup(struct io *io, uint32_t slot, uint32_t tag);
 
 /* Submits what was asked for and takes what is done, at most `max` events. If there is nothing it sleeps until there is, or
  * until the deadline (clock_ns()); IO_NO_SLEEP: not at all. What the events of the turn before said has been noted by now:

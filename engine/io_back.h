@@ -16,8 +16,8 @@ struct io_back {
     void (*watch_room)(struct io *io, int fd);
     void (*receive)(struct io *io, uint32_t slot, uint32_t tag, int fd, void *data, size_t size);
     void (*send)(struct io *io, uint32_t slot, uint32_t tag, int fd, const void *data, size_t size);
-    void (*watch_hangup)(struct io *io, uint32_t slot, uint32_t tag, int fd);
-    void (*cancel)(struct io *io, uint32_t slot, uint32_t tag, int fd);
+    void (*watch_hangup)(struct io *io, uint32_t slot, uint32_t tag, int fd, bool is_half_closed);
+    void (*unwatch_hangup)(struct io *io, uint32_t slot, uint32_t tag);
     uint32_t (*turn)(struct io *io, uint64_t deadline_ns, struct io_event *events, uint32_t max);
     void (*past)(const uint8_t *region, const struct layout *layout, uint32_t connections_max, io_past_fn *take,
                  void *context);

@@ -17,7 +17,7 @@
 #include "ipc/log.h"
 
 #define READY_PER_TURN      256
-#define EVENTS_PER_SLOT_MAX 5u /* receive, send, hangup twice, cancel */
+#define EVENTS_PER_SLOT_MAX 3u /* receive, send, hangup */
 #define NOT_TOUCHED         UINT32_MAX
 
 /* The header's addresses are those of the process that made the call; nobody else follows them. */
@@ -38,8 +38,8 @@ struct wanted {
 struct slot {
     int fd; /* -1: not with epoll */
     struct wanted receive, send;
-    bool is_watched, is_cancelled;
-    uint32_t watch_tag, cancel_tag;
+    bool is_watched, is_over;
+    uint32_t watch_tag;
     uint32_t seen;  /* EPOLL...: what has been reported and not been acted upon */
     bool is_listed; /* in `listed` */
 };
@@ -114,7 +114,7 @@ static void list(struct epoll *e, uint32_t slot)
     e->listed[(e->listed_first + e->listed_count++) % e->slot_count] = slot;
 }
 
-/* A connection's descriptor joins epoll with its first operation and leaves with its cancellation. */
+/* A connection's descriptor joins epoll with its first operation and leaves with its watch. */
 static struct slot *join(struct epoll *e, uint32_t slot, int fd)
 {
     check(slot < e->slot_count);
@@ -177,18 +177,20 @@ static void epoll_send(struct io *io, uint32_t slot, uint32_t tag, int fd, const
     s->seen |= EPOLLOUT;
 }
 
-static void epoll_watch_hangup(struct io *io, uint32_t slot, uint32_t tag, int fd)
+static void epoll_watch_hangup(struct io *io, uint32_t slot, uint32_t tag, int fd, bool is_half_closed)
 {
+    (void)is_half_closed; /* edges: each is reported once */
     struct slot *s = join(epoll_of(io), slot, fd);
     s->is_watched = true;
     s->watch_tag = tag;
 }
 
-static void epoll_cancel(struct io *io, uint32_t slot, uint32_t tag, int fd)
+static void epoll_unwatch_hangup(struct io *io, uint32_t slot, uint32_t tag)
 {
-    struct slot *s = join(epoll_of(io), slot, fd);
-    s->is_cancelled = true;
-    s->cancel_tag = tag;
+    struct epoll *e = epoll_of(io);
+    check(e->slots[slot].is_watched && e->slots[slot].watch_tag == tag);
+    e->slots[slot].is_over = true;
+    list(e, slot);
 }
 
 /* ---- what is done ---- */
@@ -229,7 +231,6 @@ static uint32_t end_all(struct epoll *e, uint32_t slot, struct io_event *events)
         count += put(events + count, IO_SEND, slot, s->send.tag, -ECANCELED, true);
     if (s->is_watched)
         count += put(events + count, IO_HANGUP, slot, s->watch_tag, -ECANCELED, true);
-    count += put(events + count, IO_CANCEL, slot, s->cancel_tag, 0, true);
     control(e, EPOLL_CTL_DEL, s->fd, 0, NAME_SLOT, slot); /* others hold the socket: closing it would not do */
     *s = (struct slot){.fd = -1};
     return count;
@@ -244,7 +245,7 @@ static uint32_t try_slot(struct epoll *e, uint32_t slot, struct io_event *events
     s->is_listed = false;
     uint32_t seen = s->seen;
     s->seen = 0;
-    if (s->is_cancelled)
+    if (s->is_over)
         return end_all(e, slot, events);
     if (s->receive.is_wanted && (seen & (EPOLLIN | EPOLLHUP | EPOLLERR | EPOLLRDHUP)) &&
         call(e, slot, IO_RECEIVE, &s->receive, &result)) {
@@ -391,7 +392,7 @@ const struct io_back io_back_epoll = {
     .receive = epoll_receive,
     .send = epoll_send,
     .watch_hangup = epoll_watch_hangup,
-    .cancel = epoll_cancel,
+    .unwatch_hangup = epoll_unwatch_hangup,
     .turn = epoll_turn,
     .past = epoll_past,
 };

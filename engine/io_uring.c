@@ -18,7 +18,8 @@
 #define IORING_SETUP_NO_MMAP (1U << 14) /* Linux 6.5; the queues' addresses go where later headers say user_addr */
 #endif
 
-#define ACCEPT_STOP UINT32_MAX /* the slot of cancellations that the caller does not hear of */
+#define CANCELLATION                                                                                                   \
+    0 /* the name of what ends an operation: one that came too late has a completion, which says nothing */
 
 /* At the start of the region: where a successor finds the completions. */
 struct uring_shm {
@@ -77,7 +78,7 @@ static int restrict_operations(struct io_uring *ring)
 {
     static const uint8_t opcodes[] = {IORING_OP_ACCEPT, IORING_OP_RECV, IORING_OP_SEND, IORING_OP_POLL_ADD,
                                       IORING_OP_ASYNC_CANCEL};
-    struct io_uring_restriction allowed[ARRAY_COUNT(opcodes) + 1];
+    struct io_uring_restriction allowed[ARRAY_COUNT(opcodes) + 2];
     memset(allowed, 0, sizeof(allowed));
     for (size_t i = 0; i < ARRAY_COUNT(opcodes); i++) {
         allowed[i].opcode = IORING_RESTRICTION_SQE_OP;
@@ -85,6 +86,8 @@ static int restrict_operations(struct io_uring *ring)
     }
     allowed[ARRAY_COUNT(opcodes)].opcode = IORING_RESTRICTION_REGISTER_OP;
     allowed[ARRAY_COUNT(opcodes)].register_op = IORING_REGISTER_ENABLE_RINGS;
+    allowed[ARRAY_COUNT(opcodes) + 1].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
+    allowed[ARRAY_COUNT(opcodes) + 1].sqe_flags = IOSQE_CQE_SKIP_SUCCESS;
     int fd = ring->ring_fd; /* liburing 2.3 declares functions for these and does not export them */
     bool is_done =
         syscall(__NR_io_uring_register, fd, IORING_REGISTER_RESTRICTIONS, allowed, ARRAY_COUNT(allowed)) == 0 &&
@@ -184,10 +187,18 @@ static void uring_accept(struct io *io, uint32_t listener)
            SOCK_CLOEXEC);
 }
 
+/* By its name: to look for the operations of a descriptor the kernel would look through those of all descriptors. */
+static void cancel(struct uring *u, uint64_t name)
+{
+    struct io_uring_sqe *sqe = next_submission(u);
+    io_uring_prep_cancel64(sqe, name, 0);
+    io_uring_sqe_set_data64(sqe, CANCELLATION);
+    sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
+}
+
 static void uring_accept_stop(struct io *io, uint32_t listener)
 {
-    SUBMIT(uring_of(io), io_pack(IO_CANCEL, ACCEPT_STOP, 0), io_uring_prep_cancel64, io_pack(IO_ACCEPT, listener, 0),
-           0);
+    cancel(uring_of(io), io_pack(IO_ACCEPT, listener, 0));
 }
 
 static void uring_bell(struct io *io, int bell_fd)
@@ -213,27 +224,20 @@ static void uring_send(struct io *io, uint32_t slot, uint32_t tag, int fd, const
     SUBMIT(uring_of(io), io_pack(IO_SEND, slot, tag), io_uring_prep_send, fd, data, size, MSG_NOSIGNAL);
 }
 
-static void uring_watch_hangup(struct io *io, uint32_t slot, uint32_t tag, int fd)
+static void uring_watch_hangup(struct io *io, uint32_t slot, uint32_t tag, int fd, bool is_half_closed)
 {
-    /* POLLHUP, POLLERR and POLLRDHUP are always watched for. The last one, a half-close, is not the end: many shots, so that
-     * the end is seen as well. */
-    SUBMIT(uring_of(io), io_pack(IO_HANGUP, slot, tag), io_uring_prep_poll_multishot, fd, 0);
+    /* POLLHUP, POLLERR and POLLRDHUP are always watched for. One shot, so that the end leaves nothing to be ended; but the
+     * last one, a half-close, would set it off again at once: from there on many shots, of which the end is one. */
+    uint64_t name = io_pack(IO_HANGUP, slot, tag);
+    if (is_half_closed)
+        SUBMIT(uring_of(io), name, io_uring_prep_poll_multishot, fd, 0);
+    else
+        SUBMIT(uring_of(io), name, io_uring_prep_poll_add, fd, 0);
 }
 
-static void uring_cancel(struct io *io, uint32_t slot, uint32_t tag, int fd)
+static void uring_unwatch_hangup(struct io *io, uint32_t slot, uint32_t tag)
 {
-    SUBMIT(uring_of(io), io_pack(IO_CANCEL, slot, tag), io_uring_prep_cancel_fd, fd, IORING_ASYNC_CANCEL_ALL);
-}
-
-static bool is_for_caller(struct uring *u, const struct io_event *event)
-{
-    if (event->kind == IO_CANCEL && event->slot == ACCEPT_STOP)
-        return false;
-    if (event->kind == IO_BELL && event->is_last) {
-        check(event->result >= 0);   /* polling an eventfd cannot fail */
-        uring_bell(&u->io, u->bell); /* the kernel gives a multishot operation up when its queue runs full */
-    }
-    return true;
+    cancel(uring_of(io), io_pack(IO_HANGUP, slot, tag));
 }
 
 static int submit_and_wait(struct uring *u, uint64_t deadline_ns)
@@ -267,13 +271,18 @@ static uint32_t uring_turn(struct io *io, uint64_t deadline_ns, struct io_event 
         if (u->taken == max)
             break;
         u->taken++;
+        if (cqe->user_data == CANCELLATION)
+            continue;
         struct io_event event = io_unpack(cqe->user_data);
         event.result = cqe->res;
         event.is_last = !(cqe->flags & IORING_CQE_F_MORE);
         if (event.kind == IO_HANGUP && event.result > 0)
             event.result = (event.result & (POLLHUP | POLLERR)) != 0;
-        if (is_for_caller(u, &event))
-            events[kept++] = event;
+        if (event.kind == IO_BELL && event.is_last) {
+            check(event.result >= 0);    /* polling an eventfd cannot fail */
+            uring_bell(&u->io, u->bell); /* the kernel gives a multishot operation up when its queue runs full */
+        }
+        events[kept++] = event;
     }
     return kept;
 }
@@ -311,7 +320,7 @@ const struct io_back io_back_uring = {
     .receive = uring_receive,
     .send = uring_send,
     .watch_hangup = uring_watch_hangup,
-    .cancel = uring_cancel,
+    .unwatch_hangup = uring_unwatch_hangup,
     .turn = uring_turn,
     .past = uring_past,
 };

@@ -68,7 +68,7 @@ void keeper_forget(struct keeper *keeper)
 
 struct pollfd keeper_poll(const struct keeper *keeper)
 {
-    return (struct pollfd){.fd = keeper->socket, .events = (short)(POLLIN | (keeper->is_giving ? POLLOUT : 0))};
+    return (struct pollfd){.fd = keeper->socket, .events = keeper->is_giving ? POLLOUT : 0};
 }
 
 void keeper_turn(struct keeper *keeper)

@@ -3,7 +3,10 @@
  * Used by: supervisor.   Owns: kept descriptors, its end of the socket to the front.   Never blocks.
  *
  *   keeper_begin_life()  the life before is proven dead: its last orders are taken, then there is a new pair of sockets
- *   keeper_turn()        takes orders as they come; gives a new front all that is kept, as fast as it takes them
+ *   keeper_turn()        takes orders; gives a new front all that is kept, as fast as it takes them
+ *
+ * Orders wake nobody: they are safe where they are, and are taken whenever the supervisor is awake. Front rings its bell when
+ * many have come together.
  */
 #ifndef EVENFLOW_KEEPER_H
 #define EVENFLOW_KEEPER_H
@@ -27,6 +30,7 @@ int keeper_begin_life(struct keeper *keeper, int *front, struct err *err);
 /* In a fork that keeps nothing itself. */
 void keeper_forget(struct keeper *keeper);
 
+/* Wakes when there is room to give, or the front's end is gone. */
 struct pollfd keeper_poll(const struct keeper *keeper);
 void keeper_turn(struct keeper *keeper);
 

@@ -187,18 +187,21 @@ static uint32_t plan_steps(struct sched_process *p)
     }
 }
 
-/* A full ring keeps the rest for later: front rings our bell when it has emptied a full one. */
+/* A full ring keeps the rest for later: front rings our bell when it has emptied a full one. For slots whose sequences are
+ * forgotten front is not woken while there is work, whose tokens wake it. */
 static void tell_front(struct sched_process *p)
 {
-    uint32_t slot, told = 0;
+    uint32_t slot, told = 0, awaited = 0;
     while (p->core.news_count > 0 && !ring_is_full(&p->hints)) {
         check(sched_next_news(&p->core, &slot));
         const struct msg_request message = {
             .kind = MSG_REQUEST_TOKENS, .slot = slot, .generation = p->core.requests[slot].generation};
         check(ring_push(&p->hints, &message) == RING_OK);
         told++;
+        awaited += journal_request_state(arena_request(p->arena, slot)) != REQUEST_DRAINED;
     }
-    if (told == 0)
+    bool has_work = p->core.table.running.count + p->core.table.waiting.count > 0, is_full = p->core.news_count > 0;
+    if (!is_full && (told == 0 || (awaited == 0 && has_work)))
         return;
     bell_ring(&p->front);
     process_note(&p->shm->told, p->hints.next);

@@ -153,10 +153,10 @@ static void sched_turn(bool answers)
     uint64_t rings;
     ssize_t got = read(arena.bells[process_number(ROLE_SCHED, 0)], &rings, sizeof(rings));
     (void)got;
-    bool is_busy = false;
+    bool wakes = false;
     for (; ring_peek(&from_front, &msg) == RING_OK; ring_release(&from_front)) {
-        is_busy = true;
         if (msg.kind == MSG_REQUEST_ACCEPTED) {
+            wakes = true; /* for what is forgotten, sched does not */
             fake_sched_take(&arena, msg.slot);
             if (answers)
                 commit(msg.slot, 100, true);
@@ -165,7 +165,7 @@ static void sched_turn(bool answers)
             hint(MSG_REQUEST_FORGOTTEN, msg.slot);
         }
     }
-    if (is_busy)
+    if (wakes)
         bell_ring(&front_bell);
     while (keep_receive(keep_socket, false, &message, fds) == 1)
         check(keep_table_take(&kept, &message, fds));

@@ -19,6 +19,7 @@
 #include "engine/front.h"
 #include "ipc/clock.h"
 #include "ipc/journal.h"
+#include "ipc/keep.h"
 #include "ipc/log.h"
 #include "ipc/shm.h"
 #include "tests/fake_sched.h"
@@ -39,6 +40,7 @@ static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static uint32_t cancelled_count, stopped_count;
 static enum io_choice io_choice;
 static enum log_level log_level = LOG_ERROR;
+static int keep_socket = -1;  /* the keeper's end, where a test has one */
 static uint32_t is_ready = 1; /* every process, before the test begins */
 
 /* A test for each back end. */
@@ -82,6 +84,23 @@ static void open_tcp(void)
     cr_assert_eq(pwrite(arena.keys, keys, sizeof(keys), 0), (ssize_t)sizeof(keys));
 }
 
+static bool has_others;
+
+/* A keeper with nothing to give back, and the bells of the supervisor and of a scheduler that always sleeps. */
+static void open_others(void)
+{
+    int pair[2];
+    struct keep_table nothing = {0};
+    uint32_t next = 0;
+    cr_assert_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+    keep_socket = pair[0];
+    arena.keep = pair[1];
+    cr_assert_eq(keep_table_give(&nothing, keep_socket, &next), 0);
+    arena.bells[process_number(ROLE_SUPERVISOR, 0)] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    arena.bells[process_number(ROLE_SCHED, 0)] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    atomic_store(&arena_process(&arena, ROLE_SCHED, 0)->sleeping, 1);
+}
+
 static void start(void)
 {
     struct err err = {0};
@@ -101,6 +120,8 @@ static void start(void)
     cr_assert_eq(listen(arena.listener, 128), 0);
     if (has_tcp)
         open_tcp();
+    if (has_others)
+        open_others();
     arena_ring_sched_to_front_producer(&arena, &to_front);
     arena_ring_front_to_sched_consumer(&arena, &from_front);
     atomic_store(&arena_sup(&arena)->ready, is_ready);
@@ -115,6 +136,14 @@ static void start(void)
 static void set_up(void)
 {
     set_up_plan();
+    start();
+}
+
+static void set_up_with_others(void)
+{
+    has_others = true;
+    set_up_plan();
+    plan.connections_max = 128;
     start();
 }
 
@@ -314,6 +343,52 @@ FRONT_TEST(answers_what_it_knows_by_itself, set_up)
     cr_expect_eq(status_of(head), 200);
     cr_expect_not_null(strstr(head, "Content-Length: 15\r\n"), "%s", head);
     cr_expect_str_eq(strstr(head, "\r\n\r\n"), "\r\n\r\n");
+    close(fd);
+    expect_nothing_left();
+}
+
+/* Whether a bell has been rung since the last question. */
+static bool has_rung(enum role role)
+{
+    uint64_t rings;
+    return read(arena.bells[process_number(role, 0)], &rings, sizeof(rings)) == sizeof(rings);
+}
+
+FRONT_TEST(the_keeper_has_every_connection_and_is_woken_for_many_alone, set_up_with_others)
+{
+    int clients[100], fds[KEEP_ENTRIES_MAX];
+    struct keep_message message;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < ARRAY_COUNT(clients); i++) {
+        clients[i] = connect_client();
+        settle();
+        cr_expect_eq(has_rung(ROLE_SUPERVISOR), i == 64, "connection %u", i);
+    }
+    for (; keep_receive(keep_socket, false, &message, fds) == 1; kept += message.fd_count)
+        for (uint32_t i = 0; i < message.fd_count; i++)
+            close(fds[i]);
+    cr_expect_eq(kept, 100);
+    for (uint32_t i = 0; i < ARRAY_COUNT(clients); i++)
+        close(clients[i]);
+    expect_nothing_left();
+}
+
+FRONT_TEST(sched_is_not_woken_to_forget_before_there_is_something_else_or_a_while_has_passed, set_up_with_others)
+{
+    int fd = connect_client();
+    for (uint32_t i = 0; i < 3; i++) {
+        send_text(fd, post("/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":1}"));
+        cr_expect(has_rung(ROLE_SCHED));
+        commit_text(0, "x");
+        end_sequence(0);
+        settle();
+        cr_expect_eq(status_of(receive(fd, NULL)), 200);
+        cr_expect_not(has_rung(ROLE_SCHED));
+    }
+    struct pollfd bell = {.fd = arena.bells[process_number(ROLE_SCHED, 0)], .events = POLLIN};
+    for (uint64_t begin = clock_ns(); poll(&bell, 1, 0) == 0 && clock_ns() - begin < 5000000000ull;)
+        settle();
+    cr_expect(has_rung(ROLE_SCHED));
     close(fd);
     expect_nothing_left();
 }
