@@ -110,6 +110,7 @@ $(BUILD)/bin/evenflow-stage:      $(BUILD)/stages/main_stage.o $(STAGES) $(KERNE
 $(BUILD)/bin/bench-kernels:       $(BUILD)/tools/main_bench_kernels.o $(BUILD)/tools/measure.o $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-limits:        $(BUILD)/tools/main_bench_limits.o $(BUILD)/tools/measure.o $(BUILD)/tools/samples.o $(STAGES) $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-cuda:          $(BUILD)/tools/main_bench_cuda.o $(KERNELS) $(IPC)
+$(BUILD)/bin/bench-hand-off:      $(BUILD)/tools/main_bench_hand_off.o $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-sched:         $(BUILD)/tools/main_bench_sched.o $(ENGINE) $(IPC)
 $(BUILD)/bin/bench-front:         $(BUILD)/tests/main_bench_front.o $(BUILD)/tests/fake_sched.o $(TOOLS) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-ipc:           $(BUILD)/ipc/main_bench_ipc.o $(IPC)
@@ -300,9 +301,9 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
-.PHONY: bench-accuracy bench-peers bench-kernels bench-limits bench-cuda bench-sched bench-front bench-ipc bench-recovery bench-serve bench-structured bench-load bench-timed bench-loaded bench-policies
+.PHONY: bench-accuracy bench-peers bench-kernels bench-limits bench-cuda bench-hand-off bench-sched bench-front bench-ipc bench-recovery bench-serve bench-structured bench-load bench-timed bench-loaded bench-policies
 .PHONY: benches
-benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-limits bench-cuda bench-sched bench-front bench-ipc logits) # built by make test, so that they stay whole
+benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-limits bench-cuda bench-hand-off bench-sched bench-front bench-ipc logits) # built by make test, so that they stay whole
 
 bench-kernels: $(BUILD)/bin/bench-kernels ## Speed of every kernel on every instruction path that this processor has
 	$(Q)$<
@@ -311,6 +312,9 @@ bench-limits: $(BUILD)/bin/bench-limits model ## What this processor can do (pro
 	$(Q)$< $(MODEL)
 
 bench-cuda: $(BUILD)/bin/bench-cuda ## Speed of the kernels for devices on cuda:0, beside its own copy rate
+	$(Q)$<
+
+bench-hand-off: $(BUILD)/bin/bench-hand-off ## How long activations take from a stage on cuda:0 to another one there
 	$(Q)$<
 
 .PHONY: gpu-check

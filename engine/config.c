@@ -26,6 +26,10 @@ static const struct option_spec specs[] = {
      "What each stage computes on, cpu or cuda:0, cuda:1, ...: one for each stage, or one for all (default: cpu)"},
     {"gpu-memory", NULL, 0, OPTION_TEXT, AT(gpu_memory), "vmm", 0, 0, "NAME",
      "How memory of devices outlives stages: vmm (virtual memory management: descriptors that the supervisor keeps)"},
+    {"edges", NULL, 0, OPTION_TEXT, AT(edges), "auto", 0, 0, "NAME",
+     "How stages on devices hand activations on: device (into the next one's device, where no processor is on the "
+     "way), host "
+     "(through shared memory) or auto (device, where the one reaches the other)"},
     {"threads-per-stage", NULL, 0, OPTION_NUMBER, AT(threads_per_stage), "1", 1, 64, "N",
      "Threads that compute in each stage; results are the same bits for any number"},
     {"lone-threads", NULL, 0, OPTION_NUMBER, AT(lone_threads), "0", 0, 64, "N",

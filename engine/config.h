@@ -13,6 +13,7 @@ struct config {
     char split[OPTION_TEXT_MAX];
     char devices[OPTION_TEXT_MAX];
     char gpu_memory[OPTION_TEXT_MAX];
+    char edges[OPTION_TEXT_MAX];
     char policy[OPTION_TEXT_MAX];
     bool use_batch_scheduler;
     uint64_t itl_slo;

@@ -79,6 +79,8 @@ static void write_stages(struct json_writer *w, const struct arena *arena)
         char name[16];
         json_format(w, "{\"index\":%u,\"device\":\"%s\"", stage,
                     plan_device_name(arena->plan->slices[stage].device, name));
+        if (stage + 1 < arena->plan->stage_count)
+            json_format(w, ",\"edge\":\"%s\"", plan_edge_name(arena->plan->slices[stage].edge));
         for (uint32_t i = 0; i < STAGE_TIME_COUNT; i++)
             json_format(w, ",\"%s\":%.4f", stage_time_labels[i], share(&account->recent[i]));
         json_format(w, ",\"prediction_error\":%.4f}", share(&account->recent_error));

@@ -169,6 +169,12 @@ static void tell_time(struct sched_process *p)
     record_time(&p->record, now_us);
 }
 
+static void ring_stages(const struct sched_process *p)
+{
+    for (uint32_t i = 0; i < p->stage_count; i++)
+        bell_ring(&p->stages[i]);
+}
+
 static uint32_t plan_steps(struct sched_process *p)
 {
     for (uint32_t count = 0;;) {
@@ -178,7 +184,7 @@ static uint32_t plan_steps(struct sched_process *p)
         if (record != NULL) {
             process_note(&p->shm->step, record->step); /* before stage 0 can be at it */
             step_publish(record);
-            bell_ring(&p->stage);
+            ring_stages(p);
             trace_note(&p->shm->trace, TRACE_PLAN, record->step);
             count++;
         } else if (!p->core.wants_another_plan) {
@@ -284,7 +290,9 @@ int sched_process_open(struct sched_process *p, const struct arena *arena, struc
     p->shm = arena_process(p->arena, ROLE_SCHED, 0);
     p->bell = arena_bell(p->arena);
     p->front = arena_pull(p->arena, ROLE_FRONT, 0);
-    p->stage = arena_pull(p->arena, ROLE_STAGE, 0);
+    for (uint32_t stage = 0; stage < p->arena->plan->stage_count; stage++)
+        if (plan_begins_with_record(p->arena->plan, stage))
+            p->stages[p->stage_count++] = arena_pull(p->arena, ROLE_STAGE, stage);
     arena_ring_front_to_sched_consumer(p->arena, &p->requests);
     arena_ring_sched_to_front_producer(p->arena, &p->hints);
     arena_ring_stage_consumer(p->arena, p->arena->plan->stage_count - 1, &p->results);
@@ -309,7 +317,7 @@ int sched_process_open(struct sched_process *p, const struct arena *arena, struc
     plan_steps(p);
     update_counters(p);
     /* A predecessor may have published and died before it rang. */
-    bell_ring(&p->stage);
+    ring_stages(p);
     bell_ring(&p->front);
     return 0;
 }

@@ -20,7 +20,9 @@ struct sched_process {
     struct ring_consumer requests, results;
     struct ring_producer hints;
     struct bell bell;
-    struct bell_pull front, stage;
+    struct bell_pull front;
+    struct bell_pull stages[STAGES_MAX]; /* those that begin with a step when there is a record of it */
+    uint32_t stage_count;
     uint64_t faults_seen[STAGES_MAX];
     struct token_shm *tokens; /* (step_results_max): results at hand, copied before they are looked at */
 };

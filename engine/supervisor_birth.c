@@ -55,6 +55,16 @@ static void add_bell(struct delivery *d, enum role role, uint32_t index)
     add(d, BIRTH_BELL, number, d->s->bells[number]);
 }
 
+/* A stage's edges in devices' memory. */
+static void add_edges(struct delivery *d, uint32_t stage)
+{
+    const struct supervisor *s = d->s;
+    if (stage > 0 && s->plan->slices[stage - 1].edge == EDGE_DEVICE)
+        add(d, BIRTH_DEVICE, REGION_EDGE + stage - 1, s->regions[REGION_EDGE + stage - 1].fd);
+    if (s->plan->slices[stage].edge == EDGE_DEVICE)
+        add(d, BIRTH_DEVICE, REGION_EDGE + stage, s->regions[REGION_EDGE + stage].fd);
+}
+
 /* A stage's KV and weights. In a device's memory, its predecessor's word says whether the weights are there. */
 static void add_memory(struct delivery *d, uint32_t stage)
 {
@@ -109,7 +119,9 @@ static void fill_birth(struct delivery *d, const struct child *child)
         for (uint32_t i = 0; i < stages; i++) /* times; of the last one also results */
             add_region(d, BIRTH_REGION_READ, REGION_STAGE + i);
         add_bell(d, ROLE_FRONT, 0);
-        add_bell(d, ROLE_STAGE, 0);
+        for (uint32_t i = 0; i < stages; i++)
+            if (plan_begins_with_record(s->plan, i))
+                add_bell(d, ROLE_STAGE, i);
         if (s->record >= 0)
             add(d, BIRTH_RECORD, 0, s->record);
         break;
@@ -127,6 +139,7 @@ static void fill_birth(struct delivery *d, const struct child *child)
         if (!is_last)
             add_region(d, BIRTH_REGION_READ, REGION_STAGE + i + 1);
         add_memory(d, i);
+        add_edges(d, i);
         add_bell(d, is_last ? ROLE_SCHED : ROLE_STAGE, is_last ? 0 : i + 1);
         add(d, BIRTH_MODEL, 0, s->model);
         break;

@@ -21,12 +21,12 @@ static const char *region_name(uint32_t id)
     static const char *const names[] = {"plan", "vocab", "sup", "front", "conns", "io", "io past", "sched"};
     if (id < ARRAY_COUNT(names))
         return names[id];
-    return id >= REGION_WEIGHTS ? "weights" : id >= REGION_KV ? "kv" : "stage";
+    return id >= REGION_WEIGHTS ? "weights" : id >= REGION_KV ? "kv" : id >= REGION_EDGE ? "edge" : "stage";
 }
 
 static bool region_has_head(uint32_t id)
 {
-    return id == REGION_SUP || id == REGION_FRONT || id == REGION_SCHED || (id >= REGION_STAGE && id < REGION_KV);
+    return id == REGION_SUP || id == REGION_FRONT || id == REGION_SCHED || (id >= REGION_STAGE && id < REGION_EDGE);
 }
 
 static int map_plan(struct arena *arena, const struct birth *birth, const int *fds, struct err *err)
@@ -86,9 +86,11 @@ static int map_region(struct arena *arena, uint32_t id, int fd, bool is_writable
 /* Descriptors of memory that is not ours to map. */
 static int take_device(struct arena *arena, uint32_t id, int fd, bool is_loaded, struct err *err)
 {
-    int *const to = id == REGION_KV + arena->index        ? &arena->device_kv
-                    : id == REGION_WEIGHTS + arena->index ? &arena->device_weights
-                                                          : NULL;
+    int *const to = id == REGION_KV + arena->index         ? &arena->device_kv
+                    : id == REGION_WEIGHTS + arena->index  ? &arena->device_weights
+                    : id == REGION_EDGE + arena->index     ? &arena->device_out
+                    : id + 1 == REGION_EDGE + arena->index ? &arena->device_in
+                                                           : NULL;
     if (to == NULL)
         return err_set(err, -EPROTO, "birth message: region %u is not this stage's; mixed builds?", id);
     *to = fd;
@@ -168,7 +170,9 @@ static const struct arena nothing = {.birth_socket = -1,
                                      .ledger = -1,
                                      .weights = -1,
                                      .device_kv = -1,
-                                     .device_weights = -1};
+                                     .device_weights = -1,
+                                     .device_in = -1,
+                                     .device_out = -1};
 
 int arena_inherit(struct arena *arena, int birth_socket, struct err *err)
 {

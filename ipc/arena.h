@@ -41,6 +41,8 @@ struct arena {
     int device_kv;            /* stages on devices: memory there for their KV; else -1 */
     int device_weights;       /* likewise for their weights */
     bool is_device_loaded;    /* likewise: a predecessor has put them there */
+    int device_in;  /* likewise for the edge that their input comes through, where it is EDGE_DEVICE; else -1 */
+    int device_out; /* likewise for the one that they write */
 };
 
 /* Number of a process: supervisor 0, front 1, sched 2, stage i 3 + i. */

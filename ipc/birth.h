@@ -26,7 +26,7 @@ enum birth_kind {
     BIRTH_KEYS, /* front: the API keys of the TCP listener */
     BIRTH_KEEP, /* front's end of its keep sockets, see keep.h */
     BIRTH_LEDGER,
-    BIRTH_DEVICE,   /* number: enum region_id, KV or weights: memory of the stage's CUDA device */
+    BIRTH_DEVICE,   /* number: enum region_id, KV, weights or edge: memory of a CUDA device */
     BIRTH_PROGRAM,  /* number: enum role; a file to execute */
     BIRTH_LIFELINE, /* for a process that the supervisor has not started: see lifeline.h */
 };

@@ -104,6 +104,7 @@ static void layout_stages(struct layout *l, const struct plan *plan)
     l->activation_stride = align_up_u64((size_t)plan->max_num_batched_tokens * plan->width * sizeof(float), PAGE_BYTES);
     l->result_stride = align_up_u64((size_t)l->step_results_max * sizeof(struct token_shm), 128);
     l->tops_stride = align_up_u64((size_t)l->step_results_max * LOGPROBS_MAX * sizeof(struct top_shm), 128);
+    l->edge_activations = align_up_u64(l->activation_slots * sizeof(uint32_t), PAGE_BYTES);
     for (uint32_t stage = 0; stage < plan->stage_count; stage++) {
         bool is_last = stage + 1 == plan->stage_count;
         size_t offset = sizeof(struct region_head);
@@ -111,13 +112,17 @@ static void layout_stages(struct layout *l, const struct plan *plan)
         l->stage_times = take(&offset, (size_t)l->step_slots * sizeof(struct step_time_shm));
         l->stage_ring = take(&offset, (size_t)l->stage_ring_slots * sizeof(struct ring_slot_shm));
         size_t rest = align_up_u64(offset, PAGE_BYTES);
+        bool is_on_device = plan->slices[stage].edge == EDGE_DEVICE;
+        size_t activations = l->activation_slots * l->activation_stride;
         /* the last stage returns results where the others keep activations */
         l->stage_activations = l->stage_results = rest;
-        rest += is_last ? l->step_slots * l->result_stride : l->activation_slots * l->activation_stride;
+        rest += is_last ? l->step_slots * l->result_stride : is_on_device ? 0 : activations;
         l->stage_tops = l->stage_results + l->step_slots * l->result_stride;
         rest += is_last ? l->step_slots * l->tops_stride : 0;
         l->region_bytes[REGION_STAGE + stage] = align_up_u64(rest, PAGE_BYTES);
         uint64_t page = plan->slices[stage].device == DEVICE_CPU ? PAGE_BYTES : plan->device_page_bytes;
+        l->region_bytes[REGION_EDGE + stage] =
+            is_on_device ? align_up_u64(l->edge_activations + activations, plan->device_page_bytes) : 0;
         l->region_bytes[REGION_KV + stage] =
             align_up_u64((uint64_t)plan->num_blocks * plan->slices[stage].layer_count * plan->kv_block_bytes, page);
         l->region_bytes[REGION_WEIGHTS + stage] = align_up_u64(plan->slices[stage].weights_bytes, page);

@@ -16,11 +16,12 @@
  *                                               sequences, block tables, token logs, step table, ring sched -> front
  *   stage i    stage i     neighbours, sched    process block, times of steps, ring to the next, activations out, results (last
  *                                               stage)
+ *   edge i     stage i     stage i + 1          in place of those activations, where both are on CUDA devices: see EDGE_DEVICE
  *   kv i       stage i     -                    KV blocks of the slice
  *   weights i  stage i     its successors       packed weights of the slice; sealed once loaded
  *
- * kv and weights of a stage on a CUDA device lie in the device's memory: the supervisor holds descriptors of it like any other,
- * and only the stage can map them.
+ * kv and weights of a stage on a CUDA device lie in the device's memory, an edge in that of its reader's: the supervisor holds
+ * descriptors of it like any other, and only stages can map them.
  *
  * Regions are the truth; rings only say where to look. Offsets follow from the plan (layout_compute) and from nothing
  * else. All offsets are in bytes from the start of the region. Words of two writers are never within 128 bytes.
@@ -42,7 +43,7 @@
 #include "ipc/words.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x0000000000000018ull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x0000000000000019ull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -56,7 +57,8 @@ enum region_id {
     REGION_IO_PAST, /* the REGION_IO of the life before; not there in the first one */
     REGION_SCHED,
     REGION_STAGE,                            /* + stage index */
-    REGION_KV = REGION_STAGE + STAGES_MAX,   /* + stage index */
+    REGION_EDGE = REGION_STAGE + STAGES_MAX, /* + index of the stage that writes */
+    REGION_KV = REGION_EDGE + STAGES_MAX,    /* + stage index */
     REGION_WEIGHTS = REGION_KV + STAGES_MAX, /* + stage index */
     REGION_COUNT = REGION_WEIGHTS + STAGES_MAX,
 };
@@ -426,6 +428,7 @@ struct layout {
     /* stage (the same for each) */
     size_t stage_process, stage_times, stage_ring, stage_activations, activation_stride, stage_results, result_stride,
         stage_tops, tops_stride;
+    size_t edge_activations; /* behind a word for each slot */
     uint32_t stage_ring_slots;
     uint32_t activation_slots; /* = step_slots: buffer of a step is step & (slots - 1) */
 };

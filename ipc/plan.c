@@ -72,6 +72,9 @@ int plan_validate(const struct plan *plan, struct err *err)
              (plan->device_page_bytes < 4096 || (plan->device_page_bytes & (plan->device_page_bytes - 1)) != 0)))
             return err_set(err, -EINVAL, "plan: slice %u: device %u, memory in pages of %llu", stage, slice->device,
                            (unsigned long long)plan->device_page_bytes);
+        bool may_be_device = is_on_device && stage + 1 < plan->stage_count && slice[1].device != DEVICE_CPU;
+        if (slice->edge != EDGE_HOST && (slice->edge != EDGE_DEVICE || !may_be_device))
+            return err_set(err, -EINVAL, "plan: slice %u: edge %u", stage, slice->edge);
     }
     if (layer != plan->layers)
         return err_set(err, -EINVAL, "plan: the slices hold %u of %u layers", layer, plan->layers);
@@ -89,6 +92,11 @@ int plan_validate(const struct plan *plan, struct err *err)
     ret = ret ? ret : check_text("weights_cache", plan->weights_cache, sizeof(plan->weights_cache), err);
     ret = ret ? ret : check_text("socket_path", plan->socket_path, sizeof(plan->socket_path), err);
     return ret ? ret : check_text("program_dir", plan->program_dir, sizeof(plan->program_dir), err);
+}
+
+bool plan_begins_with_record(const struct plan *plan, uint32_t stage)
+{
+    return stage == 0 || plan->slices[stage - 1].edge == EDGE_DEVICE;
 }
 
 bool plan_uses_device(const struct plan *plan, uint32_t device)
@@ -113,4 +121,10 @@ const char *plan_device_name(uint32_t device, char name[16])
         return "cpu";
     snprintf(name, 16, "cuda:%u", device - 1);
     return name;
+}
+
+const char *plan_edge_name(uint32_t edge)
+{
+    static const char *const names[] = {[EDGE_HOST] = "host", [EDGE_DEVICE] = "device"};
+    return edge < ARRAY_COUNT(names) ? names[edge] : "?";
 }

@@ -40,11 +40,17 @@ enum io_choice { IO_ANY, IO_URING, IO_EPOLL };
 #define DEVICE_CPU  0u
 #define DEVICES_MAX 64u
 
+/* How a stage hands its activations to the next one. */
+enum edge {
+    EDGE_HOST, /* through its region of shared memory */
+    EDGE_DEVICE, /* through memory of the next one's CUDA device: what it enqueues there waits for what this one enqueues */
+};
+
 struct plan_slice {
     uint32_t first_layer;
     uint32_t layer_count;
-    uint32_t device; /* DEVICE_CPU, or of a CUDA device: its memory holds the slice's weights and KV */
-    uint32_t pad;
+    uint32_t device;        /* DEVICE_CPU, or of a CUDA device: its memory holds the slice's weights and KV */
+    uint32_t edge;          /* enum edge; of the last one: EDGE_HOST */
     uint64_t weights_bytes; /* packed weights of this slice, embedding or head included */
 };
 
@@ -133,9 +139,14 @@ static_assert(sizeof(struct plan) % 8 == 0, "the plan is shared by processes");
 /* 0, or -EINVAL with err naming the field: every number within its limits and consistent with the others. */
 int plan_validate(const struct plan *plan, struct err *err);
 
+/* Whether a stage begins with a step as soon as there is a record of it: the first one, and those whose device waits for their
+ * input. The others are woken by it. */
+bool plan_begins_with_record(const struct plan *plan, uint32_t stage);
+
 /* Whether some stage computes on this device; on any. And "cpu" or "cuda:1". */
 bool plan_uses_device(const struct plan *plan, uint32_t device);
 bool plan_uses_devices(const struct plan *plan);
 const char *plan_device_name(uint32_t device, char name[16]);
+const char *plan_edge_name(uint32_t edge); /* "host" */
 
 #endif

@@ -141,6 +141,9 @@ int cuda_open(struct cuda *cuda, uint32_t ordinal)
     CALL(cuda, context_retain, &cuda->context, cuda->device);
     CALL(cuda, context_set, cuda->context);
     CALL(cuda, stream_create, &cuda->stream, CUDA_STREAM_ALONE);
+    CALL(cuda, stream_create, &cuda->aside, CUDA_STREAM_ALONE);
+    cuda->wait_flags =
+        CUDA_WAIT_REACHED | (attribute(cuda, CUDA_ATTRIBUTE_CAN_FLUSH_REMOTE_WRITES) ? CUDA_WAIT_FLUSH : 0);
     CALL(cuda, memory_granularity, &cuda->granularity, &allocation, 0);
     CALL(cuda, memory_info, &cuda->free_bytes, &total);
     if (cuda->failed == 0)
@@ -152,6 +155,8 @@ void cuda_close(struct cuda *cuda)
 {
     if (cuda->stream != NULL)
         cuda->driver.stream_destroy(cuda->stream);
+    if (cuda->aside != NULL)
+        cuda->driver.stream_destroy(cuda->aside);
     if (cuda->context != NULL)
         cuda->driver.context_release(cuda->device);
     if (cuda->library != NULL)
@@ -161,11 +166,20 @@ void cuda_close(struct cuda *cuda)
 
 /* ---- memory ---- */
 
+bool cuda_reaches(struct cuda *cuda, const struct cuda *other)
+{
+    int is_possible = cuda->device == other->device;
+    if (!is_possible)
+        CALL(cuda, peer_access, &is_possible, cuda->device, other->device);
+    return is_possible != 0;
+}
+
 int cuda_create(struct cuda *cuda, size_t bytes)
 {
     const struct cuda_allocation allocation = allocation_of(cuda);
     uint64_t handle;
     int descriptor = -1;
+    CALL(cuda, context_set, cuda->context); /* who takes memory may have opened other devices since */
     if (!CALL(cuda, memory_create, &handle, bytes, &allocation, 0))
         return cuda->failed;
     CALL(cuda, memory_export, &descriptor, handle, CUDA_HANDLE_DESCRIPTOR, 0);
@@ -216,6 +230,21 @@ void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, uint32_t grid_x, ui
     void *parameters[] = {(void *)(uintptr_t)args};
     CALL(cuda, launch, cuda->kernels[kernel], grid_x, grid_y, grid_z, CUDA_THREADS, 1, 1, 0, cuda->stream, parameters,
          NULL);
+}
+
+void cuda_wait_word(struct cuda *cuda, cuda_address word, uint32_t value)
+{
+    CALL(cuda, wait_word, cuda->stream, word, value, cuda->wait_flags);
+}
+
+void cuda_write_word(struct cuda *cuda, cuda_address word, uint32_t value)
+{
+    CALL(cuda, write_word, cuda->stream, word, value, 0);
+}
+
+void cuda_write_word_aside(struct cuda *cuda, cuda_address word, uint32_t value)
+{
+    CALL(cuda, write_word, cuda->aside, word, value, 0);
 }
 
 int cuda_wait(struct cuda *cuda)

@@ -31,7 +31,8 @@ struct cuda {
     void *library;
     int device;
     struct cuda_context *context;
-    struct cuda_stream *stream;
+    struct cuda_stream *stream, *aside; /* aside: for what must not stand behind what waits in the other */
+    unsigned wait_flags;
     struct cuda_function *kernels[CUDA_KERNEL_COUNT];
     char name[64];      /* of the device */
     int capability;     /* 90: compute capability 9.0 */
@@ -44,6 +45,9 @@ struct cuda {
 /* 0, or -errno with cuda->error: -ENOENT no driver, -ENODEV no such device, -ENOTSUP not one that we can use. */
 int cuda_open(struct cuda *cuda, uint32_t ordinal);
 void cuda_close(struct cuda *cuda);
+
+/* Whether it can read and write memory on another device, or on itself. */
+bool cuda_reaches(struct cuda *cuda, const struct cuda *other);
 
 /* Memory that lives as long as its descriptor is open in any process, whatever becomes of the others: a descriptor, or -errno.
  * bytes: a multiple of the granularity. */
@@ -60,6 +64,13 @@ void cuda_download(struct cuda *cuda, void *to, cuda_address from, size_t bytes)
 void cuda_copy(struct cuda *cuda, cuda_address to, cuda_address from, size_t bytes);
 void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, uint32_t grid_x, uint32_t grid_y, uint32_t grid_z,
                  const void *args);
+
+/* Words in a device's memory, which order the streams of several processes: nothing behind a wait begins before its word is
+ * `value` or beyond it (as numbers that wrap); a write is seen behind all that stands before it in its stream. */
+void cuda_wait_word(struct cuda *cuda, cuda_address word, uint32_t value);
+void cuda_write_word(struct cuda *cuda, cuda_address word, uint32_t value);
+/* The same at once, beside the stream: lets go of a wait in it. */
+void cuda_write_word_aside(struct cuda *cuda, cuda_address word, uint32_t value);
 
 /* All of it is done: 0, or -errno of the first failure since cuda_open(). */
 int cuda_wait(struct cuda *cuda);

@@ -27,6 +27,7 @@ enum cuda_attribute {
     CUDA_ATTRIBUTE_MULTIPROCESSORS = 16,
     CUDA_ATTRIBUTE_CAPABILITY_MAJOR = 75,
     CUDA_ATTRIBUTE_CAPABILITY_MINOR = 76,
+    CUDA_ATTRIBUTE_CAN_FLUSH_REMOTE_WRITES = 98,
     CUDA_ATTRIBUTE_HAS_VIRTUAL_MEMORY = 102,
     CUDA_ATTRIBUTE_EXPORTS_DESCRIPTORS = 103,
 };
@@ -35,7 +36,9 @@ enum cuda_attribute {
 #define CUDA_LOCATION_DEVICE   1
 #define CUDA_HANDLE_DESCRIPTOR 1 /* a POSIX file descriptor */
 #define CUDA_READ_WRITE        3
-#define CUDA_STREAM_ALONE      1u /* waits for no other stream */
+#define CUDA_STREAM_ALONE      1u         /* waits for no other stream */
+#define CUDA_WAIT_REACHED      0u         /* until (int32_t)(word - value) >= 0 */
+#define CUDA_WAIT_FLUSH        (1u << 30) /* and until what other devices wrote before it has arrived */
 
 typedef uint64_t cuda_address; /* in a device's memory */
 
@@ -85,6 +88,11 @@ struct cuda_stream;
     X(copy_to_host, cuMemcpyDtoHAsync_v2, (void *to, cuda_address from, size_t bytes, struct cuda_stream *stream))     \
     X(copy_on_device, cuMemcpyDtoDAsync_v2,                                                                            \
       (cuda_address to, cuda_address from, size_t bytes, struct cuda_stream * stream))                                 \
+    X(wait_word, cuStreamWaitValue32_v2,                                                                               \
+      (struct cuda_stream * stream, cuda_address word, uint32_t value, unsigned flags))                                \
+    X(write_word, cuStreamWriteValue32_v2,                                                                             \
+      (struct cuda_stream * stream, cuda_address word, uint32_t value, unsigned flags))                                \
+    X(peer_access, cuDeviceCanAccessPeer, (int *is_possible, int device, int peer))                                    \
     X(memory_granularity, cuMemGetAllocationGranularity,                                                               \
       (size_t * bytes, const struct cuda_allocation *allocation, int option))                                          \
     X(memory_create, cuMemCreate,                                                                                      \

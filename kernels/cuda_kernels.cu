@@ -221,7 +221,7 @@ KERNEL(cuda_add)
     EACH_THREAD(t)
     {
         for (uint32_t i = t; i < a.width; i += CUDA_THREADS)
-            a.x[first + i] += a.branch[first + i];
+            a.out[first + i] = a.x[first + i] + a.branch[first + i];
     }
 }
 

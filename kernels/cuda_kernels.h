@@ -121,10 +121,10 @@ struct cuda_gate_args {
     uint32_t width, is_gelu;
 };
 
-/* x += branch, as the norm does where nothing is normed behind it. Grid: rows. */
+/* out = x + branch, as the norm has it where nothing is normed behind it. Grid: rows. */
 struct cuda_add_args {
-    float *x;
-    const float *branch;
+    float *out; // (rows, width): perhaps in another device's memory, and only written
+    const float *x, *branch;
     uint32_t width;
 };
 

@@ -1,6 +1,6 @@
-/* The forward pass on a device, top to bottom: forward_cuda_run() uploads the step and cuts it into tiles of tokens; each goes
- * through embedding, layers and, where its tokens ask for logits, head and judgement. All of it is put into one stream, and
- * only results are waited for. */
+/* The forward pass on a device, top to bottom: a step is uploaded and cut into tiles of tokens; each goes through embedding,
+ * layers and, where its tokens ask for logits, head and judgement. All of it is put into one stream, and only results are
+ * waited for. */
 #include "stages/forward_cuda.h"
 
 #include <errno.h>
@@ -111,11 +111,6 @@ void forward_cuda_free(struct forward_cuda *forward)
 
 /* ---- a tile ---- */
 
-struct tile {
-    uint32_t first, count; /* tokens of the step */
-    uint32_t parts;        /* of the longest context among them */
-};
-
 #define LAUNCH(f, kernel, x, y, z, ...)                                                                                \
     cuda_launch((f)->cuda, CUDA_KERNEL_##kernel, x, y, z, &(const struct cuda_##kernel##_args){__VA_ARGS__})
 
@@ -152,8 +147,9 @@ static void multiply(struct forward_cuda *f, float *out, const struct model_prod
 }
 
 /* branch = attention over what x, to which branch is added first, makes of the tile; their K and V are stored before. */
-static void attention_branch(struct forward_cuda *f, const struct tile *tile, uint32_t index, const float *branch)
+static void attention_branch(struct forward_cuda *f, uint32_t index, const float *branch)
 {
+    const struct forward_cuda_tile *tile = &f->tile;
     const struct model_desc *desc = f->desc;
     const struct model_layer *layer = &f->slice->layers[index];
     const struct model_layer_desc *described = &desc->layer[f->slice->first_layer + index];
@@ -180,8 +176,9 @@ static void attention_branch(struct forward_cuda *f, const struct tile *tile, ui
 }
 
 /* branch = down(f(gate) * up) of x + branch, f the model's gate. */
-static void feed_forward_branch(struct forward_cuda *f, const struct tile *tile, uint32_t index)
+static void feed_forward_branch(struct forward_cuda *f, uint32_t index)
 {
+    const struct forward_cuda_tile *tile = &f->tile;
     const struct model_layer *layer = &f->slice->layers[index];
     norm(f, f->branch, layer->ffn_norm, NULL, tile->count);
     multiply(f, f->gate_up, &layer->gate_up, f->normed, tile->count);
@@ -194,8 +191,10 @@ static void feed_forward_branch(struct forward_cuda *f, const struct tile *tile,
 /* ---- head ---- */
 
 /* The tile's tokens whose logits are wanted, as indices in it and as what they are wanted for. */
-static uint32_t gather_wanted(struct forward_cuda *f, const struct forward_step *step, const struct tile *tile)
+static uint32_t gather_wanted(struct forward_cuda *f)
 {
+    const struct forward_step *step = f->step;
+    const struct forward_cuda_tile *tile = &f->tile;
     uint32_t count = 0;
     for (uint32_t r = 0; r < step->row_count; r++) {
         const struct row_shm *row = &step->rows[r];
@@ -211,30 +210,35 @@ static uint32_t gather_wanted(struct forward_cuda *f, const struct forward_step 
     return count;
 }
 
-/* Logits and results of the tile's tokens that ask for them. */
-static int run_head(struct forward_cuda *f, const struct forward_step *step, const struct tile *tile,
-                    struct token_shm *results, struct top_shm *tops)
+/* Logits of the tile's tokens that ask for them. */
+static void put_head(struct forward_cuda *f)
 {
-    const uint32_t count = gather_wanted(f, step, tile), vocab_size = f->desc->vocab_size;
+    const uint32_t count = f->tile.wanted = gather_wanted(f), vocab_size = f->desc->vocab_size;
     if (count == 0)
-        return 0;
+        return;
     cuda_upload(f->cuda, at(f->wanted), f->host_wanted, count * sizeof(uint32_t));
     norm(f, f->branch, f->slice->output_norm, f->wanted, count);
     multiply_by(f, f->logits, vocab_size, &f->slice->head, NULL, f->normed, count);
     cuda_download(f->cuda, f->host_logits, at(f->logits), (size_t)count * vocab_size * sizeof(float));
-    int ret = cuda_wait(f->cuda);
-    for (uint32_t i = 0; i < count && ret == 0; i++)
+}
+
+/* Their results. */
+static void judge_tile(struct forward_cuda *f, struct token_shm *results, struct top_shm *tops)
+{
+    if (f->tile.wanted == 0 || cuda_wait(f->cuda) != 0)
+        return;
+    for (uint32_t i = 0; i < f->tile.wanted; i++)
         results[f->judgings[i].result] =
-            judge_token(&f->judge, step, &f->judgings[i], f->host_logits + (size_t)i * vocab_size,
+            judge_token(&f->judge, f->step, &f->judgings[i], f->host_logits + (size_t)i * f->desc->vocab_size,
                         tops + (size_t)f->judgings[i].result * LOGPROBS_MAX);
-    return ret;
 }
 
 /* ---- the pass ---- */
 
 /* Tokens, positions and block tables of the whole step. */
-static void upload_step(struct forward_cuda *f, const struct forward_step *step)
+static void upload_step(struct forward_cuda *f)
 {
+    const struct forward_step *step = f->step;
     uint32_t block_count = 0;
     for (uint32_t r = 0; r < step->row_count; r++) {
         const struct row_shm *row = &step->rows[r];
@@ -250,41 +254,97 @@ static void upload_step(struct forward_cuda *f, const struct forward_step *step)
         cuda_upload(f->cuda, at(f->tokens), step->tokens, step->token_count * sizeof(uint32_t));
 }
 
-static struct tile tile_from(const struct forward_cuda *f, const struct forward_step *step, uint32_t first)
+/* The residual of the tile's tokens. A copy: the input stays as it is, for whoever computes the step again. */
+static void take_input(struct forward_cuda *f)
 {
-    struct tile tile = {.first = first, .count = (uint32_t)min_u64(step->token_count - first, CUDA_ROWS)};
-    for (uint32_t i = first; i < first + tile.count; i++)
-        tile.parts = (uint32_t)max_u64(tile.parts, parts_of(f->host_rows[i].position + 1));
-    return tile;
+    const struct forward_cuda_tile *tile = &f->tile;
+    const size_t first = tile->first * f->desc->width, bytes = tile->count * f->desc->width * sizeof(float);
+    if (f->slice->is_first)
+        LAUNCH(f, embed, tile->count, 1, 1, .embedding = cuda_matrix_of(&f->slice->embedding), .x = f->x,
+               .tokens = f->tokens + tile->first, .scale = f->desc->embedding_scale);
+    else if (f->in.host != NULL)
+        cuda_upload(f->cuda, at(f->x), f->in.host + first, bytes);
+    else
+        cuda_copy(f->cuda, at(f->x), f->in.floats + first * sizeof(float), bytes);
 }
 
-int forward_cuda_run(struct forward_cuda *forward, const struct forward_step *step, const float *in, float *out,
-                     struct token_shm *results, struct top_shm *tops)
+/* Whoever waits for the step in a device's slot goes on. */
+static void write_word(struct forward_cuda *f)
+{
+    if (f->out.word != 0)
+        cuda_write_word(f->cuda, f->out.word, f->out.value);
+}
+
+/* What the slice makes of it, and, behind the last tile, the word that says that all is there. */
+static void give_output(struct forward_cuda *f)
+{
+    const struct forward_cuda_tile *tile = &f->tile;
+    const size_t width = f->desc->width, first = tile->first * width;
+    float *out = f->out.host != NULL ? f->x : (float *)(uintptr_t)f->out.floats + first;
+    LAUNCH(f, add, tile->count, 1, 1, .out = out, .x = f->x, .branch = f->branch, .width = (uint32_t)width);
+    if (f->out.host != NULL)
+        cuda_download(f->cuda, f->out.host + first, at(f->x), tile->count * width * sizeof(float));
+    else if (tile->first + tile->count == f->step->token_count)
+        write_word(f);
+}
+
+static void put_tile(struct forward_cuda *f, uint32_t first)
+{
+    f->tile =
+        (struct forward_cuda_tile){.first = first, .count = (uint32_t)min_u64(f->step->token_count - first, CUDA_ROWS)};
+    for (uint32_t i = first; i < first + f->tile.count; i++)
+        f->tile.parts = (uint32_t)max_u64(f->tile.parts, parts_of(f->host_rows[i].position + 1));
+    take_input(f);
+    for (uint32_t index = 0; index < f->slice->layer_count; index++) {
+        attention_branch(f, index, index > 0 ? f->branch : NULL);
+        feed_forward_branch(f, index);
+    }
+    if (f->slice->is_last)
+        put_head(f);
+    else
+        give_output(f);
+}
+
+void forward_cuda_begin(struct forward_cuda *forward, const struct forward_step *step,
+                        const struct forward_cuda_place *in, const struct forward_cuda_place *out)
 {
     struct forward_cuda *f = forward;
-    const struct model_slice *slice = f->slice;
-    const size_t width = f->desc->width;
-    check(slice->is_first == (in == NULL));
-    check(slice->is_last == (out == NULL));
-    upload_step(f, step);
-    for (uint32_t first = 0; first < step->token_count; first += CUDA_ROWS) {
-        const struct tile tile = tile_from(f, step, first);
-        if (slice->is_first)
-            LAUNCH(f, embed, tile.count, 1, 1, .embedding = cuda_matrix_of(&slice->embedding), .x = f->x,
-                   .tokens = f->tokens + first, .scale = f->desc->embedding_scale);
-        else
-            cuda_upload(f->cuda, at(f->x), in + first * width, tile.count * width * sizeof(float));
-        for (uint32_t index = 0; index < slice->layer_count; index++) {
-            attention_branch(f, &tile, index, index > 0 ? f->branch : NULL);
-            feed_forward_branch(f, &tile, index);
-        }
-        if (slice->is_last) {
-            if (run_head(f, step, &tile, results, tops) != 0)
-                return f->cuda->failed;
-            continue;
-        }
-        LAUNCH(f, add, tile.count, 1, 1, .x = f->x, .branch = f->branch, .width = f->desc->width);
-        cuda_download(f->cuda, out + first * width, at(f->x), tile.count * width * sizeof(float));
+    check(f->slice->is_first == (in == NULL));
+    check(f->slice->is_last == (out == NULL));
+    f->step = step;
+    f->in = in != NULL ? *in : (struct forward_cuda_place){0};
+    f->out = out != NULL ? *out : (struct forward_cuda_place){0};
+    upload_step(f);
+    if (in != NULL && in->host == NULL)
+        cuda_wait_word(f->cuda, in->word, in->value);
+    f->tile = (struct forward_cuda_tile){0};
+    if (step->token_count > 0)
+        put_tile(f, 0);
+    else
+        write_word(f);
+}
+
+int forward_cuda_finish(struct forward_cuda *forward, struct token_shm *results, struct top_shm *tops)
+{
+    struct forward_cuda *f = forward;
+    judge_tile(f, results, tops);
+    for (uint32_t first = CUDA_ROWS; first < f->step->token_count && f->cuda->failed == 0; first += CUDA_ROWS) {
+        put_tile(f, first);
+        judge_tile(f, results, tops);
     }
     return cuda_wait(f->cuda);
+}
+
+int forward_cuda_pass(struct forward_cuda *forward, const struct forward_cuda_place *out)
+{
+    forward->out = out != NULL ? *out : (struct forward_cuda_place){0};
+    write_word(forward);
+    return cuda_wait(forward->cuda);
+}
+
+void forward_cuda_release(struct forward_cuda *forward)
+{
+    if (forward->in.word != 0)
+        cuda_write_word_aside(forward->cuda, forward->in.word, forward->in.value);
+    cuda_wait(forward->cuda);
 }

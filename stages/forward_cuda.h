@@ -1,13 +1,13 @@
 /* forward_cuda.h - the forward pass of a slice on a CUDA device; forward.h says what a pass is.
  *
  * Used by: stages that the plan puts on a device, tests.   Owns: its scratch on the device, taken at init; the device,
- * weights and KV memory there are the caller's.   Blocks: forward_cuda_run(), until the device is done. Never allocates
- * after init.
+ * weights and KV memory there are the caller's.   Blocks: forward_cuda_finish(), and those that say so, until the device is
+ * done. Never allocates after init.
  *
  * The same rows, positions and block tables as on the processor, and KV memory of the same layout; activations come from and
- * go to host memory, and results are judged there. Batch, chunks, slices and block size leave no trace in any bit, as
- * cuda_kernels.h says for each kernel; against the processor, products read halves in place of int8, so last bits are
- * others.
+ * go to host memory or slots in a device's memory, and results are judged on the processor. Batch, chunks, slices and block
+ * size leave no trace in any bit, as cuda_kernels.h says for each kernel; against the processor, products read halves in
+ * place of int8, so last bits are others.
  */
 #ifndef EVENFLOW_FORWARD_CUDA_H
 #define EVENFLOW_FORWARD_CUDA_H
@@ -18,6 +18,18 @@
 #include "stages/forward.h"
 #include "stages/judge.h"
 #include "stages/model.h"
+
+/* Where the activations (tokens, width) of a step lie: in host memory, or in a slot of an edge, in a device's memory. */
+struct forward_cuda_place {
+    float *host;         /* NULL: on a device */
+    cuda_address floats; /* W: the stage before, only whole and only before the word */
+    cuda_address word; /* W: the stage before   R: what waits for it in a stream: reaches `value` when they are there */
+    uint32_t value;    /* the step's number, its low half */
+};
+
+/* A slice of so many layers goes into a stream whose device waits: that takes about a thousand launches before it keeps who
+ * calls, and a layer is some 13. */
+#define FORWARD_CUDA_EARLY_LAYERS_MAX 64u
 
 struct forward_cuda_limits {
     struct forward_limits common;
@@ -38,6 +50,14 @@ struct forward_cuda {
     struct cuda_row *host_rows;      /* what is uploaded to rows */
     uint32_t *wanted, *host_wanted;  /* (CUDA_ROWS): of the tile at hand, those whose logits are wanted */
     struct forward_wanted *judgings; /* host, likewise */
+
+    const struct forward_step *step;
+    struct forward_cuda_place in, out;
+    struct forward_cuda_tile {
+        uint32_t first, count; /* tokens of the step */
+        uint32_t parts;        /* of the longest context among them */
+        uint32_t wanted;       /* tokens whose logits are wanted: last stage */
+    } tile;                    /* that is in the stream */
 
     /* A tile of CUDA_ROWS tokens. */
     float *cos_sin[2]; /* (positions_max, head_dim), as desc->ropes; NULL: no layer uses it */
@@ -65,9 +85,21 @@ int forward_cuda_init(struct forward_cuda *forward, struct cuda *cuda, const str
 /* Gives back what lies in host memory; what is on the device goes with its context. For tests. */
 void forward_cuda_free(struct forward_cuda *forward);
 
-/* As forward_run(). 0, or -errno when the device failed, with its reason in cuda->error: nothing in out or results is to be
- * used then, and no later run will succeed. */
-int forward_cuda_run(struct forward_cuda *forward, const struct forward_step *step, const float *in, float *out,
-                     struct token_shm *results, struct top_shm *tops);
+/* Puts a step into the stream as far as that needs nobody: the first tile, behind a wait for its input where that comes through
+ * a device. in: NULL for the first stage; out: NULL for the last one. The step, and input in host memory, stay as they are
+ * until forward_cuda_finish(). */
+void forward_cuda_begin(struct forward_cuda *forward, const struct forward_step *step,
+                        const struct forward_cuda_place *in, const struct forward_cuda_place *out);
+
+/* The rest of it, whose input is there or on its way; results and tops: of the last stage. 0, or -errno when the device
+ * failed, with its reason in cuda->error: nothing in out or results is to be used then, and no later run will succeed. */
+int forward_cuda_finish(struct forward_cuda *forward, struct token_shm *results, struct top_shm *tops);
+
+/* In place of both, or of the second, for a step that is not to be computed: whoever waits for it in out goes on, with whatever
+ * lies there. Blocks as forward_cuda_finish() does. */
+int forward_cuda_pass(struct forward_cuda *forward, const struct forward_cuda_place *out);
+
+/* Nobody will write what forward_cuda_begin() waits for: lets it go, with whatever lies there. Blocks likewise. */
+void forward_cuda_release(struct forward_cuda *forward);
 
 #endif

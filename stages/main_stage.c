@@ -137,5 +137,6 @@ int main(int argc, char **argv)
         if (done == 0)
             stage_wait(&stage);
     }
+    stage_end(&stage);
     return 0;
 }

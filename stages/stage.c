@@ -99,6 +99,16 @@ static int upload_weights(struct stage *stage, const struct arena *arena, cuda_a
     return ret;
 }
 
+/* Memory of a device that two stages share; 0: there is none, or it cannot be mapped, which the device remembers. */
+static cuda_address map_edge(struct stage *stage, int descriptor, uint32_t from)
+{
+    if (descriptor < 0)
+        return 0;
+    cuda_address edge = cuda_map(&stage->cuda, descriptor, stage->arena->layout.region_bytes[REGION_EDGE + from]);
+    close(descriptor);
+    return edge;
+}
+
 /* The slice on a device, whose memory for weights and KV outlives this process. */
 static int open_device(struct stage *stage, struct arena *arena, const struct kernels *kernels, const struct gguf *gguf,
                        struct err *err)
@@ -114,6 +124,8 @@ static int open_device(struct stage *stage, struct arena *arena, const struct ke
     cuda_open(&stage->cuda, slice->device - 1);
     cuda_address kv = cuda_map(&stage->cuda, arena->device_kv, kv_bytes);
     cuda_address weights = cuda_map(&stage->cuda, arena->device_weights, weights_bytes);
+    stage->edge_in = map_edge(stage, arena->device_in, stage->index - 1);
+    stage->edge_out = map_edge(stage, arena->device_out, stage->index);
     if (stage->cuda.failed != 0)
         return err_set(err, stage->cuda.failed, "%s", stage->cuda.error);
     close(arena->device_kv);
@@ -122,6 +134,7 @@ static int open_device(struct stage *stage, struct arena *arena, const struct ke
         ret = upload_weights(stage, arena, weights, weights_bytes, gguf, err);
     if (ret < 0)
         return ret;
+    stage->begins_early = stage->edge_in != 0 && slice->layer_count <= FORWARD_CUDA_EARLY_LAYERS_MAX;
     model_bind(&stage->slice, &stage->desc, slice->first_layer, slice->layer_count, (const void *)(uintptr_t)weights);
     const struct forward_cuda_limits limits = {
         .common = {.positions_max = plan->max_model_len, .block_size = plan->block_size},
@@ -202,6 +215,12 @@ void stage_begin(struct stage *stage)
     stage->next = stage->is_last ? arena_pull(arena, ROLE_SCHED, 0) : arena_pull(arena, ROLE_STAGE, stage->index + 1);
     bell_ring(&stage->next); /* a predecessor may have published and died before it rang */
     process_note(&stage->process->step, stage->out.next);
+}
+
+void stage_end(struct stage *stage)
+{
+    if (stage->begun.step == stage->out.next + 1)
+        forward_cuda_release(&stage->forward_cuda);
 }
 
 void stage_free(struct stage *stage)
@@ -427,19 +446,80 @@ static uint64_t predicted_us(const struct stage *stage)
     return (uint64_t)timing_stage_us(&stage->arena->plan->timing.stages[stage->index], &shape);
 }
 
+/* Where activations between stage `from` and the next one lie. edge: 0, or memory of a device. */
+static struct forward_cuda_place place_of(const struct stage *stage, uint32_t from, uint64_t number, cuda_address edge)
+{
+    const struct layout *layout = &stage->arena->layout;
+    const uint64_t slot = number & (layout->activation_slots - 1);
+    if (edge == 0)
+        return (struct forward_cuda_place){.host = arena_activations(stage->arena, from, number)};
+    return (struct forward_cuda_place){.floats = edge + layout->edge_activations + slot * layout->activation_stride,
+                                       .word = edge + slot * sizeof(uint32_t),
+                                       .value = (uint32_t)number};
+}
+
+/* NULL: this stage has none. */
+static struct forward_cuda_place *input_of(const struct stage *stage, uint64_t number, struct forward_cuda_place *place)
+{
+    if (stage->index == 0)
+        return NULL;
+    *place = place_of(stage, stage->index - 1, number, stage->edge_in);
+    return place;
+}
+
+static struct forward_cuda_place *output_of(const struct stage *stage, uint64_t number,
+                                            struct forward_cuda_place *place)
+{
+    if (stage->is_last)
+        return NULL;
+    *place = place_of(stage, stage->index, number, stage->edge_out);
+    return place;
+}
+
+static void begin_on_device(struct stage *stage, uint64_t number)
+{
+    struct forward_cuda_place in, out;
+    forward_cuda_begin(&stage->forward_cuda, &stage->step, input_of(stage, number, &in),
+                       output_of(stage, number, &out));
+}
+
+/* The next step's record is there, its device could wait for its input, and it does not yet. */
+static bool can_begin_early(const struct stage *stage)
+{
+    uint64_t number = stage->out.next + 1;
+    return stage->begins_early && stage->begun.step != number && step_is_published(stage->arena, number) &&
+           !step_is_cancelled(arena_step(stage->arena, number));
+}
+
+/* Puts it into the device's stream. */
+static int begin_early(struct stage *stage)
+{
+    uint64_t number = stage->out.next + 1;
+    int ret = take_record(stage, number);
+    if (ret < 0)
+        return ret;
+    fault_point(FAULT_STAGE_BEGIN);
+    stage->begun.step = number;
+    stage->begun.at_ns = clock_ns();
+    begin_on_device(stage, number);
+    return 0;
+}
+
 /* Computes the step at hand. 0, or -errno when the device failed (logged). */
 static int compute(struct stage *stage, uint64_t number)
 {
     const struct arena *arena = stage->arena;
-    const float *in = stage->index == 0 ? NULL : arena_activations(arena, stage->index - 1, number);
-    float *out = stage->is_last ? NULL : arena_activations(arena, stage->index, number);
     struct token_shm *results = stage->is_last ? arena_results(arena, number) : NULL;
     struct top_shm *tops = stage->is_last ? arena_tops(arena, number) : NULL;
     if (!stage->is_on_device) {
+        const float *in = stage->index == 0 ? NULL : arena_activations(arena, stage->index - 1, number);
+        float *out = stage->is_last ? NULL : arena_activations(arena, stage->index, number);
         forward_run(&stage->forward, &stage->step, in, out, results, tops);
         return 0;
     }
-    int ret = forward_cuda_run(&stage->forward_cuda, &stage->step, in, out, results, tops);
+    if (stage->begun.step != number)
+        begin_on_device(stage, number);
+    int ret = forward_cuda_finish(&stage->forward_cuda, results, tops);
     if (ret < 0)
         log_error("step %" PRIu64 ": %s", number, stage->cuda.error);
     return ret;
@@ -474,8 +554,15 @@ static int hand_on(struct stage *stage, const struct msg_step *message)
 /* Its results would mean nothing; the step is handed on all the same, since steps follow one another. */
 static int pass_over(struct stage *stage, uint64_t number)
 {
+    int ret = 0;
+    if (stage->is_on_device) {
+        struct forward_cuda_place out;
+        ret = forward_cuda_pass(&stage->forward_cuda, output_of(stage, number, &out));
+        if (ret < 0)
+            log_error("step %" PRIu64 ": %s", number, stage->cuda.error);
+    }
     const struct msg_step message = {.step = number, .epoch = stage->arena->epoch, .sent_ns = clock_ns()};
-    int ret = hand_on(stage, &message);
+    ret = ret ? ret : hand_on(stage, &message);
     if (ret < 0)
         return ret;
     trace_note(&stage->process->trace, TRACE_PASS, number);
@@ -489,7 +576,9 @@ int stage_do_work(struct stage *stage)
     struct msg_step message = {0};
     if (stage->index > 0) {
         int ret = find_input(stage, number, &message);
-        if (ret <= 0)
+        if (ret == 0)
+            return can_begin_early(stage) ? begin_early(stage) : 0;
+        if (ret < 0)
             return ret;
     }
     if (!step_is_published(arena, number)) {
@@ -502,9 +591,12 @@ int stage_do_work(struct stage *stage)
         return pass_over(stage, number);
     /* what others say of time counts only as far as it is past */
     uint64_t begin_ns = clock_ns(), begin_cpu_ns = clock_cpu_ns();
+    const bool is_begun = stage->begun.step == number;
+    if (is_begun)
+        begin_ns = min_u64(begin_ns, max_u64(stage->begun.at_ns, message.sent_ns));
     uint64_t input_ns = stage->index == 0 ? arena_step(arena, number)->planned_us * 1000 : message.sent_ns;
     struct step_time_shm time = {.step = number, .input_ns = min_u64(input_ns, begin_ns), .begin_ns = begin_ns};
-    int ret = take_record(stage, number);
+    int ret = is_begun ? 0 : take_record(stage, number);
     if (ret == 0 && stage->index > 0 && message.count != stage->step.token_count) {
         log_error("step %" PRIu64 ": activations of %u tokens, %u expected", number, message.count,
                   stage->step.token_count);
@@ -548,6 +640,7 @@ int stage_do_work(struct stage *stage)
     trace_note(&stage->process->trace, TRACE_END, number);
     counter_add(stage->process, COUNTER_STAGE_STEPS, 1);
     counter_add(stage->process, COUNTER_STAGE_TOKENS, stage->step.token_count);
+    counter_add(stage->process, COUNTER_STAGE_EARLY, is_begun);
     counter_add(stage->process, COUNTER_STAGE_BUSY_NS, time.end_ns - time.begin_ns);
     counter_add(stage->process, COUNTER_STAGE_LONE_STEPS, time.is_lone);
     progress_add(stage->process, 1);
@@ -556,7 +649,8 @@ int stage_do_work(struct stage *stage)
 
 static bool has_work(const struct stage *stage)
 {
-    return stage->index == 0 ? step_is_published(stage->arena, stage->out.next + 1) : !ring_is_empty(&stage->in);
+    return stage->index == 0 ? step_is_published(stage->arena, stage->out.next + 1)
+                             : !ring_is_empty(&stage->in) || can_begin_early(stage);
 }
 
 void stage_wait(struct stage *stage)

@@ -7,6 +7,11 @@
  *   stage i-1: activations ──► read in place ── forward ──► written in place: activations (or results of the last)
  *              ring ──msg_step──► stage i ──msg_step──► stage i+1, or sched
  *
+ * Between two stages on devices (EDGE_DEVICE) activations lie in the reader's device. There a stage puts a step into its
+ * device's stream as soon as there is a record of it, behind a wait for a word beside the activations, which the device of the
+ * stage before writes: no processor is on the way. Messages follow as for all others, and are what a stage goes by: it
+ * finishes a step that the stage before has published.
+ *
  * Steps are numbered from 1 without gaps and every stage publishes each exactly once, so message k of its ring (from 0)
  * is step k + 1: the ring itself says which step is next, in the first life and in every later one. Order within a step:
  * write KV, write output, push the message, release the input. Whoever dies in between leaves either the input or
@@ -37,6 +42,13 @@ struct stage {
     struct forward forward;
     struct cuda cuda; /* with forward_cuda in place of forward, when the plan puts the slice on a device */
     struct forward_cuda forward_cuda;
+    cuda_address edge_in,
+        edge_out; /* memory of devices that its input comes through, its output goes to; 0: there is none */
+    bool begins_early;
+    struct {
+        uint64_t step; /* the last one that was begun before its input was said to be there */
+        uint64_t at_ns;
+    } begun;
     struct masker masker;    /* last stage: its answers may have to keep to grammars */
     struct timed timed;      /* in place of all of these, when the plan says so */
     struct ring_consumer in; /* not in stage 0, which looks at the step table */
@@ -75,6 +87,9 @@ int stage_do_work(struct stage *stage);
 /* After a 0 of stage_do_work(): looks again for the plan's spin time (returning each time), then sleeps until its bell is
  * rung. */
 void stage_wait(struct stage *stage);
+
+/* Before it leaves: lets go of what its device waits for. */
+void stage_end(struct stage *stage);
 
 /* Gives everything back. For tests. */
 void stage_free(struct stage *stage);

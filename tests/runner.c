@@ -166,15 +166,16 @@ static bool is_alone(void *context)
 static void run_stage(struct runner *runner, uint32_t i, const struct forward_step *step)
 {
     bool is_last = i + 1 == runner->stage_count;
-    const float *in = i == 0 ? NULL : runner->activations[i - 1];
-    float *out = is_last ? NULL : runner->activations[i];
     struct token_shm *results = is_last ? runner->results : NULL;
     struct top_shm *tops = is_last ? runner->tops : NULL;
-    if (runner->cuda == NULL)
+    float *in = i == 0 ? NULL : runner->activations[i - 1], *out = is_last ? NULL : runner->activations[i];
+    if (runner->cuda == NULL) {
         forward_run(&runner->stages[i], step, in, out, results, tops);
-    else
-        cr_assert_eq(forward_cuda_run(&runner->on_device[i], step, in, out, results, tops), 0, "%s",
-                     runner->cuda->error);
+        return;
+    }
+    const struct forward_cuda_place from = {.host = in}, to = {.host = out};
+    forward_cuda_begin(&runner->on_device[i], step, i == 0 ? NULL : &from, is_last ? NULL : &to);
+    cr_assert_eq(forward_cuda_finish(&runner->on_device[i], results, tops), 0, "%s", runner->cuda->error);
 }
 
 void runner_run(struct runner *runner, struct runner_request *requests, uint32_t count, uint32_t chunk,

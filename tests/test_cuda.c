@@ -3,11 +3,16 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <math.h>
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "ipc/base.h"
+#include "ipc/birth.h"
 #include "kernels/cuda.h"
 #include "tests/fake_cuda.h"
 #include "tests/random_tensors.h"
@@ -374,6 +379,164 @@ Test(cuda, memory_is_found_again_by_its_descriptor)
     cr_assert_eq(seen, number);
 }
 
+/* ---- words ---- */
+
+static uint32_t number_at(struct cuda *on, cuda_address at)
+{
+    uint32_t number = 0;
+    cuda_download(on, &number, at, sizeof(number));
+    cr_assert_eq(cuda_wait(on), 0, "%s", on->error);
+    return number;
+}
+
+static void put_number(struct cuda *on, cuda_address at, uint32_t number)
+{
+    cuda_upload(on, at, &number, sizeof(number));
+    cr_assert_eq(cuda_wait(on), 0, "%s", on->error);
+}
+
+/* What stands behind a wait for `value` is done when the word goes from `before` there, and was not before. */
+static void expect_wait(struct cuda *other, uint32_t before, uint32_t value)
+{
+    size_t bytes = cuda.granularity;
+    int descriptor = cuda_create(&cuda, bytes);
+    cuda_address word = cuda_map(&cuda, descriptor, bytes), flag = word + 64, one = word + 128;
+    cuda_address seen_word = cuda_map(other, descriptor, bytes), seen_flag = seen_word + 64;
+    close(descriptor);
+    put_number(&cuda, word, before);
+    put_number(&cuda, flag, 0);
+    put_number(&cuda, one, 1);
+    cuda_wait_word(&cuda, word, value);
+    cuda_copy(&cuda, flag, one, sizeof(uint32_t));
+    cr_expect_eq(number_at(other, seen_flag), 0, "%#x, before %#x", before, value);
+    cuda_write_word(other, seen_word, value - 1);
+    cr_expect_eq(number_at(other, seen_flag), 0, "%#x, before %#x", value - 1, value);
+    cuda_write_word(other, seen_word, value);
+    cr_assert_eq(cuda_wait(&cuda), 0, "%s", cuda.error);
+    cr_expect_eq(number_at(other, seen_flag), 1, "%#x", value);
+    cuda_wait_word(&cuda, word, value - 3); /* which is past: nothing to wait for */
+    cr_assert_eq(cuda_wait(&cuda), 0, "%s", cuda.error);
+}
+
+Test(cuda, a_stream_waits_for_a_word_that_another_one_writes_and_numbers_wrap, .timeout = 30)
+{
+    static struct cuda other;
+    open_device();
+    cr_assert_eq(cuda_open(&other, 0), 0, "%s", other.error);
+    expect_wait(&other, 0, 7);
+    expect_wait(&other, 0x7ffffffe, 0x80000001);
+    expect_wait(&other, 0xfffffffe, 1);
+}
+
+Test(cuda, a_wait_is_let_go_beside_its_own_stream, .timeout = 30)
+{
+    open_device();
+    cuda_address word = cuda_alloc(&cuda, 256);
+    put_number(&cuda, word, 0);
+    cuda_wait_word(&cuda, word, 9);
+    cuda_copy(&cuda, word + 64, word, sizeof(uint32_t));
+    cuda_write_word_aside(&cuda, word, 9);
+    cr_expect_eq(number_at(&cuda, word + 64), 9);
+}
+
+#define WRITTEN_BYTES (4u << 20)
+
+/* Takes memory, and copies ones and twos over it for ever. */
+_Noreturn static void write_without_end(int socket)
+{
+    struct birth birth = {.magic = BIRTH_MAGIC, .part = BIRTH_WHOLE};
+    int fds[BIRTH_ITEMS_MAX];
+    struct err err;
+    if (cuda_open(&cuda, 0) != 0)
+        _exit(1);
+    int descriptor = cuda_create(&cuda, WRITTEN_BYTES);
+    cuda_address memory = cuda_map(&cuda, descriptor, WRITTEN_BYTES), sources[2];
+    uint8_t *pattern = base_alloc(WRITTEN_BYTES);
+    for (int i = 0; i < 2; i++) {
+        memset(pattern, 1 + i, WRITTEN_BYTES);
+        sources[i] = cuda_alloc(&cuda, WRITTEN_BYTES);
+        cuda_upload(&cuda, sources[i], pattern, WRITTEN_BYTES);
+        cuda_wait(&cuda);
+    }
+    birth_add(&birth, fds, BIRTH_DEVICE, 0, descriptor);
+    if (birth_send(socket, &birth, fds, &err) != 0)
+        _exit(1);
+    for (uint32_t i = 0; cuda.failed == 0; i++)
+        cuda_copy(&cuda, memory, sources[i % 2], WRITTEN_BYTES);
+    _exit(1);
+}
+
+enum found { FOUND_WHOLE, FOUND_TORN, FOUND_CHANGING, FOUND_NOTHING };
+
+/* Says over the socket when it has seen somebody write there; is told when nobody is left who could; looks again and again. */
+_Noreturn static void read_what_is_left(int socket, int descriptor)
+{
+    uint8_t *first = base_alloc(WRITTEN_BYTES), *again = base_alloc(WRITTEN_BYTES), seen = 0, byte = 0;
+    if (cuda_open(&cuda, 0) != 0)
+        _exit(FOUND_NOTHING);
+    cuda_address memory = cuda_map(&cuda, descriptor, WRITTEN_BYTES);
+    while ((seen & 3) != 3) {
+        cuda_download(&cuda, &byte, memory, 1);
+        if (cuda_wait(&cuda) != 0)
+            _exit(FOUND_NOTHING);
+        seen |= byte;
+    }
+    if (write(socket, &byte, 1) != 1 || read(socket, &byte, 1) != 1)
+        _exit(FOUND_NOTHING);
+    cuda_download(&cuda, first, memory, WRITTEN_BYTES);
+    for (int look = 0; look < 16; look++) {
+        cuda_download(&cuda, again, memory, WRITTEN_BYTES);
+        if (cuda_wait(&cuda) != 0 || memcmp(first, again, WRITTEN_BYTES) != 0)
+            _exit(FOUND_CHANGING);
+    }
+    _exit(memcmp(first, first + 1, WRITTEN_BYTES - 1) == 0 ? FOUND_WHOLE : FOUND_TORN);
+}
+
+static pid_t fork_with_socket(int *socket, int *theirs)
+{
+    int sockets[2];
+    cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets), 0);
+    *socket = sockets[0];
+    *theirs = sockets[1];
+    return fork(); /* before this process knows of any device, as the driver wants it */
+}
+
+/* What all of recovery stands on: when a process is gone for the kernel, its device writes nothing for it any more, and what it
+ * has written lives on in who holds the descriptor. */
+Test(cuda, nothing_is_written_for_a_process_that_is_gone, .timeout = 60)
+{
+    enum { ROUNDS = 5 };
+    uint32_t torn = 0;
+    fake_cuda_use();
+    for (int round = 0; round < ROUNDS; round++) {
+        struct birth birth;
+        int fds[BIRTH_ITEMS_MAX], to_writer, to_reader, theirs, status = 0;
+        struct err err = {0};
+        char byte = 0;
+        pid_t writer = fork_with_socket(&to_writer, &theirs);
+        if (writer == 0)
+            write_without_end(theirs);
+        close(theirs);
+        cr_assert_eq(birth_receive(to_writer, &birth, fds, &err), 0, "%s", err.text);
+        pid_t reader = fork_with_socket(&to_reader, &theirs);
+        if (reader == 0)
+            read_what_is_left(theirs, fds[0]);
+        close(theirs);
+        close(fds[0]);
+        cr_expect_eq(read(to_reader, &byte, 1), 1);
+        kill(writer, SIGKILL);
+        cr_assert_eq(waitpid(writer, NULL, 0), writer);
+        cr_expect_eq(write(to_reader, &byte, 1), 1);
+        cr_assert_eq(waitpid(reader, &status, 0), reader);
+        cr_expect(WIFEXITED(status) && WEXITSTATUS(status) <= FOUND_TORN, "round %d: status %#x", round,
+                  (unsigned)status);
+        torn += status != 0;
+        close(to_writer);
+        close(to_reader);
+    }
+    printf("killed in the middle of a copy: %u of %d\n", torn, ROUNDS);
+}
+
 /* ---- devices that are not as they should be ---- */
 
 static void expect_refusal(const char *wish, uint32_t ordinal, int code, const char *words)
@@ -411,7 +574,7 @@ Test(cuda, a_device_that_vanishes_fails_the_wait_behind_it)
     fake_cuda_wish("vanish=2");
     cr_assert_eq(cuda_open(&cuda, 0), 0, "%s", cuda.error);
     float *x = (float *)(uintptr_t)cuda_alloc(&cuda, 64);
-    const struct cuda_add_args args = {.x = x, .branch = x, .width = 16};
+    const struct cuda_add_args args = {.out = x, .x = x, .branch = x, .width = 16};
     cuda_launch(&cuda, CUDA_KERNEL_add, 1, 1, 1, &args);
     cr_assert_eq(cuda_wait(&cuda), 0);
     for (int i = 0; i < 2; i++)

@@ -132,6 +132,10 @@ Test(devices, what_cannot_be_had_is_refused_at_the_start_and_says_why, .init = s
     expect_refusal("memory=4194304", "--devices cuda:0", 1, "the KV cache; 4 MiB were free at the start");
     expect_refusal("", "--devices cuda:0,cpu,cpu", 2, "names 3 for 2 stages");
     expect_refusal("", "--devices cuda:0 --gpu-memory ipc", 2, "this build has: vmm");
+    expect_refusal("peer=0", "--devices cuda:0,cuda:1 --edges device", 1, "cuda:0 cannot write to memory of cuda:1");
+    expect_refusal("", "--devices cuda:0,cpu --edges device", 1, "cuda:0 cannot write to memory of cpu");
+    expect_refusal("", "--edges device", 2, "no stage is on a device");
+    expect_refusal("", "--devices cuda:0 --edges wire", 2, "must be auto, host or device");
     expect_refusal("", "--devices tpu:0", 2, "\"tpu:0\" is no device");
     expect_refusal("", "--devices cuda:0 --backend timed --cost tests/data/timed_fast.pipeline.json", 2,
                    "timed stages compute nothing");
@@ -230,6 +234,47 @@ Test(devices, the_same_bits_whatever_the_stages_and_devices, .init = set_up, .fi
     expect_the_truth("four stages on two");
 }
 
+/* What /status says of how stages hand activations on, in one word each. */
+static void expect_edges(const char *options, const char *expected)
+{
+    char edges[64] = "";
+    size_t i;
+    json_t *stage;
+    start(options);
+    json_t *report = engine_get(&engine, "/status", NULL);
+    json_array_foreach(json_object_get(report, "stages"), i, stage) {
+        const char *edge = json_string_value(json_object_get(stage, "edge"));
+        if (edge != NULL)
+            strcat(strcat(edges, edge), " ");
+    }
+    json_decref(report);
+    cr_expect_str_eq(edges, expected, "%s", options);
+    engine_complete(&engine, bodies, REQUESTS, 6, seen);
+    bool is_early = engine_metric(&engine, "evenflow_stage_early_steps_total") > 0;
+    cr_expect_eq(is_early, strstr(expected, "device") != NULL, "%s", options); /* no processor was on the way */
+    cr_expect_eq(own_engine_stop(&engine), 0, "%s", options);
+    expect_the_truth(options);
+}
+
+Test(devices, activations_go_where_devices_reach_each_other_and_the_bits_are_the_same, .init = set_up,
+     .fini = tear_down, .timeout = 90)
+{
+    use_devices();
+    answers_of("-p 1 --devices cuda:0", truth);
+    expect_edges("-p 3 --devices cuda:0", "device device ");
+    expect_edges("-p 3 --devices cuda:0 --edges host", "host host ");
+    fake_cuda_wish("peer=0");
+    second = "cuda:1";
+    answers_of("-p 1 --devices cuda:0", truth);
+    expect_edges("-p 4 --devices cuda:0,cuda:0,%s,%s --window 1", "device host device ");
+    fake_cuda_wish("");
+    expect_edges("-p 4 --devices cuda:0,%s,cuda:0,%s --edges device --max-num-batched-tokens 8",
+                 "device device device ");
+    answers_of("-p 4 --devices cuda:0,%s,cpu,cuda:0", truth); /* with a stage on the processor bits are others */
+    expect_edges("-p 4 --devices cuda:0,%s,cpu,cuda:0 --edges host", "host host host ");
+    expect_edges("-p 4 --devices cuda:0,%s,cpu,cuda:0", "device host host ");
+}
+
 Test(devices, only_stages_and_the_launcher_hold_anything_of_cuda)
 {
     static const char *const programs[] = {"supervisor", "front", "sched", "stage"};
@@ -316,6 +361,29 @@ Test(devices, successors_of_stages_go_on_from_what_lies_on_their_devices, .init 
         expect_the_truth("killed");
     }
     printf("%u stages killed\n", kills);
+    cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
+/* Every life of a process with a device ends in the middle of an operation there, another one each time: between activations
+ * and their word, with half of them written, behind the word before anybody is woken. */
+Test(devices, who_dies_in_the_middle_of_a_hand_off_is_followed_by_the_same_bits, .init = set_up, .fini = tear_down,
+     .timeout = 120)
+{
+    fake_cuda_wish("");
+    second = "cuda:1";
+    answers_of("-p 3 --devices cuda:0,%s,%s", truth);
+    fake_cuda_wish("die=311"); /* some four steps */
+    start("--log-level error -p 3 --devices cuda:0,%s,%s --edges device");
+    engine_complete(&engine, bodies, REQUESTS, 6, seen);
+    expect_the_truth("killed");
+    json_t *report = engine_get(&engine, "/status", NULL), *process;
+    size_t i;
+    json_int_t restarts = 0;
+    json_array_foreach(json_object_get(report, "processes"), i, process)
+        restarts += json_integer_value(json_object_get(process, "restarts"));
+    json_decref(report);
+    cr_expect_geq(restarts, 10, "%d restarts", (int)restarts);
+    printf("%d stages killed by their streams\n", (int)restarts);
     cr_expect_eq(own_engine_stop(&engine), 0);
 }
 

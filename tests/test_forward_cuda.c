@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tests/fake_cuda.h"
 #include "tests/runner.h"
@@ -195,6 +196,72 @@ Test(forward_cuda, losses_are_those_of_the_processor, .timeout = 60)
     }
 }
 
+/* Two stages, the second of which is put into the stream of a device before the first one has computed. Beside it the same with
+ * activations in host memory. */
+Test(forward_cuda, a_stage_may_begin_before_its_input_is_there, .timeout = 60)
+{
+    static struct cuda second;
+    open_device();
+    cr_assert_eq(cuda_open(&second, 0), 0, "%s", second.error);
+    struct tiny_model tiny = tiny_model();
+    struct gguf *gguf = tiny_model_open(&tiny);
+    struct runner *runners[2];
+    for (int i = 0; i < 2; i++) {
+        runners[i] = calloc(1, sizeof(*runners[i]));
+        runner_open_cuda(runners[i], gguf, i == 0 ? &cuda : &second, 2, 16);
+    }
+    enum { TOKENS = 2 * CUDA_ROWS + 9 };
+    uint32_t tokens[TOKENS];
+    for (uint32_t i = 0; i < TOKENS; i++)
+        tokens[i] = i * 7 % tiny.vocab_size;
+    const struct row_shm row = {.token_count = TOKENS,
+                                .block_count = (TOKENS + 15) / 16,
+                                .flags = ROW_SAMPLE | ROW_LOGITS_HASH,
+                                .result_count = 1};
+    const struct forward_step step = {
+        .rows = &row, .row_count = 1, .tokens = tokens, .token_count = TOKENS, .blocks = runners[0]->blocks};
+    size_t bytes = align_up_u64(4096 + TOKENS * runners[0]->desc.width * sizeof(float), cuda.granularity);
+    int descriptor = cuda_create(&second, bytes);
+    cuda_address theirs = cuda_map(&second, descriptor, bytes), ours = cuda_map(&cuda, descriptor, bytes);
+    close(descriptor);
+    const uint32_t none = 0;
+    cuda_upload(&second, theirs, &none, sizeof(none));
+    cr_assert_eq(cuda_wait(&second), 0, "%s", second.error);
+    const struct forward_cuda_place in = {.word = theirs, .floats = theirs + 4096, .value = 5},
+                                    out = {.word = ours, .floats = ours + 4096, .value = 5};
+    struct forward_cuda *writer = &runners[0]->on_device[0], *reader = &runners[1]->on_device[1];
+
+    forward_cuda_begin(reader, &step, &in, NULL);
+    forward_cuda_begin(writer, &step, NULL, &out);
+    cr_assert_eq(forward_cuda_finish(writer, NULL, NULL), 0, "%s", cuda.error);
+    cr_assert_eq(forward_cuda_finish(reader, runners[1]->results, runners[1]->tops), 0, "%s", second.error);
+    const struct token_shm got = runners[1]->results[0];
+
+    const struct forward_cuda_place host = {.host = runners[0]->activations[0]};
+    forward_cuda_begin(writer, &step, NULL, &host);
+    cr_assert_eq(forward_cuda_finish(writer, NULL, NULL), 0, "%s", cuda.error);
+    forward_cuda_begin(reader, &step, &host, NULL);
+    cr_assert_eq(forward_cuda_finish(reader, runners[1]->results, runners[1]->tops), 0, "%s", second.error);
+    cr_expect_neq(got.logits_hash, 0);
+    cr_expect_eq(memcmp(&got, &runners[1]->results[0], sizeof(got)), 0);
+
+    /* a step that is passed over lets the next stage go on, and so does who will not be followed by anybody */
+    const struct forward_cuda_place later = {.word = theirs, .floats = theirs + 4096, .value = 6},
+                                    passed = {.word = ours, .floats = ours + 4096, .value = 6};
+    forward_cuda_begin(reader, &step, &later, NULL);
+    cr_assert_eq(forward_cuda_pass(writer, &passed), 0, "%s", cuda.error);
+    cr_assert_eq(forward_cuda_pass(reader, NULL), 0, "%s", second.error);
+    const struct forward_cuda_place never = {.word = theirs, .floats = theirs + 4096, .value = 7};
+    forward_cuda_begin(reader, &step, &never, NULL);
+    forward_cuda_release(reader);
+    cr_expect_eq(second.failed, 0, "%s", second.error);
+    for (int i = 0; i < 2; i++) {
+        runner_close(runners[i]);
+        free(runners[i]);
+    }
+    gguf_close(gguf);
+}
+
 Test(forward_cuda, a_device_that_vanishes_is_an_outcome)
 {
     fake_cuda_wish("vanish=200");
@@ -209,8 +276,10 @@ Test(forward_cuda, a_device_that_vanishes_is_an_outcome)
         .rows = &row, .row_count = 1, .tokens = tokens, .token_count = 3, .blocks = runner->blocks};
     int ret = 0;
     uint32_t runs = 0;
-    for (; ret == 0 && runs < 100; runs++)
-        ret = forward_cuda_run(&runner->on_device[0], &step, NULL, NULL, runner->results, runner->tops);
+    for (; ret == 0 && runs < 100; runs++) {
+        forward_cuda_begin(&runner->on_device[0], &step, NULL, NULL);
+        ret = forward_cuda_finish(&runner->on_device[0], runner->results, runner->tops);
+    }
     cr_expect_gt(runs, 1);
     cr_expect_eq(ret, -EIO);
     cr_expect_not_null(strstr(cuda.error, "CUDA_ERROR_DEVICE_UNAVAILABLE"), "%s", cuda.error);

@@ -50,12 +50,13 @@ static void print_stages(json_t *stages)
                                           "hand_off", "waiting_for_cpu", "prediction_error"};
     size_t i;
     json_t *stage;
-    printf("%-8s %-8s", "stage", "device");
+    printf("%-8s %-8s %-8s", "stage", "device", "edge");
     for (size_t column = 0; column < ARRAY_COUNT(columns); column++)
         printf(" %16s", columns[column]);
     putchar('\n');
     json_array_foreach(stages, i, stage) {
-        printf("%-8lld %-8s", (long long)json_integer_value(json_object_get(stage, "index")), text_of(stage, "device"));
+        printf("%-8lld %-8s %-8s", (long long)json_integer_value(json_object_get(stage, "index")),
+               text_of(stage, "device"), text_of(stage, "edge"));
         for (size_t column = 0; column < ARRAY_COUNT(columns); column++)
             printf(" %14.1f %%", 100 * json_number_value(json_object_get(stage, columns[column])));
         putchar('\n');

@@ -58,6 +58,17 @@ int devices_parse(const char *text, uint32_t stage_count, uint32_t devices[STAGE
     return 0;
 }
 
+int devices_parse_edges(const char *text, enum edges_wish *wish, struct err *err)
+{
+    static const char *const names[] = {[EDGES_AUTO] = "auto", [EDGES_HOST] = "host", [EDGES_DEVICE] = "device"};
+    for (uint32_t i = 0; i < ARRAY_COUNT(names); i++) {
+        *wish = (enum edges_wish)i;
+        if (strcmp(text, names[i]) == 0)
+            return 0;
+    }
+    return err_set(err, -EINVAL, "--edges %s: must be auto, host or device", text);
+}
+
 /* ---- the child ---- */
 
 /* What it says before it sends descriptors. */
@@ -66,6 +77,7 @@ struct answer {
     char text[ERR_TEXT_MAX];
     uint64_t page_bytes;
     struct device_kind kinds[DEVICES_MAX];
+    uint32_t edges[STAGES_MAX]; /* enum edge */
 };
 
 /* Opens each device once; the largest of their pages counts. */
@@ -83,10 +95,28 @@ static bool open_devices(struct cuda *cuda, const struct plan *plan, struct answ
     return answer->code == 0;
 }
 
-/* Memory for one region of a stage. */
-static void take_region(struct cuda *cuda, uint32_t region, size_t bytes, struct birth *birth, int *fds,
-                        struct answer *answer)
+/* How each stage hands its activations to the next one. */
+static void choose_edges(struct cuda *cuda, struct plan *plan, enum edges_wish wish, struct answer *answer)
 {
+    for (uint32_t stage = 0; stage + 1 < plan->stage_count && answer->code == 0; stage++) {
+        struct plan_slice *slice = &plan->slices[stage];
+        bool is_possible = slice->device != DEVICE_CPU && slice[1].device != DEVICE_CPU &&
+                           cuda_reaches(&cuda[slice->device - 1], &cuda[slice[1].device - 1]);
+        slice->edge = answer->edges[stage] = is_possible && wish != EDGES_HOST ? EDGE_DEVICE : EDGE_HOST;
+        char name[16], next[16];
+        if (wish == EDGES_DEVICE && !is_possible) {
+            answer->code = -ENOTSUP;
+            snprintf(answer->text, sizeof(answer->text), "--edges device: %s cannot write to memory of %s; try auto",
+                     plan_device_name(slice->device, name), plan_device_name(slice[1].device, next));
+        }
+    }
+}
+
+/* Memory for one region of a stage; its descriptor, or less than 0. */
+static int take_region(struct cuda *cuda, uint32_t region, size_t bytes, struct birth *birth, int *fds,
+                       struct answer *answer)
+{
+    const bool is_weights = region >= REGION_WEIGHTS, is_kv = !is_weights && region >= REGION_KV;
     int fd = answer->code == 0 ? cuda_create(cuda, bytes) : -1;
     if (fd >= 0) {
         birth_add(birth, fds, BIRTH_DEVICE, region, fd);
@@ -94,31 +124,61 @@ static void take_region(struct cuda *cuda, uint32_t region, size_t bytes, struct
         answer->code = fd;
         snprintf(answer->text, sizeof(answer->text), "%s: no %zu MiB for %s; %zu MiB were free at the start%s",
                  cuda->error, bytes >> 20,
-                 region >= REGION_WEIGHTS ? "the weights of a stage" : "a stage's part of the KV cache",
-                 cuda->free_bytes >> 20, region >= REGION_WEIGHTS ? "" : "; lower --kv-memory");
+                 is_weights ? "the weights of a stage"
+                 : is_kv    ? "a stage's part of the KV cache"
+                            : "activations between two stages",
+                 cuda->free_bytes >> 20,
+                 is_weights ? ""
+                 : is_kv    ? "; lower --kv-memory"
+                            : "; lower --max-num-batched-tokens");
+    }
+    return fd;
+}
+
+/* The words of an edge: no step has come. */
+static void clear_words(struct cuda *cuda, int fd, const struct layout *layout, size_t bytes, struct answer *answer)
+{
+    void *zeros = base_alloc(layout->edge_activations);
+    cuda_upload(cuda, cuda_map(cuda, fd, bytes), zeros, layout->edge_activations);
+    answer->code = cuda_wait(cuda);
+    snprintf(answer->text, sizeof(answer->text), "%s", cuda->error);
+    free(zeros);
+}
+
+/* All that stages find on their devices. An edge lies on the device of its reader. */
+static void take_regions(struct cuda *cuda, const struct plan *plan, struct birth *birth, int *fds,
+                         struct answer *answer)
+{
+    static const uint32_t own[] = {REGION_WEIGHTS, REGION_KV};
+    struct layout layout;
+    layout_compute(&layout, plan);
+    for (uint32_t stage = 0; stage < plan->stage_count; stage++) {
+        const struct plan_slice *slice = &plan->slices[stage];
+        for (size_t i = 0; i < ARRAY_COUNT(own) && slice->device != DEVICE_CPU; i++)
+            take_region(&cuda[slice->device - 1], own[i] + stage, layout.region_bytes[own[i] + stage], birth, fds,
+                        answer);
+        if (slice->edge != EDGE_DEVICE)
+            continue;
+        struct cuda *reader = &cuda[slice[1].device - 1];
+        size_t bytes = layout.region_bytes[REGION_EDGE + stage];
+        int fd = take_region(reader, REGION_EDGE + stage, bytes, birth, fds, answer);
+        if (fd >= 0)
+            clear_words(reader, fd, &layout, bytes, answer);
     }
 }
 
-_Noreturn static void be_child(const struct plan *given, int socket)
+_Noreturn static void be_child(const struct plan *given, enum edges_wish wish, int socket)
 {
     static struct cuda cuda[DEVICES_MAX];
     static struct answer answer;
     static struct plan plan;
-    struct layout layout;
     struct birth birth = {.magic = BIRTH_MAGIC, .part = BIRTH_WHOLE};
     int fds[BIRTH_ITEMS_MAX];
     plan = *given;
     if (open_devices(cuda, &plan, &answer)) {
         plan.device_page_bytes = answer.page_bytes;
-        layout_compute(&layout, &plan);
-        for (uint32_t stage = 0; stage < plan.stage_count; stage++) {
-            if (plan.slices[stage].device == DEVICE_CPU)
-                continue;
-            struct cuda *device = &cuda[plan.slices[stage].device - 1];
-            static const uint32_t regions[] = {REGION_WEIGHTS, REGION_KV};
-            for (size_t i = 0; i < ARRAY_COUNT(regions); i++)
-                take_region(device, regions[i] + stage, layout.region_bytes[regions[i] + stage], &birth, fds, &answer);
-        }
+        choose_edges(cuda, &plan, wish, &answer);
+        take_regions(cuda, &plan, &birth, fds, &answer);
     }
     struct err err;
     bool is_sent = write(socket, &answer, sizeof(answer)) == (ssize_t)sizeof(answer) &&
@@ -144,7 +204,7 @@ static int ask(int socket, pid_t child, struct answer *answer, struct err *err)
     return answer->code == 0 ? 0 : err_set(err, answer->code, "--devices: %s", answer->text);
 }
 
-int devices_take(struct plan *plan, struct device_kind kinds[DEVICES_MAX], struct err *err)
+int devices_take(struct plan *plan, enum edges_wish wish, struct device_kind kinds[DEVICES_MAX], struct err *err)
 {
     struct answer answer = {0};
     int sockets[2];
@@ -153,7 +213,7 @@ int devices_take(struct plan *plan, struct device_kind kinds[DEVICES_MAX], struc
     pid_t child = fork();
     if (child == 0) {
         close(sockets[0]);
-        be_child(plan, sockets[1]);
+        be_child(plan, wish, sockets[1]);
     }
     int error = errno;
     close(sockets[1]);
@@ -165,5 +225,7 @@ int devices_take(struct plan *plan, struct device_kind kinds[DEVICES_MAX], struc
     }
     plan->device_page_bytes = answer.page_bytes;
     memcpy(kinds, answer.kinds, sizeof(answer.kinds));
+    for (uint32_t stage = 0; stage < plan->stage_count; stage++)
+        plan->slices[stage].edge = answer.edges[stage];
     return sockets[0];
 }

@@ -4,8 +4,9 @@
  * child opens the devices (a second or so for each).
  *
  * The supervisor knows nothing of CUDA and cannot: so, before there is one, a child of the launcher opens the devices, takes
- * memory for weights and KV of every stage on them, leaves its descriptors in a socket (a birth message of BIRTH_DEVICE
- * items) and ends. Memory lives as long as a descriptor of it does, in the socket or in the supervisor.
+ * memory there for weights and KV of every stage and for what stages hand on without the processor, leaves its descriptors
+ * in a socket (a birth message of BIRTH_DEVICE items) and ends. Memory lives as long as a descriptor of it does, in the
+ * socket or in the supervisor.
  */
 #ifndef EVENFLOW_TOOLS_DEVICES_H
 #define EVENFLOW_TOOLS_DEVICES_H
@@ -20,8 +21,18 @@ struct device_kind {
     char text[16];
 };
 
-/* Takes the memory that the plan's slices need on their devices, and completes the plan: pages, and in `kinds` of which kind
- * each device is, by number. The socket, or -errno with err. */
-int devices_take(struct plan *plan, struct device_kind kinds[DEVICES_MAX], struct err *err);
+/* How neighbours on devices hand activations on. */
+enum edges_wish {
+    EDGES_AUTO,   /* through the reader's device where the writer's reaches it, else through shared memory */
+    EDGES_HOST,   /* through shared memory */
+    EDGES_DEVICE, /* through the reader's device, or not at all */
+};
+
+/* "auto", "host" or "device". 0, or -EINVAL with err. */
+int devices_parse_edges(const char *text, enum edges_wish *wish, struct err *err);
+
+/* Takes the memory that the plan's slices need on their devices, and completes the plan: pages, edges, and in `kinds` of which
+ * kind each device is, by number. The socket, or -errno with err. */
+int devices_take(struct plan *plan, enum edges_wish wish, struct device_kind kinds[DEVICES_MAX], struct err *err);
 
 #endif

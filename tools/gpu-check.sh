@@ -52,10 +52,18 @@ head -n 1 "$out/roofline.txt" | tee -a "$report"
 grep -q 'stand-in' "$out/roofline.txt" && say "stand-in, no GPU result: this run says only that the script works"
 tail -n +2 "$out/roofline.txt" | tee -a "$report"
 
+# Two processes that hand on to each other, without a processor on the way: on one device, and on two where there are.
+step hand-off 30 "$build/bin/bench-hand-off" && cat "$out/hand-off.txt" | tee -a "$report"
+if [ "$(nvidia-smi -L 2>/dev/null | wc -l)" -ge 2 ]; then
+    step hand-off-peers 30 "$build/bin/bench-hand-off" 0 1 && cat "$out/hand-off-peers.txt" | tee -a "$report"
+else
+    say "not run  hand-off-peers: it needs two GPUs"
+fi
+
 # Kernels against the plain path, and the sweep: a row alone and beside up to 255 others, chunks, block sizes.
 step kernels 120 "$build/tests/test_cuda" --jobs 1
 step forward 120 "$build/tests/test_forward_cuda" --jobs 1
-# Whole engines: 1, 2 and 4 stages, mixed pipelines, kill -9 of each stage in the middle of answers.
+# Whole engines: 1, 2 and 4 stages, mixed pipelines, activations over the host and not, kill -9 of each stage in the middle of answers.
 step engines 180 "$build/tests/test_devices" --jobs 1
 
 # The real model, where it is there: loss of a page on the device beside the processor's, with 1, 2 and 4 stages.

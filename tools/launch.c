@@ -357,7 +357,7 @@ static int check_budget(const struct plan *plan, struct err *err)
 {
     struct layout layout;
     layout_compute(&layout, plan);
-    uint64_t weights = 0, kv = 0, edges = 0, on_devices = 0;
+    uint64_t weights = 0, kv = 0, edges = 0, on_devices = 0, edges_on_devices = 0;
     for (uint32_t stage = 0; stage < plan->stage_count; stage++) {
         uint64_t stage_weights = layout.region_bytes[REGION_WEIGHTS + stage];
         uint64_t stage_kv = layout.region_bytes[REGION_KV + stage];
@@ -365,6 +365,8 @@ static int check_budget(const struct plan *plan, struct err *err)
         weights += is_on_device ? 0 : stage_weights;
         kv += is_on_device ? 0 : stage_kv;
         on_devices += is_on_device ? stage_weights + stage_kv : 0;
+        on_devices += layout.region_bytes[REGION_EDGE + stage];
+        edges_on_devices += layout.region_bytes[REGION_EDGE + stage];
         edges += layout.region_bytes[REGION_STAGE + stage];
     }
     uint64_t tables = layout.region_bytes[REGION_FRONT] + layout.region_bytes[REGION_SCHED];
@@ -377,6 +379,8 @@ static int check_budget(const struct plan *plan, struct err *err)
         for (uint32_t stage = 0; stage < plan->stage_count; stage++)
             fprintf(stderr, "%s%u%s%s", stage ? "," : "", plan->slices[stage].layer_count, on_devices ? " on " : "",
                     on_devices ? plan_device_name(plan->slices[stage].device, name) : "");
+        for (uint32_t stage = 0; on_devices && stage + 1 < plan->stage_count; stage++)
+            fprintf(stderr, "%s%s", stage ? "," : "; handed on by ", plan_edge_name(plan->slices[stage].edge));
         fprintf(stderr, ")\nfingerprint  %s\n", plan->fingerprint);
         fprintf(stderr, "budget       weights      %9.1f MiB\n", mib(weights));
         fprintf(stderr, "             KV cache     %9.1f MiB  %u blocks of %u positions, %s\n", mib(kv),
@@ -389,8 +393,10 @@ static int check_budget(const struct plan *plan, struct err *err)
         fprintf(stderr, "             all          %9.1f MiB  and up to %.1f MiB for %u connections as they come\n",
                 mib(all), mib(layout.region_bytes[REGION_CONNS]), plan->connections_max);
         if (on_devices > 0)
-            fprintf(stderr, "             on devices   %9.1f MiB  weights and KV cache of the stages there\n",
-                    mib(on_devices));
+            fprintf(stderr,
+                    "             on devices   %9.1f MiB  weights and KV cache of the stages, %.1f MiB of it for\n"
+                    "                                        activations between them\n",
+                    mib(on_devices), mib(edges_on_devices));
     }
     uint64_t available = launch_available_bytes();
     if (available != 0 && all > available)
@@ -570,6 +576,7 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
                               .ledger_fd = -1,
                               .devices_fd = -1};
     struct device_kind kinds[DEVICES_MAX];
+    enum edges_wish edges;
     if (config->record[0] != '\0') {
         launch->record_fd = open(config->record, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
         if (launch->record_fd < 0)
@@ -600,6 +607,9 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
         ret = plan->backend == BACKEND_TIMED ? plan_timed(plan, config, err)
                                              : plan_slices(plan, config, gguf, desc, kernels, err);
     ret = ret ? ret : plan_devices(plan, config, desc, err);
+    ret = ret ? ret : devices_parse_edges(config->edges, &edges, err);
+    if (ret == 0 && edges == EDGES_DEVICE && !plan_uses_devices(plan))
+        ret = err_set(err, -EINVAL, "--edges device: no stage is on a device; say which with --devices");
     ret = ret ? ret : plan_window(plan, config, err);
     void *vocab = NULL;
     size_t vocab_bytes = 0;
@@ -613,7 +623,7 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
     if (ret == 0 && plan_uses_devices(plan) && plan->kv_type != KV_F16)
         ret = err_set(err, -EINVAL, "--kv-type %s: stages on devices keep f16", config->kv_type);
     if (ret == 0 && plan_uses_devices(plan)) {
-        launch->devices_fd = devices_take(plan, kinds, err);
+        launch->devices_fd = devices_take(plan, edges, kinds, err);
         ret = launch->devices_fd < 0 ? launch->devices_fd : 0;
     }
     if (ret == 0)

@@ -4,15 +4,21 @@
  * EVENFLOW_FAKE_CUDA, words separated by commas, makes a device that is not as it should be:
  *   devices=N (2)   how many        driver=11080   of which CUDA the driver is      memory=BYTES   what can be taken
  *   export=0        no memory as descriptors       vanish=N   gone behind N kernels of a process
+ *   peer=0          no device reaches another's memory
+ *   die=N           the process is killed in the middle of the Nth operation in its streams, with half of it done
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "kernels/cuda.h"
@@ -51,12 +57,15 @@ static int state(void)
 /* ---- streams ---- */
 
 struct operation {
-    const struct simt_kernel *kernel; /* NULL: a copy */
+    enum { OPERATION_KERNEL, OPERATION_COPY, OPERATION_WAIT, OPERATION_WRITE } kind;
+    const struct simt_kernel *kernel;
     uint32_t grid[3], threads;
     uint8_t args[ARGS_MAX];
     void *to;
     const void *from;
     size_t bytes;
+    _Atomic uint32_t *word; /* in memory that processes share: whoever waits for it sleeps there */
+    uint32_t value;
 };
 
 struct cuda_stream {
@@ -65,19 +74,47 @@ struct cuda_stream {
     pthread_cond_t changed;
     struct operation queue[QUEUE_MAX];
     uint64_t put, done; /* operations so far */
-    bool is_ended;
+    bool is_begun, is_ended;
 };
+
+static void wait_for(_Atomic uint32_t *word, uint32_t value)
+{
+    uint32_t seen;
+    while ((int32_t)((seen = atomic_load(word)) - value) < 0)
+        syscall(SYS_futex, word, FUTEX_WAIT, seen, NULL, NULL, 0);
+}
+
+static _Atomic unsigned long long operations;
 
 static void run(const struct operation *o)
 {
-    if (o->kernel == NULL) {
-        memcpy(o->to, o->from, o->bytes);
+    const bool dies = ++operations == wish("die", UINT64_MAX);
+    switch (o->kind) {
+    case OPERATION_COPY:
+        memcpy(o->to, o->from, dies ? o->bytes / 2 : o->bytes);
+        if (dies)
+            raise(SIGKILL);
         return;
+    case OPERATION_WAIT:
+        if (dies)
+            raise(SIGKILL);
+        wait_for(o->word, o->value);
+        return;
+    case OPERATION_WRITE:
+        atomic_store(o->word, o->value);
+        if (dies)
+            raise(SIGKILL);
+        syscall(SYS_futex, o->word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+        return;
+    case OPERATION_KERNEL:
+        break;
     }
     blockDim = (struct simt_index){o->threads, 1, 1};
     for (uint32_t z = 0; z < o->grid[2]; z++)
         for (uint32_t y = 0; y < o->grid[1]; y++)
             for (uint32_t x = 0; x < o->grid[0]; x++) {
+                if (dies && x == o->grid[0] / 2)
+                    raise(SIGKILL);
                 blockIdx = (struct simt_index){x, y, z};
                 o->kernel->run(o->args);
             }
@@ -87,6 +124,8 @@ static void *run_stream(void *pointer)
 {
     struct cuda_stream *stream = pointer;
     pthread_mutex_lock(&stream->lock);
+    stream->is_begun = true;
+    pthread_cond_broadcast(&stream->changed);
     for (;;) {
         while (stream->done == stream->put && !stream->is_ended)
             pthread_cond_wait(&stream->changed, &stream->lock);
@@ -122,7 +161,13 @@ int cuStreamCreate(struct cuda_stream **stream, unsigned flags)
     *stream = calloc(1, sizeof(**stream));
     pthread_mutex_init(&(*stream)->lock, NULL);
     pthread_cond_init(&(*stream)->changed, NULL);
-    return pthread_create(&(*stream)->thread, NULL, run_stream, *stream) == 0 ? CUDA_OK : CUDA_OUT_OF_MEMORY;
+    if (pthread_create(&(*stream)->thread, NULL, run_stream, *stream) != 0)
+        return CUDA_OUT_OF_MEMORY;
+    pthread_mutex_lock(&(*stream)->lock);
+    while (!(*stream)->is_begun) /* in a sandbox a thread cannot begin */
+        pthread_cond_wait(&(*stream)->changed, &(*stream)->lock);
+    pthread_mutex_unlock(&(*stream)->lock);
+    return CUDA_OK;
 }
 
 int cuStreamSynchronize(struct cuda_stream *stream)
@@ -145,19 +190,41 @@ int cuStreamDestroy_v2(struct cuda_stream *stream)
     return CUDA_OK;
 }
 
+static int put_copy(struct cuda_stream *stream, void *to, const void *from, size_t bytes)
+{
+    return put(stream, &(struct operation){.kind = OPERATION_COPY, .to = to, .from = from, .bytes = bytes});
+}
+
 int cuMemcpyHtoDAsync_v2(cuda_address to, const void *from, size_t bytes, struct cuda_stream *stream)
 {
-    return put(stream, &(struct operation){.to = (void *)to, .from = from, .bytes = bytes});
+    return put_copy(stream, (void *)to, from, bytes);
 }
 
 int cuMemcpyDtoHAsync_v2(void *to, cuda_address from, size_t bytes, struct cuda_stream *stream)
 {
-    return put(stream, &(struct operation){.to = to, .from = (const void *)from, .bytes = bytes});
+    return put_copy(stream, to, (const void *)from, bytes);
 }
 
 int cuMemcpyDtoDAsync_v2(cuda_address to, cuda_address from, size_t bytes, struct cuda_stream *stream)
 {
-    return put(stream, &(struct operation){.to = (void *)to, .from = (const void *)from, .bytes = bytes});
+    return put_copy(stream, (void *)to, (const void *)from, bytes);
+}
+
+static int put_word(struct cuda_stream *stream, int kind, cuda_address word, uint32_t value)
+{
+    return word % sizeof(uint32_t) != 0
+               ? CUDA_INVALID_VALUE
+               : put(stream, &(struct operation){.kind = kind, .word = (_Atomic uint32_t *)word, .value = value});
+}
+
+int cuStreamWaitValue32_v2(struct cuda_stream *stream, cuda_address word, uint32_t value, unsigned flags)
+{
+    return flags & ~CUDA_WAIT_FLUSH ? CUDA_INVALID_VALUE : put_word(stream, OPERATION_WAIT, word, value);
+}
+
+int cuStreamWriteValue32_v2(struct cuda_stream *stream, cuda_address word, uint32_t value, unsigned flags)
+{
+    return flags != 0 ? CUDA_INVALID_VALUE : put_word(stream, OPERATION_WRITE, word, value);
 }
 
 /* ---- kernels ---- */
@@ -193,7 +260,8 @@ int cuLaunchKernel(struct cuda_function *function, unsigned grid_x, unsigned gri
                    unsigned block_y, unsigned block_z, unsigned shared_bytes, struct cuda_stream *stream,
                    void **parameters, void **extra)
 {
-    struct operation operation = {.kernel = function->kernel, .grid = {grid_x, grid_y, grid_z}, .threads = block_x};
+    struct operation operation = {
+        .kind = OPERATION_KERNEL, .kernel = function->kernel, .grid = {grid_x, grid_y, grid_z}, .threads = block_x};
     if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535 || block_x > 1024 ||
         block_y * block_z != 1 || shared_bytes != 0 || extra != NULL || function->kernel->args_bytes > ARGS_MAX)
         return CUDA_INVALID_VALUE;
@@ -339,6 +407,12 @@ int cuDeviceGetAttribute(int *value, int attribute, int device)
              : attribute == CUDA_ATTRIBUTE_EXPORTS_DESCRIPTORS ? (int)wish("export", 1)
                                                                : 1;
     return CUDA_OK;
+}
+
+int cuDeviceCanAccessPeer(int *is_possible, int device, int peer)
+{
+    *is_possible = device != peer && wish("peer", 1) != 0;
+    return state();
 }
 
 int cuDevicePrimaryCtxRetain(struct cuda_context **context, int device)
