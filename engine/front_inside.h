@@ -139,7 +139,7 @@ struct front {
 
     struct keep_order *keep_orders; /* ring (keep_order_max): what the keeper has not been told yet */
     uint32_t keep_order_max, keep_first, keep_count;
-    uint32_t keep_hold_count; /* of these: connections that wait for it */
+    uint32_t keep_hold_count; /* of these: no DROP, so that somebody waits for it */
     uint64_t keep_drop_ns;    /* when the oldest DROP is told at the latest */
     uint32_t keep_sent;       /* entries since the keeper was woken */
     bool is_keeper_full;      /* until IO_ROOM */

@@ -13,8 +13,8 @@
 void front_keep_open(struct front *f)
 {
     /* a HOLD and a DROP of every slot in a turn; while the keeper takes none, another DROP of each at most, since no
-     * connection is opened; and, once, a HOLD of all again */
-    f->keep_order_max = 4 * f->plan->connections_max;
+     * connection is opened; and a HOLD of all again with the END of it, which takes the place of all that was before */
+    f->keep_order_max = 4 * f->plan->connections_max + 1;
     f->keep_orders = base_alloc(f->keep_order_max * sizeof(*f->keep_orders));
 }
 
@@ -23,7 +23,7 @@ void front_keep_order(struct front *f, enum keep_kind kind, uint32_t slot, uint3
     check(f->keep_count < f->keep_order_max);
     if (f->keep_count == 0)
         f->keep_drop_ns = clock_ns() + DROP_LATER_NS;
-    f->keep_hold_count += kind == KEEP_HOLD;
+    f->keep_hold_count += kind != KEEP_DROP;
     f->keep_orders[(f->keep_first + f->keep_count++) % f->keep_order_max] = (struct keep_order){kind, slot, generation};
 }
 
@@ -62,7 +62,7 @@ static void finish(struct front *f, uint32_t count)
         const struct keep_order order = *order_at(f, 0);
         f->keep_first = (f->keep_first + 1) % f->keep_order_max;
         f->keep_count--;
-        f->keep_hold_count -= order.kind == KEEP_HOLD;
+        f->keep_hold_count -= order.kind != KEEP_DROP;
         if (order.kind == KEEP_HOLD && is_current(f, &order) && f->connections[order.slot].phase == CONN_KEEPING)
             front_connection_begin(f, order.slot);
     }
@@ -110,7 +110,9 @@ void front_keep_flush(struct front *f)
 void front_keep_all_again(struct front *f)
 {
     f->is_keeper_gone = false;
+    f->keep_count = f->keep_hold_count = 0; /* a HOLD comes again; what a DROP is about a new keeper does not have */
     for (uint32_t slot = 0; slot < f->plan->connections_max; slot++)
         if (f->connections[slot].phase != CONN_FREE)
             front_keep_order(f, KEEP_HOLD, slot, shm_of(f, slot)->generation);
+    front_keep_order(f, KEEP_END, 0, f->sup_epoch);
 }

@@ -9,7 +9,7 @@
 
 void keeper_open(struct keeper *keeper, uint32_t connections_max)
 {
-    *keeper = (struct keeper){.socket = -1};
+    *keeper = (struct keeper){.socket = -1, .is_whole = true};
     keep_table_open(&keeper->table, connections_max);
 }
 
@@ -29,6 +29,9 @@ static void take(struct keeper *keeper)
         ret = keep_receive(keeper->socket, false, &message, fds);
         if (ret == -EPROTO || (ret == 1 && !keep_table_take(&keeper->table, &message, fds)))
             log_error("front sent an order about its connections that cannot be; it is passed over");
+        for (uint32_t i = 0; ret == 1 && i < message.entry_count; i++)
+            if (message.entries[i].kind == KEEP_END && message.entries[i].generation == keeper->epoch)
+                keeper->is_whole = true;
     } while (ret == 1 || ret == -EPROTO);
     if (ret != -EAGAIN)
         hang_up(keeper);
@@ -56,6 +59,7 @@ int keeper_begin_life(struct keeper *keeper, int *front, struct err *err)
     keeper->socket = sockets[0];
     keeper->next = 0;
     keeper->is_giving = true;
+    keeper->is_whole = true; /* what is not here is nowhere */
     *front = sockets[1];
     return 0;
 }
@@ -63,7 +67,12 @@ int keeper_begin_life(struct keeper *keeper, int *front, struct err *err)
 void keeper_forget(struct keeper *keeper)
 {
     keep_table_forget(&keeper->table);
-    keeper->is_giving = false;
+    keeper->is_giving = keeper->is_whole = false;
+}
+
+void keeper_take_over(struct keeper *keeper, uint32_t epoch)
+{
+    keeper->epoch = epoch;
 }
 
 struct pollfd keeper_poll(const struct keeper *keeper)

@@ -20,6 +20,9 @@ struct keeper {
     int socket; /* -1: the front is gone */
     uint32_t next;
     bool is_giving;
+    bool
+        is_whole; /* what front has is kept here, too; in a new supervisor not before front has given all of it again */
+    uint32_t epoch; /* of the supervisor for whom front does that */
 };
 
 void keeper_open(struct keeper *keeper, uint32_t connections_max);
@@ -29,6 +32,8 @@ int keeper_begin_life(struct keeper *keeper, int *front, struct err *err);
 
 /* In a fork that keeps nothing itself. */
 void keeper_forget(struct keeper *keeper);
+/* In a new supervisor, whose epoch front sees. */
+void keeper_take_over(struct keeper *keeper, uint32_t epoch);
 
 /* Wakes when there is room to give, or the front's end is gone. */
 struct pollfd keeper_poll(const struct keeper *keeper);

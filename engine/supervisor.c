@@ -1,10 +1,12 @@
 #include "engine/supervisor_inside.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -24,6 +26,9 @@ static int create_signals(struct supervisor *s, struct err *err)
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
+    struct sigaction hangup;
+    if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN) /* as nohup(1) has it */
+        sigaddset(&set, SIGHUP);
     sigprocmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
     s->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -72,6 +77,12 @@ void supervisor_stop(struct supervisor *s, int exit_status)
     supervisor_end_spares(s);
 }
 
+void supervisor_end_now(struct supervisor *s)
+{
+    supervisor_kill_all(s);
+    supervisor_stop(s, 1);
+}
+
 void supervisor_drain(struct supervisor *s)
 {
     log_info("draining: no new requests, the others finish; a second signal stops at once");
@@ -110,10 +121,18 @@ static void on_signal(struct supervisor *s)
 static bool all_ready(const struct supervisor *s)
 {
     for (uint32_t i = 1; i < s->process_count; i++)
-        /* acquire: pairs with the release in arena_set_state() */
-        if (atomic_load_explicit(&s->processes[i]->state, memory_order_acquire) != PROCESS_READY)
+        /* acquire: pairs with the release in arena_set_state(); what stands there may be a dead process's */
+        if (s->children[i].pidfd < 0 ||
+            atomic_load_explicit(&s->processes[i]->state, memory_order_acquire) != PROCESS_READY)
             return false;
     return true;
+}
+
+/* Every process is up, and front may die without a loss. */
+static void show_ready(struct supervisor *s)
+{
+    if (s->phase == PHASE_SERVING && s->keeper.is_whole && all_ready(s))
+        atomic_store_explicit(&s->shm->ready, 1, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
 }
 
 static void on_bell(struct supervisor *s)
@@ -122,12 +141,10 @@ static void on_bell(struct supervisor *s)
     ssize_t got = read(s->bells[0], &rings, sizeof(rings));
     check(got == (ssize_t)sizeof(rings));
     supervisor_front_is_back(s);
-    if (s->phase == PHASE_SERVING && all_ready(s))
-        atomic_store_explicit(&s->shm->ready, 1, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
     if (s->phase == PHASE_STARTING && all_ready(s)) {
         s->phase = PHASE_SERVING;
         s->look_ns = clock_ns() + WATCH_TICK_NS;
-        atomic_store_explicit(&s->shm->ready, 1, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
+        show_ready(s);
         log_info("ready: %u stages on %s", s->plan->stage_count, s->plan->socket_path);
         notify_send(&s->notify, "READY=1");
         if (s->ready_fd >= 0) {
@@ -200,19 +217,6 @@ static int load_plan(struct supervisor *s, const struct supervisor_start *start,
     s->regions[REGION_VOCAB] = (struct region){start->vocab, shm_read_only(start->vocab, err)};
     if (s->regions[REGION_PLAN].read_only < 0 || s->regions[REGION_VOCAB].read_only < 0)
         return -EPROTO;
-    for (int i = 0; i < 2; i++)
-        fcntl(s->regions[i].fd, F_SETFD, FD_CLOEXEC);
-    fcntl(start->model, F_SETFD, FD_CLOEXEC);
-    if (start->record >= 0)
-        fcntl(start->record, F_SETFD, FD_CLOEXEC);
-    if (start->listen >= 0)
-        fcntl(start->listen, F_SETFD, FD_CLOEXEC);
-    if (start->keys >= 0)
-        fcntl(start->keys, F_SETFD, FD_CLOEXEC);
-    if (start->ledger >= 0)
-        fcntl(start->ledger, F_SETFD, FD_CLOEXEC);
-    if (start->ready_fd >= 0)
-        fcntl(start->ready_fd, F_SETFD, FD_CLOEXEC);
     return 0;
 }
 
@@ -223,6 +227,18 @@ static void raise_descriptor_limit(void)
         limit.rlim_cur = limit.rlim_max;
         setrlimit(RLIMIT_NOFILE, &limit); /* children inherit it; a refusal leaves the old limit, which io reports */
     }
+}
+
+void supervisor_set_close_on_exec(bool is_closed)
+{
+    DIR *folder = opendir("/proc/self/fd");
+    check(folder != NULL);
+    for (struct dirent *entry; (entry = readdir(folder)) != NULL;) {
+        int fd = (int)strtol(entry->d_name, NULL, 10); /* 0 for . and .. */
+        if (fd != dirfd(folder) && (fd > STDERR_FILENO || !is_closed))
+            fcntl(fd, F_SETFD, is_closed ? FD_CLOEXEC : 0);
+    }
+    closedir(folder);
 }
 
 int supervisor_init(struct supervisor **supervisor, const struct supervisor_start *start, struct err *err)
@@ -236,9 +252,10 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     s->keys = start->keys;
     s->ledger = start->ledger;
     s->ready_fd = start->ready_fd;
-    s->standby_pidfd = -1;
+    s->standby_pidfd = s->former_standby_pidfd = -1;
     s->control = s->upgrade.connection = -1;
     raise_descriptor_limit();
+    supervisor_set_close_on_exec(true); /* what somebody left open for this process is not for its children */
     int ret = load_plan(s, start, err);
     ret = ret ? ret : lifeline_open(&s->lifeline, err);
     ret = ret ? ret : notify_open(&s->notify, err);
@@ -336,6 +353,7 @@ int supervisor_run(struct supervisor *s)
             supervisor_on_connection(s);
         notify_alive(&s->notify);
         keeper_turn(&s->keeper);
+        show_ready(s);
         fault_point(FAULT_SUPERVISOR_KEEP);
         supervisor_look_who_hangs(s);
         supervisor_begin_successors(s);
@@ -347,6 +365,7 @@ int supervisor_run(struct supervisor *s)
         struct err err;
         if (supervisor_deliver_births(s, &err) != 0)
             log_warn("%s", err.text); /* it has died already, which is the next thing that is noticed */
+        supervisor_end_former_standby(s);
     }
     supervisor_end_standby(s);
     supervisor_remove_socket(s);

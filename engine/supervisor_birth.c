@@ -174,7 +174,9 @@ _Noreturn static void exec_child(const struct supervisor *s, const struct child 
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    /* Terminal signals go to the whole group; what to do about them is the supervisor's to say. */
+    /* Terminal signals go to the whole group; what to do about them is the supervisor's to say. So does a SIGHUP of the
+     * kernel's, when a supervisor dies that was the group's last tie to its session while a process of it is stopped. */
+    signal(SIGHUP, SIG_IGN);
     signal(SIGINT, SIG_IGN);
     signal(SIGTERM, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);

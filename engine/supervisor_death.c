@@ -166,6 +166,8 @@ void supervisor_on_death(struct supervisor *s, struct child *child)
     char end[128];
     describe_end(&info, end, sizeof(end));
     bool is_soon = s->takeover_ns != 0 && clock_ns() - s->takeover_ns < TOGETHER_NS;
+    if (child->role == ROLE_FRONT) /* however late: connections that it had not given to this supervisor are lost */
+        is_soon = is_soon || !s->keeper.is_whole;
     bool is_ours = child->is_replaced && (child->role != ROLE_FRONT || s->is_keeping);
     bool is_together = (is_soon || child->died_with_supervisor) && !child->is_unborn && !is_ours;
     child->is_unborn = child->died_with_supervisor = false;
@@ -179,8 +181,7 @@ void supervisor_on_death(struct supervisor *s, struct child *child)
     if (is_together && s->phase != PHASE_STOPPING) {
         log_error("%s %u (process %d) %s together with a supervisor; ending the engine", role_name(child->role),
                   child->index, (int)child->pid, end);
-        supervisor_stop(s, 1);
-        supervisor_kill_all(s);
+        supervisor_end_now(s);
         return;
     }
     if (child->is_replaced && s->phase != PHASE_STOPPING) {

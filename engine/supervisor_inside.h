@@ -123,6 +123,7 @@ struct supervisor {
     /* the standby: a fork of this process that sleeps until this one is gone */
     pid_t standby;
     int standby_pidfd;        /* -1: there is none */
+    int former_standby_pidfd; /* no longer named, and about to be ended: a birth does not wait for that; -1: none */
     bool is_standby_outdated; /* there were births since */
     /* There was no front when the last standby was forked: it (or this process, which was that one) has the connections. */
     bool is_keeping;
@@ -178,6 +179,8 @@ bool supervisor_use_spare(struct supervisor *s, struct child *child, struct born
 /* It has said something. */
 void supervisor_hear_spare(struct supervisor *s, struct child *child);
 void supervisor_on_spare_death(struct supervisor *s, struct child *child);
+/* A process that waits to take over can run: it is neither stopped nor dead. */
+bool supervisor_is_able(pid_t pid);
 /* Ends those that are stopped: they could not take over. */
 void supervisor_look_at_spares(struct supervisor *s);
 void supervisor_end_spares(struct supervisor *s);
@@ -230,14 +233,22 @@ void supervisor_front_is_back(struct supervisor *s);
 /* When another standby is to be forked; 0: no need. */
 uint64_t supervisor_standby_due_ns(const struct supervisor *s);
 void supervisor_on_standby_death(struct supervisor *s);
+void supervisor_end_former_standby(struct supervisor *s);
 void supervisor_end_standby(struct supervisor *s);
+/* Ends one that is stopped, as with spares. */
+void supervisor_look_at_standby(const struct supervisor *s);
 
 /* ---- supervisor.c ---- */
+
+/* Every descriptor, over an exec or not; the three standard ones are children's, too. */
+void supervisor_set_close_on_exec(bool is_closed);
 
 void supervisor_drain(struct supervisor *s);
 /* An exit status that is not 0 stays. */
 void supervisor_stop(struct supervisor *s, int exit_status);
 void supervisor_kill_all(struct supervisor *s);
+/* What nobody can go on from: everybody is killed before anything else is done. */
+void supervisor_end_now(struct supervisor *s);
 /* For all processes. */
 void supervisor_command(struct supervisor *s, enum command command);
 

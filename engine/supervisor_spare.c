@@ -131,11 +131,10 @@ void supervisor_hear_spare(struct supervisor *s, struct child *child)
     show(s, child, (uint32_t)child->spare.pid);
 }
 
-/* It can run: it is neither stopped nor dead. */
-static bool is_able(const struct spare *spare)
+bool supervisor_is_able(pid_t pid)
 {
     struct watch_look look;
-    return watch_read((int)spare->pid, &look) && strchr("RSD", look.state) != NULL;
+    return watch_read((int)pid, &look) && strchr("RSD", look.state) != NULL;
 }
 
 static void kill_spare(const struct spare *spare)
@@ -148,7 +147,7 @@ bool supervisor_use_spare(struct supervisor *s, struct child *child, struct born
     struct spare *spare = &child->spare;
     if (spare->pidfd < 0 || (spare->is_new && s->upgrade.phase != UPGRADE_REPLACING))
         return false;
-    if (!is_able(spare)) {
+    if (!supervisor_is_able(spare->pid)) {
         kill_spare(spare);
         return false;
     }
@@ -187,7 +186,7 @@ void supervisor_on_spare_death(struct supervisor *s, struct child *child)
 void supervisor_look_at_spares(struct supervisor *s)
 {
     for (uint32_t i = 1; i < s->process_count; i++)
-        if (s->children[i].spare.pidfd >= 0 && !is_able(&s->children[i].spare))
+        if (s->children[i].spare.pidfd >= 0 && !supervisor_is_able(s->children[i].spare.pid))
             kill_spare(&s->children[i].spare);
 }
 

@@ -20,7 +20,7 @@
 /* A fork of this process: it has every descriptor and knows every process, as they are now. So there is a new one for every
  * birth, between the start of a program and its birth message. `standby` in the region sup names the one that counts:
  *
- *   start the program | fork the new standby | name it | end the one before | birth message
+ *   start the program | fork the new standby | name it | birth message | end the one before
  *
  * If the supervisor dies before the naming, the standby before knows nothing of the new program, which gets no message and
  * leaves; if behind it, the new standby knows of it. */
@@ -33,14 +33,25 @@ uint64_t supervisor_standby_due_ns(const struct supervisor *s)
     return s->standby_pidfd >= 0 ? 1 : s->standby_born_ns + STANDBY_WAIT_NS;
 }
 
+static void end_process(int *pidfd)
+{
+    if (*pidfd < 0)
+        return;
+    syscall(SYS_pidfd_send_signal, *pidfd, SIGKILL, NULL, 0);
+    waitid(P_PIDFD, (id_t)*pidfd, &(siginfo_t){0}, WEXITED);
+    close(*pidfd);
+    *pidfd = -1;
+}
+
+void supervisor_end_former_standby(struct supervisor *s)
+{
+    end_process(&s->former_standby_pidfd);
+}
+
 void supervisor_end_standby(struct supervisor *s)
 {
-    if (s->standby_pidfd < 0)
-        return;
-    syscall(SYS_pidfd_send_signal, s->standby_pidfd, SIGKILL, NULL, 0);
-    waitid(P_PIDFD, (id_t)s->standby_pidfd, &(siginfo_t){0}, WEXITED);
-    close(s->standby_pidfd);
-    s->standby_pidfd = -1;
+    end_process(&s->former_standby_pidfd);
+    end_process(&s->standby_pidfd);
 }
 
 /* The supervisor before is proven dead. */
@@ -54,6 +65,7 @@ static void take_over(struct supervisor *s)
     log_open("evenflow-supervisor", (enum log_level)s->plan->log_level);
     log_warn("the supervisor is gone; process %d takes over", (int)getpid());
     s->takeover_ns = clock_ns();
+    atomic_store_explicit(&s->shm->ready, 0, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
     for (uint32_t i = 1; i < s->process_count; i++) { /* however long it takes until one gets round to it */
         struct pollfd poll_fd = {.fd = s->children[i].pidfd, .events = POLLIN};
         s->children[i].died_with_supervisor = poll(&poll_fd, 1, 0) == 1;
@@ -79,8 +91,7 @@ static void take_over(struct supervisor *s)
             syscall(SYS_pidfd_send_signal, child->pidfd, SIGKILL, NULL, 0);
     } else if (is_front_starting) {
         log_error("front was about to start again: its connections went with the supervisor; ending the engine");
-        supervisor_stop(s, 1);
-        supervisor_kill_all(s);
+        supervisor_end_now(s);
     } else if (!child->is_replaced && child->pidfd >= 0) {
         keeper_forget(&s->keeper); /* it hands over all of them again */
     }
@@ -93,7 +104,15 @@ static void take_over(struct supervisor *s)
                "process is of the new programs");
     fault_point(FAULT_SUPERVISOR_TAKEOVER);
     s->shm->head.epoch++; /* front hands over every connection again */
+    keeper_take_over(&s->keeper, s->shm->head.epoch);
     bell_ring_always(&(struct bell_pull){.fd = s->bells[process_number(ROLE_FRONT, 0)]});
+}
+
+static void forget_process(int *pidfd)
+{
+    if (*pidfd >= 0)
+        close(*pidfd);
+    *pidfd = -1;
 }
 
 /* In the standby. Returns when it has become the supervisor. */
@@ -108,9 +127,8 @@ static void stand_by(struct supervisor *s, int supervisor_pidfd)
     }
     if (!s->is_keeping)
         keeper_forget(&s->keeper);
-    if (s->standby_pidfd >= 0)
-        close(s->standby_pidfd);
-    s->standby_pidfd = -1;
+    forget_process(&s->standby_pidfd);
+    forget_process(&s->former_standby_pidfd);
     struct pollfd poll_fd = {.fd = supervisor_pidfd, .events = POLLIN};
     while (poll(&poll_fd, 1, -1) != 1)
         check(errno == EINTR);
@@ -154,13 +172,20 @@ void supervisor_renew_standby(struct supervisor *s)
     fault_point(FAULT_SUPERVISOR_STANDBY);
     atomic_store_explicit(&s->shm->standby, standby > 0 ? (uint32_t)standby : 0, memory_order_release);
     fault_point(FAULT_SUPERVISOR_STANDBY);
-    supervisor_end_standby(s);
+    supervisor_end_former_standby(s);
+    s->former_standby_pidfd = s->standby_pidfd;
     if (own >= 0)
         close(own);
     s->standby = standby;
     s->standby_pidfd = pidfd;
     s->standby_born_ns = clock_ns();
     s->is_standby_outdated = false;
+}
+
+void supervisor_look_at_standby(const struct supervisor *s)
+{
+    if (s->standby_pidfd >= 0 && !supervisor_is_able(s->standby))
+        syscall(SYS_pidfd_send_signal, s->standby_pidfd, SIGKILL, NULL, 0);
 }
 
 /* The standby died: there is another one, though not without a pause if they do not live. */

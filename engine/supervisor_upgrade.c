@@ -5,7 +5,6 @@
  * executes its new program: process, children and descriptors stay, and what it knows goes over in a memfd. A standby
  * is forked before each step, so an upgrade goes on when the supervisor dies.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -303,7 +302,8 @@ static void replace_next(struct supervisor *s)
     if (s->upgrade.at + 1 == s->process_count)
         return;
     child = child_at(s, s->upgrade.at);
-    if (!is_up(s, child) || child->is_replaced)
+    bool may_be_ended = child->role != ROLE_FRONT || s->keeper.is_whole; /* or its connections would be lost */
+    if (!is_up(s, child) || child->is_replaced || !may_be_ended)
         return;
     child->is_replaced = true;
     if (child->role == ROLE_FRONT)
@@ -349,19 +349,6 @@ static int carry(const struct supervisor *s)
     return -1;
 }
 
-/* Every descriptor, over an exec or not; the three standard ones are children's, too. */
-static void set_close_on_exec(bool is_closed)
-{
-    DIR *folder = opendir("/proc/self/fd");
-    check(folder != NULL); /* regions were opened there */
-    for (struct dirent *entry; (entry = readdir(folder)) != NULL;) {
-        int fd = (int)strtol(entry->d_name, NULL, 10); /* 0 for . and .. */
-        if (fd != dirfd(folder) && (fd > STDERR_FILENO || !is_closed))
-            fcntl(fd, F_SETFD, is_closed ? FD_CLOEXEC : 0);
-    }
-    closedir(folder);
-}
-
 /* Returns only when it has failed. */
 static void become_new_program(struct supervisor *s)
 {
@@ -375,9 +362,9 @@ static void become_new_program(struct supervisor *s)
     snprintf(option, sizeof(option), "--carried-fd=%d", carried);
     char *const argv[] = {name, option, NULL};
     if (carried >= 0) {
-        set_close_on_exec(false);
+        supervisor_set_close_on_exec(false);
         syscall(SYS_execveat, s->programs[ROLE_SUPERVISOR], "", argv, environ, AT_EMPTY_PATH);
-        set_close_on_exec(true);
+        supervisor_set_close_on_exec(true);
         close(carried);
     }
     supervisor_end_upgrade(s, "the new supervisor cannot be executed; every other process is of the new programs");
@@ -389,7 +376,7 @@ int supervisor_resume(struct supervisor **supervisor, int carried_fd, struct err
     bool is_read = pread(carried_fd, &carried, sizeof(carried), 0) == (ssize_t)sizeof(carried);
     if (!is_read || carried.layout_hash != LAYOUT_HASH || carried.supervisor_bytes != sizeof(struct supervisor))
         return err_set(err, -EPROTO, "what the old supervisor has left is not for this build");
-    set_close_on_exec(true);
+    supervisor_set_close_on_exec(true);
     struct supervisor *s = base_alloc(sizeof(*s));
     *s = carried.supervisor;
     *supervisor = s;

@@ -92,6 +92,7 @@ void supervisor_look_who_hangs(struct supervisor *s)
         return;
     s->look_ns = clock_ns() + WATCH_TICK_NS;
     supervisor_look_at_spares(s);
+    supervisor_look_at_standby(s);
     for (uint32_t i = 1; i < s->process_count; i++) {
         struct child *child = &s->children[i];
         if (child->pidfd < 0 || child->hung != WATCH_FINE)

@@ -15,7 +15,8 @@
  * after the front's death too. So before a successor is started: its forerunner is proven dead, and its socket is read
  * until there is nothing more. A HOLD takes the place of what was kept in the slot. A DROP may be late or lost: the
  * connection has been shut down before, and the slot's next HOLD clears it away.
- * A front that notices a new life of the supervisor (the head of region sup) sends a HOLD of everything again.
+ * A front that notices a new life of the supervisor (the head of region sup) sends a HOLD of everything again, then END
+ * with that life's number for a generation: not all that the life before was sent may still lie there.
  */
 #ifndef EVENFLOW_KEEP_H
 #define EVENFLOW_KEEP_H
@@ -31,13 +32,13 @@
 enum keep_kind {
     KEEP_HOLD, /* with a descriptor: the first HOLD goes with the first one, and so on */
     KEEP_DROP,
-    KEEP_END, /* to a successor: these were all */
+    KEEP_END, /* to a successor of either: these were all */
 };
 
 struct keep_entry {
     uint32_t kind; /* enum keep_kind */
     uint32_t slot;
-    uint32_t generation; /* of the connection in that slot */
+    uint32_t generation; /* of the connection in that slot; END, from front: life of the supervisor */
 };
 
 struct keep_message {

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -14,6 +15,7 @@
 
 #include "ipc/clock.h"
 #include "tests/engine.h"
+#include "tools/inside.h"
 
 #define REQUESTS 24u
 #define OPTIONS  "--log-level error --backend timed --cost tests/data/timed_fast.pipeline.json --num-blocks 400 "
@@ -187,26 +189,41 @@ Test(survive, a_kill_every_now_and_then_is_survived_for_ever_by_an_idle_engine, 
     stop();
 }
 
-/* The supervisor and another process, lost at the same moment. */
-static void check_loss_with(const char *role)
+static pid_t all[6];
+
+static void read_all(void)
 {
-    start(OPTIONS);
-    pid_t pids[] = {pid_of("front", 0), pid_of("sched", 0), pid_of("stage", 0),
-                    pid_of("stage", 1), pid_of("stage", 2), pid_of("standby", 0)};
-    pid_t other = pid_of(role, 0);
-    kill(engine.pid, SIGSTOP); /* or it would have another standby before its own turn comes */
-    kill(other, SIGKILL);
-    kill(engine.pid, SIGKILL);
+    const pid_t pids[] = {pid_of("front", 0), pid_of("sched", 0), pid_of("stage", 0),
+                          pid_of("stage", 1), pid_of("stage", 2), pid_of("standby", 0)};
+    memcpy(all, pids, sizeof(all));
+}
+
+/* Within a second from now. */
+static void expect_the_end(const char *of)
+{
     uint64_t start_ns = clock_ns();
     size_t left;
     do {
         left = 0;
-        for (size_t i = 0; i < ARRAY_COUNT(pids); i++)
-            left += !engine_process_is_gone(pids[i]);
+        while (waitpid(-1, NULL, WNOHANG) > 0) {
+        }
+        for (size_t i = 0; i < ARRAY_COUNT(all); i++)
+            left += !engine_process_is_gone(all[i]);
     } while (left > 0 && clock_ns() - start_ns < 1000000000u);
-    cr_expect_eq(left, 0, "%zu processes outlive supervisor and %s", left, role);
-    waitpid(engine.pid, NULL, 0);
+    cr_expect_eq(left, 0, "%zu processes outlive supervisor and %s", left, of);
     own_engine_forget(&engine);
+}
+
+/* The supervisor and another process, lost at the same moment. */
+static void check_loss_with(const char *role)
+{
+    start(OPTIONS);
+    read_all();
+    pid_t other = pid_of(role, 0);
+    kill(engine.pid, SIGSTOP); /* or it would have another standby before its own turn comes */
+    kill(other, SIGKILL);
+    kill(engine.pid, SIGKILL);
+    expect_the_end(role);
 }
 
 Test(survive, nothing_is_left_when_the_supervisor_dies_together_with_another, .timeout = 120)
@@ -214,6 +231,60 @@ Test(survive, nothing_is_left_when_the_supervisor_dies_together_with_another, .t
     check_loss_with("front");
     check_loss_with("stage");
     check_loss_with("standby");
+}
+
+/* Its clients' connections are nobody's then: an engine that went on would have lost their requests without a word. */
+Test(survive, nothing_is_left_when_front_dies_before_a_new_supervisor_has_its_connections, .timeout = 120)
+{
+    struct arena inside;
+    struct err err;
+    prctl(PR_SET_CHILD_SUBREAPER, 1); /* or the kernel would let the stopped one continue when the supervisor dies */
+    start(OPTIONS);
+    read_all();
+    cr_assert_eq(inside_open(&inside, engine.pid, &err), 0, "%s", err.text);
+    kill(all[0], SIGSTOP); /* it gives nothing */
+    kill(engine.pid, SIGKILL);
+    for (int tries = 0; arena_process_id(&inside, 0) == (uint32_t)engine.pid && tries < 2000; tries++)
+        wait_ms(1);
+    cr_expect_eq(arena_process_id(&inside, 0), (uint32_t)all[5], "the standby has not taken over");
+    cr_expect(!arena_is_ready(&inside));
+    wait_ms(150); /* by no measure at the same moment */
+    kill(all[0], SIGKILL);
+    expect_the_end("a front that had given nothing");
+    inside_close(&inside);
+}
+
+/* The kernel hangs up on a process group that loses its last tie to the session while somebody in it is stopped. */
+Test(survive, an_engine_is_not_hung_up_on_when_a_supervisor_dies_while_a_process_is_stopped, .timeout = 120)
+{
+    start(OPTIONS);
+    kill(pid_of("stage", 1), SIGSTOP);
+    kill(engine.pid, SIGKILL);
+    engine_complete_with(client, bodies, REQUESTS, 12, seen);
+    expect_the_truth();
+    stop();
+}
+
+Test(survive, a_terminal_that_hangs_up_drains_the_engine, .timeout = 120)
+{
+    int status;
+    start(OPTIONS);
+    read_all();
+    kill(-engine.pid, SIGHUP);
+    cr_expect_eq(waitpid(engine.pid, &status, 0), engine.pid);
+    cr_expect_eq(status, 0);
+    for (size_t i = 0; i < ARRAY_COUNT(all); i++)
+        cr_expect(engine_process_is_gone(all[i]));
+    own_engine_forget(&engine);
+}
+
+Test(survive, a_standby_that_was_stopped_is_replaced, .timeout = 120)
+{
+    start(OPTIONS);
+    pid_t standby = pid_of("standby", 0);
+    kill(standby, SIGSTOP);
+    cr_expect_neq(await_other("standby", 0, standby), standby);
+    stop();
 }
 
 /* ---- poison ---- */
