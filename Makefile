@@ -112,6 +112,7 @@ $(BUILD)/bin/bench-limits:        $(BUILD)/tools/main_bench_limits.o $(BUILD)/to
 $(BUILD)/bin/bench-cuda:          $(BUILD)/tools/main_bench_cuda.o $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-hand-off:      $(BUILD)/tools/main_bench_hand_off.o $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-sched:         $(BUILD)/tools/main_bench_sched.o $(ENGINE) $(IPC)
+$(BUILD)/bin/bench-journal:       $(BUILD)/tools/main_bench_journal.o $(ENGINE) $(IPC)
 $(BUILD)/bin/bench-front:         $(BUILD)/tests/main_bench_front.o $(BUILD)/tests/fake_sched.o $(TOOLS) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-ipc:           $(BUILD)/ipc/main_bench_ipc.o $(IPC)
 $(BUILD)/bin/logits:              $(BUILD)/tests/main_logits.o $(STAGES) $(KERNELS) $(IPC)
@@ -301,9 +302,9 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
-.PHONY: bench-accuracy bench-peers bench-kernels bench-limits bench-cuda bench-hand-off bench-sched bench-front bench-ipc bench-recovery bench-serve bench-structured bench-load bench-timed bench-loaded bench-policies
+.PHONY: bench-accuracy bench-peers bench-kernels bench-limits bench-cuda bench-hand-off bench-sched bench-front bench-journal bench-ipc bench-recovery bench-serve bench-structured bench-load bench-timed bench-loaded bench-policies
 .PHONY: benches
-benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-limits bench-cuda bench-hand-off bench-sched bench-front bench-ipc logits) # built by make test, so that they stay whole
+benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-limits bench-cuda bench-hand-off bench-sched bench-front bench-journal bench-ipc logits) # built by make test, so that they stay whole
 
 bench-kernels: $(BUILD)/bin/bench-kernels ## Speed of every kernel on every instruction path that this processor has
 	$(Q)$<
@@ -326,6 +327,9 @@ bench-sched: $(BUILD)/bin/bench-sched ## What one plan costs with 512 sequences 
 
 bench-front: $(BUILD)/bin/bench-front model ## The front's own processor time per streamed token and per small request
 	$(Q)$< $(MODEL)
+
+bench-journal: $(BUILD)/bin/bench-journal ## What journal, token log and epochs cost while nobody dies, in cycles per token
+	$(Q)$<
 
 bench-recovery: all model ## From the death of each role to the next byte of an answer of the small model, part by part
 	$(Q)$(BUILD)/bin/evenflow stress --single --kills 150 -p 2 --artefacts $(BUILD)/recovery $(MODEL)
