@@ -201,9 +201,8 @@ exact: all model $(BUILD)/tests/test_exact ## The same bits in nine configuratio
 simulate: $(BUILD)/bin/simulate ## A whole engine in one process, stepped by a seed, its processes dying: a million turns and more (SEED=1 SECONDS=60)
 	$(Q)EVENFLOW_POINTS=1 $< --seed $(or $(SEED),1) --seconds $(or $(SECONDS),60)
 
-stress-long: all points model ## 5,000 deaths on each back end, then an hour of them (hours)
-	$(Q)for io in uring epoll; do $(STRESS) --io $$io --kills 5000 --seed $(or $(SEED),1) --artefacts $(BUILD)/stress-$$io $(MODEL) || exit 1; done
-	$(Q)$(STRESS) --kills 1000000 --seconds 3600 --seed $(or $(SEED),2) --artefacts $(BUILD)/stress-hour $(MODEL)
+stress-long: all points model ## An hour of deaths: both back ends and an engine that lasts, side by side (SECONDS=3600 KILLS=10000 SEED=1)
+	$(Q)tools/stress-long.sh $(BUILD) $(MODEL) $(or $(SECONDS),3600)
 
 .PHONY: venv
 venv: .venv/ready ## Get the openai package, pinned, into .venv/, for the test of clients

@@ -4,7 +4,8 @@
  * process or two, a signal, at any instant or, in an engine built with named points (make points), at one of them; sometimes
  * a successor dies while it starts. Every other fault aims at a point where nobody has died so far, or, when there is none
  * any more, at the next one in turn. When processes are back, the time to the next byte of an answer is noted, part by part. At
- * the end of each round everything that was taken must have come back.
+ * the end of each round everything that was taken must have come back. Where there are spares they die, too, alone or with
+ * the process that they wait for; now and then the programs are replaced (evenflow upgrade) while somebody dies.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -31,6 +32,7 @@
 #include "tools/launch.h"
 #include "tools/random.h"
 #include "tools/samples.h"
+#include "tools/stress_holdings.h"
 #include "tools/stress_load.h"
 #include "tools/stress_points.h"
 
@@ -41,16 +43,19 @@
 #define SUSPECT_NS    5000000000ull /* so long the rows of a step that made a stage fault may be suspect */
 #define STOPPED_NS    3000000000ull
 #define NEXT_BYTE_NS  2000000000ull
-#define TOGETHER_NS   250000000ull /* who dies so soon after a supervisor died together with it */
-#define MEMORY_SLACK  1024         /* kB */
+#define TOGETHER_NS   250000000ull  /* who dies so soon after a supervisor died together with it */
+#define END_NS        1000000000ull /* when supervisor and another process are lost together */
+#define UPGRADE_NS    60000000000ull
+#define PROGRESS_NS   60000000000ull
+#define FAILURES_MAX  50u
 #define PART_COUNT    5u
 
 /* The options of serve, and more; the struct begins with serve's so that one table reaches both. */
 struct values {
     struct config config;
-    uint64_t seconds, kills, seed, from, clients, round;
+    uint64_t seconds, kills, seed, from, clients, round, every, upgrade_every;
     char artefacts[OPTION_TEXT_MAX], point[OPTION_TEXT_MAX];
-    bool json, single, every_point;
+    bool json, single, every_point, lasting, keep_going;
 };
 
 #define AT(field) offsetof(struct values, field)
@@ -63,6 +68,14 @@ static const struct option_spec own_specs[] = {
     {"clients", NULL, 0, OPTION_NUMBER, AT(clients), "12", 1, 256, "N", "Conversations at once"},
     {"round", NULL, 0, OPTION_NUMBER, AT(round), "500", 1, 1e9, "N",
      "After so many faults each, everything that was taken must have come back"},
+    {"every", NULL, 0, OPTION_NUMBER, AT(every), "0", 0, 1e9, "MS",
+     "From one fault to the next at least; 0: as soon as everybody is back"},
+    {"upgrade-every", NULL, 0, OPTION_NUMBER, AT(upgrade_every), "0", 0, 1e9, "N",
+     "With one fault in N, evenflow upgrade replaces every program by itself; 0: never"},
+    {"lasting", NULL, 0, OPTION_FLAG, AT(lasting), NULL, 0, 0, "",
+     "No supervisor dies together with another process, which ends an engine: one engine lasts all the time"},
+    {"keep-going", NULL, 0, OPTION_FLAG, AT(keep_going), NULL, 0, 0, "",
+     "After a failure, which is counted and kept, another engine takes the faults that follow"},
     {"every-point", NULL, 0, OPTION_FLAG, AT(every_point), NULL, 0, 0, "",
      "Goes on until somebody has died at every named point, for twice as many faults at most; else it has failed"},
     {"point", NULL, 0, OPTION_TEXT, AT(point), "", 0, 0, "NAME", "Every fault at this named point"},
@@ -94,6 +107,7 @@ static const char *const part_names[PART_COUNT] = {"reported", "started", "ready
 /* What is to become of a process. */
 struct doom {
     uint32_t process; /* its number */
+    bool is_spare;    /* not that process dies, but the one that waits for it to */
     int signal;
     uint32_t point; /* where; POINT_NONE: at any instant */
     uint32_t countdown;
@@ -107,6 +121,7 @@ struct fault {
     uint32_t delay_us;
     uint32_t point_behind; /* where the successor of the first one dies, then; POINT_NONE: nowhere */
     bool is_aimed;
+    bool is_upgrade; /* meanwhile the programs are replaced */
 };
 
 struct stress {
@@ -121,10 +136,15 @@ struct stress {
     uint64_t own_fault_ns; /* when a stage last died of its own */
     FILE *plan;            /* faults and what came of them */
     uint32_t process_count;
-    uint64_t kills, at_points, rounds, engines, ends_with_supervisor, begin_ns;
+    uint64_t kills, at_points, rounds, engines, ends_with_supervisor, upgrades, begin_ns, progress_ns;
     struct samples recovery[ROLE_COUNT][PART_COUNT]; /* ms */
     int supervisor_status;                           /* of the last one that ended; -1: none has */
-    char failure[512];
+    pid_t upgrade;                                   /* the command; 0: none runs */
+    int upgrade_status;
+    int own_stderr;
+    struct holdings first, warm, last; /* once quiet: nobody has died; everybody has; at the end of the last round */
+    uint64_t failures;
+    char failure[512], first_failure[512];
 };
 
 static bool fail(struct stress *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -176,9 +196,15 @@ static bool is_ready(const struct stress *s, uint32_t number)
 static void reap(struct stress *s)
 {
     int status;
-    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
-        if (pid == pid_of(s, 0))
-            s->supervisor_status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
+        int exit_status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+        if (pid == s->upgrade) {
+            s->upgrade = 0;
+            s->upgrade_status = exit_status;
+        } else if (pid == pid_of(s, 0)) {
+            s->supervisor_status = exit_status;
+        }
+    }
 }
 
 static bool begin_engine(struct stress *s)
@@ -187,9 +213,12 @@ static bool begin_engine(struct stress *s)
     struct config config = s->values->config;
     config.max_body = LOAD_BODY_BYTES;
     snprintf(config.state, sizeof(config.state), "%s", s->values->artefacts);
-    if (own_engine_start(&s->engine, &config, s->model_path, &err) != 0 ||
-        inside_open(&s->inside, s->engine.pid, &err) != 0)
+    if (own_engine_start(&s->engine, &config, s->model_path, &err) != 0)
         return fail(s, "the engine does not start: %s", err.text);
+    if (inside_open(&s->inside, s->engine.pid, &err) != 0) {
+        inside_close(&s->inside);
+        return fail(s, "the engine cannot be seen: %s", err.text);
+    }
     s->engines++;
     s->supervisor_status = -1;
     s->process_count = ROLE_STAGE + s->inside.plan->stage_count;
@@ -198,9 +227,42 @@ static bool begin_engine(struct stress *s)
     return true;
 }
 
+/* A line a minute for whoever waits: `what` there is at that moment. */
+static void say_progress(struct stress *s)
+{
+    char names[64], holdings_text[512];
+    struct holdings now;
+    uint64_t now_ns = clock_ns();
+    if (now_ns - s->progress_ns < PROGRESS_NS)
+        return;
+    s->progress_ns = now_ns;
+    holdings_take(&now, &s->inside);
+    holdings_describe(&now, holdings_text, sizeof(holdings_text));
+    uint64_t seconds = (now_ns - s->begin_ns) / 1000000000u;
+    dprintf(
+        s->own_stderr,
+        "%3llu min: %llu kills (%.1f a second), %llu at %u of %u points, %llu answers, %llu upgrades, %llu ends with "
+        "the supervisor, %llu rounds, %llu failures; %s\n",
+        (unsigned long long)seconds / 60, (unsigned long long)s->kills, (double)s->kills / (double)seconds,
+        (unsigned long long)s->at_points, s->points.target_count - points_missed(&s->points, names, sizeof(names)),
+        s->points.target_count, (unsigned long long)load_totals(s->load)->answers, (unsigned long long)s->upgrades,
+        (unsigned long long)s->ends_with_supervisor, (unsigned long long)s->rounds, (unsigned long long)s->failures,
+        holdings_text);
+}
+
+static _Atomic bool is_interrupted;
+
+static void interrupt(int signal)
+{
+    (void)signal;
+    is_interrupted = true;
+}
+
 static bool turn(struct stress *s, uint32_t wait_us, bool is_over)
 {
     reap(s);
+    if (is_interrupted)
+        return fail(s, "interrupted");
     return load_turn(s->load, wait_us, is_over) || fail(s, "%.200s", load_failure(s->load));
 }
 
@@ -217,6 +279,10 @@ static void aim(const struct stress *s, struct fault *fault, uint64_t *random)
     uint32_t countdown = 1 + (uint32_t)(random_next(random) % 2);
     uint32_t other = 1 + (uint32_t)(random_next(random) % (s->process_count - 1));
     uint32_t stage = ROLE_STAGE + (uint32_t)(random_next(random) % (s->process_count - ROLE_STAGE));
+    if (s->values->lasting && process == ROLE_SUPERVISOR && point != FAULT_SUPERVISOR_KEEP) {
+        process = ROLE_SCHED; /* a supervisor comes to other points when another process has died */
+        point = FAULT_STEP_PUBLISH;
+    }
     fault->is_aimed = true;
     fault->count = 1;
     fault->dooms[0] = (struct doom){.process = process, .signal = SIGKILL, .point = point, .countdown = countdown};
@@ -264,7 +330,11 @@ static struct fault draw(const struct stress *s, uint64_t number)
     fault.delay_us = (uint32_t)(random_next(&random) % 20000);
     if (s->values->single)
         return fault;
-    if (s->has_points && (number % 2 == 0 || s->only_point != POINT_NONE)) {
+    if (s->values->upgrade_every > 0 && number % s->values->upgrade_every == s->values->upgrade_every - 1) {
+        fault.is_upgrade = true; /* which takes about so long */
+        fault.delay_us = (uint32_t)(random_next(&random) % 300000);
+    }
+    if (s->has_points && !fault.is_upgrade && (number % 2 == 0 || s->only_point != POINT_NONE)) {
         aim(s, &fault, &random);
         return fault;
     }
@@ -274,10 +344,16 @@ static struct fault draw(const struct stress *s, uint64_t number)
     if (kind == 0) {
         *first = (struct doom){.process = ROLE_SUPERVISOR, .signal = SIGKILL, .point = POINT_NONE};
         second->process = 2 + (uint32_t)(random_next(&random) % (others - 1));
+        is_at_point = is_at_point && !s->values->lasting;
         fault.count = is_at_point ? 2 : 1; /* at a point only together with another death */
     } else if (kind < 5 && others > 1) {
         second->process = 1 + (first->process + (uint32_t)(random_next(&random) % (others - 1))) % others;
         fault.count = 2;
+    } else if (kind < 10 && s->inside.plan->spares > 0) {
+        *second = *first;
+        first->is_spare = true;
+        fault.count = kind < 7 ? 1 : 2;
+        is_at_point = false;
     }
     for (uint32_t i = 0; i < fault.count && is_at_point; i++) {
         struct doom *doom = &fault.dooms[i];
@@ -297,7 +373,8 @@ struct victim {
     uint32_t number;
     pid_t pid;
     int pidfd;
-    bool is_stopped;
+    bool is_spare;
+    bool is_struck, is_stopped;
     bool is_taken_back; /* its order, before it came to its point */
     uint64_t epoch, progress, dead_ns, parts_ns[PART_COUNT];
 };
@@ -308,9 +385,12 @@ static void look_at_victim(struct stress *s, struct victim *v)
     struct pollfd poll_fd = {.fd = v->pidfd, .events = POLLIN};
     if (v->parts_ns[0] == 0 && poll(&poll_fd, 1, 0) == 1)
         v->parts_ns[0] = now_ns;
-    if (v->parts_ns[0] != 0 && v->parts_ns[1] == 0 && pid_of(s, v->number) != v->pid)
+    uint32_t spare = arena_process_spare(&s->inside, v->number);
+    bool is_followed = v->is_spare ? s->inside.plan->spares == 0 || (spare != 0 && spare != (uint32_t)v->pid)
+                                   : pid_of(s, v->number) != v->pid;
+    if (v->parts_ns[0] != 0 && v->parts_ns[1] == 0 && is_followed)
         v->parts_ns[1] = now_ns;
-    if (v->number == 0)
+    if (v->number == 0 || v->is_spare)
         return;
     if (v->parts_ns[1] != 0 && v->parts_ns[2] == 0 && is_ready(s, v->number)) {
         v->parts_ns[2] = now_ns;
@@ -327,44 +407,64 @@ static bool are_all_ready(const struct stress *s)
     for (uint32_t i = 1; i < s->process_count; i++)
         if (!is_ready(s, i) || is_gone(pid_of(s, i)))
             return false;
-    return true;
+    return arena_is_ready(&s->inside); /* front's connections are the supervisor's, too */
+}
+
+/* Who belongs to an engine: at the moment of a fault, or now. */
+struct members {
+    pid_t processes[PROCESSES_MAX], spares[PROCESSES_MAX], standby; /* 0: there is none */
+};
+
+static struct members read_members(const struct stress *s)
+{
+    struct members members = {.standby = (pid_t)arena_standby(&s->inside)};
+    for (uint32_t i = 0; i < s->process_count; i++) {
+        members.processes[i] = pid_of(s, i);
+        members.spares[i] = (pid_t)arena_process_spare(&s->inside, i);
+    }
+    return members;
+}
+
+static bool are_gone(const struct stress *s, const struct members *members)
+{
+    for (uint32_t i = 0; i < s->process_count; i++)
+        if (!is_gone(members->processes[i]) || (members->spares[i] != 0 && !is_gone(members->spares[i])))
+            return false;
+    return members->standby == 0 || is_gone(members->standby);
 }
 
 /* The engine may end when a supervisor and another process are lost together: then within a second, with a status other than
  * 0, and with nothing left. */
-static bool has_ended(const struct stress *s, const pid_t *pids)
+static bool has_ended(const struct stress *s, const struct members *before)
 {
-    for (uint32_t i = 0; i < s->process_count; i++)
-        if (!is_gone(pids[i]) || (pid_of(s, i) != pids[i] && !is_gone(pid_of(s, i))))
-            return false;
-    uint32_t standby = arena_standby(&s->inside);
-    return standby == 0 || is_gone((pid_t)standby);
+    const struct members now = read_members(s);
+    return are_gone(s, before) && are_gone(s, &now);
 }
 
-/* True: so it is. */
-static bool wait_for_end(struct stress *s, const pid_t *pids)
+/* Within a second from the last death. True: so it is. */
+static bool wait_for_end(struct stress *s, const struct members *before, uint64_t begin_ns)
 {
-    uint64_t begin_ns = clock_ns();
-    while (!has_ended(s, pids) && clock_ns() - begin_ns < 5000000000u) {
+    while (!has_ended(s, before) && clock_ns() - begin_ns < 5 * END_NS) {
         poll(NULL, 0, 1);
         reap(s);
     }
-    if (!has_ended(s, pids))
+    if (!has_ended(s, before))
         return false;
     s->failure[0] = '\0';
     if (s->supervisor_status == 0)
         return fail(s, "the engine ended with its supervisor, but with status 0");
     uint64_t took_ns = clock_ns() - begin_ns;
     note(s, "the end with its supervisor took %.0f ms", (double)took_ns / 1e6);
-    return took_ns < 2000000000u ||
-           fail(s, "the end of the engine with its supervisor took %.1f s", (double)took_ns / 1e9);
+    s->ends_with_supervisor++;
+    return took_ns < END_NS || fail(s, "the end of the engine with its supervisor took %.1f s", (double)took_ns / 1e9);
 }
 
 static bool begin_another_engine(struct stress *s)
 {
-    s->ends_with_supervisor++;
-    inside_close(&s->inside);
-    own_engine_forget(&s->engine);
+    if (s->inside.plan != NULL) { /* it has ended by itself */
+        inside_close(&s->inside);
+        own_engine_forget(&s->engine);
+    }
     if (!begin_engine(s))
         return false;
     load_begin(s->load, s->engine.socket);
@@ -373,31 +473,32 @@ static bool begin_another_engine(struct stress *s)
 
 static void strike(struct stress *s, struct victim *v)
 {
+    look_at_victim(s, v);
     v->is_stopped = v->doom->signal == SIGSTOP;
     v->dead_ns = clock_ns();
-    if (pid_of(s, v->number) == v->pid)
-        kill(v->pid, v->doom->signal);
+    v->is_struck = v->parts_ns[0] == 0 && syscall(SYS_pidfd_send_signal, v->pidfd, v->doom->signal, NULL, 0) == 0;
 }
 
 /* Until every victim has a successor, and all are ready; after the death of a supervisor long enough for what died with it. */
-static bool await_all(struct stress *s, struct victim *victims, const struct fault *fault, const pid_t *pids,
+static bool await_all(struct stress *s, struct victim *victims, const struct fault *fault, const struct members *before,
                       bool *is_ended)
 {
     bool may_end = fault->dooms[0].process == ROLE_SUPERVISOR;
+    uint64_t last_ns = max_u64(victims[0].dead_ns, victims[1].dead_ns);
     for (uint64_t begin_ns = clock_ns(), done_ns = 0;;) {
         bool is_done = true;
         if (!turn(s, 200, false)) {
-            *is_ended = may_end && wait_for_end(s, pids);
+            *is_ended = may_end && wait_for_end(s, before, last_ns);
             return *is_ended;
         }
         for (uint32_t i = 0; i < fault->count; i++) {
             look_at_victim(s, &victims[i]);
             is_done = is_done && victims[i].parts_ns[1] != 0;
             if (victims[i].is_stopped && victims[i].parts_ns[0] == 0 && clock_ns() - begin_ns > STOPPED_NS)
-                kill(victims[i].pid, SIGKILL); /* it has no work that could be missed */
+                syscall(SYS_pidfd_send_signal, victims[i].pidfd, SIGKILL, NULL, 0); /* no work that could be missed */
         }
-        if (may_end && has_ended(s, pids)) {
-            *is_ended = wait_for_end(s, pids);
+        if (may_end && has_ended(s, before)) {
+            *is_ended = wait_for_end(s, before, last_ns);
             return *is_ended;
         }
         if (!is_done || !are_all_ready(s))
@@ -476,11 +577,12 @@ static void note_fault(struct stress *s, struct victim *victims, const struct fa
     for (uint32_t i = 0; i < fault->count; i++) {
         struct victim *v = &victims[i];
         bool is_there = was_at_point(s, v);
-        s->kills++;
+        s->kills += is_there || v->is_struck;
         s->at_points += is_there;
         if (v->doom->signal == SIGILL)
             s->own_fault_ns = clock_ns();
-        note(s, "fault %llu: %s %u, signal %d%s%s%s", (unsigned long long)fault->number, role_name(role_of(v->number)),
+        note(s, "fault %llu: %s%s %u, signal %d%s%s%s", (unsigned long long)fault->number,
+             v->is_spare ? "spare of " : "", role_name(role_of(v->number)),
              v->number < ROLE_STAGE ? 0 : v->number - ROLE_STAGE, v->doom->signal,
              is_there        ? " at "
              : is_ordered(v) ? ", not at "
@@ -508,22 +610,67 @@ static bool measure_recovery(struct stress *s, struct victim *v)
     return is_good;
 }
 
-static bool commit_fault(struct stress *s, const struct fault *fault)
+/* ---- other programs ---- */
+
+/* evenflow upgrade with the programs that are there; what it says goes to the log. */
+static void begin_upgrade(struct stress *s)
 {
-    struct victim victims[2] = {0};
-    pid_t pids[PROCESSES_MAX] = {0};
-    bool is_ended = false;
-    for (uint32_t i = 0; i < s->process_count; i++)
-        pids[i] = pid_of(s, i);
-    for (uint32_t i = 0; i < fault->count; i++) {
-        uint32_t number = fault->dooms[i].process;
-        victims[i] = (struct victim){.doom = &fault->dooms[i], .number = number, .pid = pids[number]};
-        victims[i].pidfd = (int)syscall(SYS_pidfd_open, victims[i].pid, 0);
-        if (number == ROLE_FRONT)
-            load_note_front_death(s->load);
+    s->upgrade_status = -1;
+    s->upgrade = fork();
+    if (s->upgrade == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        dup2(STDERR_FILENO, STDOUT_FILENO);
+        execl("/proc/self/exe", "evenflow", "upgrade", "--socket", s->engine.socket, (char *)NULL);
+        _exit(127);
     }
-    bool is_good = pass_time(s, fault->delay_us * 1000ull) && wait_at_points(s, victims, fault);
-    for (uint32_t i = 0; i < fault->count && is_good; i++) {
+    check(s->upgrade > 0);
+    load_note_front_death(s->load);
+}
+
+/* It ends, well unless somebody has died without whom it cannot, and then everybody is there. */
+static bool await_upgrade(struct stress *s, const struct victim *victims, const struct fault *fault, bool is_ended)
+{
+    bool may_fail = is_ended;
+    for (uint32_t i = 0; i < fault->count; i++)
+        may_fail = may_fail || victims[i].is_spare || victims[i].number == ROLE_SUPERVISOR;
+    for (uint64_t end_ns = clock_ns() + UPGRADE_NS; s->upgrade != 0 || (!is_ended && !are_all_ready(s));) {
+        load_note_front_death(s->load);
+        if (is_ended)
+            reap(s);
+        else if (!turn(s, 500, false))
+            return false;
+        if (clock_ns() > end_ns)
+            return fail(s, "fault %llu: the upgrade does not end", (unsigned long long)fault->number);
+    }
+    note(s, "the upgrade has ended with status %d", s->upgrade_status);
+    s->upgrades += s->upgrade_status == 0;
+    return s->upgrade_status == 0 || may_fail ||
+           fail(s, "fault %llu: the upgrade has failed", (unsigned long long)fault->number);
+}
+
+/* ---- a fault from beginning to end ---- */
+
+/* Who it is by now. False: there is nobody. */
+static bool find_victim(struct stress *s, struct victim *v, const struct doom *doom)
+{
+    *v = (struct victim){.doom = doom, .number = doom->process, .pidfd = -1};
+    if (doom->is_spare && s->inside.plan->spares > 0)
+        for (uint64_t end_ns = clock_ns() + BACK_WAIT_NS; arena_process_spare(&s->inside, v->number) == 0;)
+            if (clock_ns() > end_ns || !turn(s, 500, false))
+                return fail(s, "process %u has no spare", v->number);
+    pid_t spare = doom->is_spare ? (pid_t)arena_process_spare(&s->inside, v->number) : 0;
+    v->is_spare = spare != 0; /* an upgrade's may have become the process itself */
+    v->pid = v->is_spare ? spare : pid_of(s, v->number);
+    v->pidfd = (int)syscall(SYS_pidfd_open, v->pid, 0);
+    if (v->number == ROLE_FRONT)
+        load_note_front_death(s->load);
+    return true;
+}
+
+/* Those that have not come to their points die where they are. */
+static void strike_all(struct stress *s, struct victim *victims, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
         if (victims[i].dead_ns != 0)
             continue;
         /* its successor's death would be another one, with a wait of its own */
@@ -533,13 +680,33 @@ static bool commit_fault(struct stress *s, const struct fault *fault)
         }
         strike(s, &victims[i]);
     }
-    is_good = is_good && await_all(s, victims, fault, pids, &is_ended);
-    note_fault(s, victims, fault);
+}
+
+static bool commit_fault(struct stress *s, const struct fault *fault)
+{
+    struct victim victims[2] = {{.pidfd = -1}, {.pidfd = -1}};
+    struct members before = read_members(s);
+    bool is_ended = false, is_good = true;
+    if (fault->is_upgrade)
+        begin_upgrade(s);
+    is_good = pass_time(s, fault->delay_us * 1000ull);
+    for (uint32_t i = 0; i < fault->count && is_good; i++)
+        is_good = find_victim(s, &victims[i], &fault->dooms[i]);
+    if (fault->is_upgrade)
+        before = read_members(s);
+    is_good = is_good && wait_at_points(s, victims, fault);
+    if (is_good)
+        strike_all(s, victims, fault->count);
+    is_good = is_good && await_all(s, victims, fault, &before, &is_ended);
+    if (victims[0].doom != NULL && (fault->count == 1 || victims[1].doom != NULL))
+        note_fault(s, victims, fault);
+    if (fault->is_upgrade)
+        is_good = await_upgrade(s, victims, fault, is_ended) && is_good;
     if (is_good && is_ended) {
         note(s, "the engine has ended with its supervisor; another one");
         is_good = begin_another_engine(s);
-    } else if (is_good && fault->count == 1 && fault->dooms[0].process != ROLE_SUPERVISOR &&
-               fault->dooms[0].signal == SIGKILL) {
+    } else if (is_good && fault->count == 1 && !fault->is_upgrade && fault->dooms[0].process != ROLE_SUPERVISOR &&
+               !victims[0].is_spare && fault->dooms[0].signal == SIGKILL) {
         is_good = measure_recovery(s, &victims[0]);
     }
     for (uint32_t i = 0; i < fault->count; i++)
@@ -549,27 +716,6 @@ static bool commit_fault(struct stress *s, const struct fault *fault)
 }
 
 /* ---- what must come back ---- */
-
-static const enum counter_id pools[] = {COUNTER_FRONT_CONNECTIONS_OPEN,  COUNTER_FRONT_REQUESTS_ACTIVE,
-                                        COUNTER_FRONT_PROMPT_PAGES_FREE, COUNTER_FRONT_REQUEST_SLOTS_FREE,
-                                        COUNTER_SCHED_STEPS_IN_FLIGHT,   COUNTER_SCHED_RUNNING,
-                                        COUNTER_SCHED_WAITING,           COUNTER_SCHED_BLOCKS_FREE,
-                                        COUNTER_SCHED_LOG_PAGES_FREE,    COUNTER_SCHED_SEQUENCE_SLOTS_FREE};
-
-struct holdings {
-    uint64_t pools[ARRAY_COUNT(pools)];
-    int64_t files[PROCESSES_MAX], memory_kb[PROCESSES_MAX];
-};
-
-static void hold(const struct stress *s, struct holdings *h)
-{
-    for (size_t i = 0; i < ARRAY_COUNT(pools); i++)
-        h->pools[i] = counter_read(block_of(s, counter_table[pools[i]].role), pools[i]);
-    for (uint32_t i = 0; i < s->process_count; i++) {
-        h->files[i] = inside_files_of(pid_of(s, i));
-        h->memory_kb[i] = inside_memory_kb_of(pid_of(s, i));
-    }
-}
 
 /* Conversations end, then what they held comes back: waits until it is as in `wanted` (NULL: until nothing is open), or long
  * enough. */
@@ -582,37 +728,22 @@ static bool quiet_down(struct stress *s, const struct holdings *wanted, struct h
             return fail(s, "%u conversations do not end", load_active(s->load));
     }
     for (uint64_t end_ns = clock_ns() + SETTLE_NS; clock_ns() < end_ns;) {
-        hold(s, now);
-        bool is_quiet = now->pools[0] == 0 && now->pools[1] == 0 && now->pools[4] == 0;
-        if (is_quiet && (wanted == NULL || memcmp(now->pools, wanted->pools, sizeof(now->pools)) == 0))
+        holdings_take(now, &s->inside);
+        if (holdings_are_quiet(now, &s->inside) && (wanted == NULL || holdings_have_pools_of(now, wanted)))
             break;
         if (!turn(s, 1000, true))
             return false;
     }
-    return pass_time_alone(s, 300000000u) && (hold(s, now), true); /* descriptors are given up one by one */
-}
-
-static bool have_pools_come_back(struct stress *s, const struct holdings *before, const struct holdings *now,
-                                 const char *when)
-{
-    for (size_t i = 0; i < ARRAY_COUNT(pools); i++)
-        if (now->pools[i] != before->pools[i])
-            return fail(s, "%s: %s is %llu, not %llu", when, counter_table[pools[i]].name,
-                        (unsigned long long)now->pools[i], (unsigned long long)before->pools[i]);
+    if (!pass_time_alone(s, 300000000u)) /* descriptors are given up one by one */
+        return false;
+    holdings_take(now, &s->inside);
     return true;
 }
 
-static bool have_processes_come_back(struct stress *s, const struct holdings *before, const struct holdings *now)
+static bool have_pools_come_back(struct stress *s, const struct holdings *now, const char *when)
 {
-    for (uint32_t i = 0; i < s->process_count; i++) {
-        if (now->files[i] != before->files[i])
-            return fail(s, "%s (process %u) has %lld descriptors, not %lld", role_name(role_of(i)), i,
-                        (long long)now->files[i], (long long)before->files[i]);
-        if (now->memory_kb[i] > before->memory_kb[i] + MEMORY_SLACK)
-            return fail(s, "%s (process %u) has %lld kB of its own, not %lld", role_name(role_of(i)), i,
-                        (long long)now->memory_kb[i], (long long)before->memory_kb[i]);
-    }
-    return true;
+    char text[256];
+    return holdings_check_pools(now, &s->first, text, sizeof(text)) || fail(s, "%s: %s", when, text);
 }
 
 /* The engine has ended in order: it lists nothing as accepted and not finished. */
@@ -664,15 +795,18 @@ static bool warm_up(struct stress *s)
 }
 
 /* Everything is as it was when each process had died once. */
-static bool end_round(struct stress *s, const struct holdings *first, const struct holdings *warm)
+static bool end_round(struct stress *s)
 {
-    struct holdings now;
-    if (!warm_up(s) || !quiet_down(s, warm, &now) || !have_pools_come_back(s, first, &now, "at the end of a round") ||
-        !have_processes_come_back(s, warm, &now))
+    char text[512];
+    if (!warm_up(s) || !quiet_down(s, &s->warm, &s->last) ||
+        !have_pools_come_back(s, &s->last, "at the end of a round"))
         return false;
+    if (!holdings_check_processes(&s->last, &s->warm, text, sizeof(text)))
+        return fail(s, "at the end of a round: %s", text);
     s->rounds++;
-    note(s, "round %llu is clean: %llu kills, %llu at points", (unsigned long long)s->rounds,
-         (unsigned long long)s->kills, (unsigned long long)s->at_points);
+    holdings_describe(&s->last, text, sizeof(text));
+    note(s, "round %llu is clean: %llu kills, %llu at points; %s", (unsigned long long)s->rounds,
+         (unsigned long long)s->kills, (unsigned long long)s->at_points, text);
     return true;
 }
 
@@ -686,37 +820,107 @@ static bool are_kills_done(const struct stress *s)
            points_missed(&s->points, names, sizeof(names)) == 0;
 }
 
-static bool run_faults(struct stress *s)
+/* The references, and what the engine holds before and after the first deaths. */
+static bool learn(struct stress *s)
 {
-    const struct values *values = s->values;
-    struct holdings first, warm;
     struct err err;
-    if (!s->has_points && (values->every_point || s->only_point != POINT_NONE))
+    if (!s->has_points && (s->values->every_point || s->only_point != POINT_NONE))
         return fail(s, "this engine has no named points; make points, and run build/points/evenflow");
     load_begin(s->load, s->engine.socket);
     if (load_learn(s->load, NULL, NULL, &err) != 0)
         return fail(s, "%s", err.text);
-    if (!quiet_down(s, NULL, &first) || !warm_up(s) || !quiet_down(s, &first, &warm) ||
-        !have_pools_come_back(s, &first, &warm, "after each process has died once"))
+    return quiet_down(s, NULL, &s->first) && warm_up(s) && quiet_down(s, &s->first, &s->warm) &&
+           have_pools_come_back(s, &s->warm, "after each process has died once");
+}
+
+/* Nothing of an engine that has failed is left. */
+static bool kill_engine(struct stress *s)
+{
+    const struct members members = read_members(s);
+    for (uint64_t end_ns = clock_ns() + SETTLE_NS; !has_ended(s, &members) && clock_ns() < end_ns; reap(s)) {
+        const struct members now = read_members(s);
+        if (now.standby != 0)
+            kill(now.standby, SIGKILL); /* the others end with the last of these two */
+        kill(now.processes[0], SIGKILL);
+        poll(NULL, 0, 1);
+    }
+    if (!has_ended(s, &members))
+        return fail(s, "an engine that has failed cannot be ended");
+    own_engine_forget(&s->engine);
+    inside_close(&s->inside);
+    return true;
+}
+
+/* The first one is `failure`, others have a number. */
+static void write_failure(const struct stress *s)
+{
+    char path[OPTION_TEXT_MAX + 32], number[24] = "";
+    if (s->failures > 1)
+        snprintf(number, sizeof(number), "-%llu", (unsigned long long)s->failures);
+    snprintf(path, sizeof(path), "%s/failure%s", s->values->artefacts, number);
+    FILE *file = fopen(path, "we");
+    if (file == NULL)
+        return;
+    fprintf(file, "%s\n(after %llu bytes of the log)\n\n%s\n", s->failure,
+            (unsigned long long)lseek(STDERR_FILENO, 0, SEEK_CUR), load_failure(s->load));
+    fclose(file);
+}
+
+/* It has failed: that is written down. True: another engine goes on. */
+static bool get_over_failure(struct stress *s)
+{
+    if (s->failures++ == 0)
+        snprintf(s->first_failure, sizeof(s->first_failure), "%s", s->failure);
+    note(s, "FAILED: %s", s->failure);
+    dprintf(s->own_stderr, "evenflow stress: %s\n", s->failure);
+    write_failure(s);
+    if (!s->values->keep_going || is_interrupted || s->failures == FAILURES_MAX)
         return false;
+    for (uint32_t i = 0; i < s->process_count; i++)
+        fault_order(s->points.page, i, FAULT_ANYWHERE, 0, 0);
+    s->failure[0] = '\0';
+    bool goes_on = kill_engine(s) && begin_another_engine(s);
+    if (!goes_on)
+        dprintf(s->own_stderr, "evenflow stress: %s\n", s->failure);
+    return goes_on;
+}
+
+static bool pause_between(struct stress *s, uint64_t begin_ns)
+{
+    const uint64_t next_ns = begin_ns + s->values->every * 1000000u;
+    return clock_ns() >= next_ns || pass_time(s, next_ns - clock_ns());
+}
+
+/* False: it had to stop. */
+static bool run_faults(struct stress *s)
+{
+    const struct values *values = s->values;
+    if (!learn(s)) {
+        get_over_failure(s);
+        return false;
+    }
     uint64_t limit_ns = values->seconds ? s->begin_ns + values->seconds * 1000000000ull : UINT64_MAX;
     uint64_t since_round = 0;
     for (uint64_t k = values->from; !are_kills_done(s) && clock_ns() < limit_ns; k++) {
+        uint64_t begin_ns = clock_ns();
         struct fault fault = draw(s, k);
-        if (!commit_fault(s, &fault))
-            return false;
-        if (++since_round < values->round)
-            continue;
-        since_round = 0;
-        if (!end_round(s, &first, &warm))
+        bool is_good = commit_fault(s, &fault) && pause_between(s, begin_ns);
+        if (++since_round >= values->round) {
+            since_round = 0;
+            is_good = is_good && end_round(s);
+        }
+        say_progress(s);
+        if (!is_good && !get_over_failure(s))
             return false;
     }
-    if (since_round > 0 && !end_round(s, &first, &warm))
+    if (since_round > 0 && !end_round(s) && !get_over_failure(s))
         return false;
     char names[256];
-    if (values->every_point && points_missed(&s->points, names, sizeof(names)) > 0)
-        return fail(s, "nobody came to die at %s", names);
-    return true;
+    if (!values->every_point || points_missed(&s->points, names, sizeof(names)) == 0)
+        return true;
+    fail(s, "nobody came to die at %s", names);
+    get_over_failure(s);
+    return false;
 }
 
 static void print_recovery(const struct stress *s, FILE *out)
@@ -748,7 +952,7 @@ static json_t *recovery_json(const struct stress *s)
     return roles;
 }
 
-static void print_verdict(struct stress *s, bool is_good)
+static void print_verdict(struct stress *s)
 {
     const struct load_totals *totals = load_totals(s->load);
     char missed[4096];
@@ -756,39 +960,51 @@ static void print_verdict(struct stress *s, bool is_good)
     for (uint32_t role = 0; role < ROLE_COUNT; role++)
         for (uint32_t part = 0; part < PART_COUNT; part++)
             samples_sort(&s->recovery[role][part]);
+    const bool is_good = s->failures == 0;
     if (s->values->json) {
-        json_t *out =
-            json_pack("{s:s, s:I, s:I, s:I, s:I, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:s, s:o, s:o}", "verdict",
-                      is_good ? "clean" : "failed", "seed", (json_int_t)s->values->seed, "kills", (json_int_t)s->kills,
-                      "kills_at_points", (json_int_t)s->at_points, "rounds", (json_int_t)s->rounds,
-                      "points_within_reach", (int)s->points.target_count, "points_died_at",
-                      (int)(s->points.target_count - missed_count), "answers", (json_int_t)totals->answers, "bytes",
-                      (json_int_t)totals->bytes, "left", (json_int_t)totals->left, "closed_unread",
-                      (json_int_t)totals->closed_unread, "ended_with_supervisor", (json_int_t)s->ends_with_supervisor,
-                      "failure", s->failure, "points", points_json(&s->points), "recovery_ms", recovery_json(s));
+        json_t *out = json_pack(
+            "{s:s, s:I, s:I, s:I, s:I, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s}", "verdict",
+            is_good ? "clean" : "failed", "seed", (json_int_t)s->values->seed, "kills", (json_int_t)s->kills,
+            "kills_at_points", (json_int_t)s->at_points, "rounds", (json_int_t)s->rounds, "points_within_reach",
+            (int)s->points.target_count, "points_died_at", (int)(s->points.target_count - missed_count), "answers",
+            (json_int_t)totals->answers, "bytes", (json_int_t)totals->bytes, "left", (json_int_t)totals->left,
+            "closed_unread", (json_int_t)totals->closed_unread, "ended_with_supervisor",
+            (json_int_t)s->ends_with_supervisor, "upgrades", (json_int_t)s->upgrades, "failures",
+            (json_int_t)s->failures, "failure", s->first_failure);
+        json_object_set_new(out, "points", points_json(&s->points));
+        json_object_set_new(out, "recovery_ms", recovery_json(s));
+        json_object_set_new(out, "held_before", holdings_json(&s->warm));
+        json_object_set_new(out, "held_after", holdings_json(&s->last));
         json_dumpf(out, stdout, JSON_COMPACT);
         putchar('\n');
         json_decref(out);
     } else {
+        char text[512];
         if (s->has_points)
             points_print(&s->points, stdout);
         print_recovery(s, stdout);
-        printf("%s: %llu kills (%llu at %u of %u named points within reach), %llu rounds, %llu answers (%.1f MB) "
-               "compared, %llu clients left, %llu "
-               "closed unread, %llu engines ended with their supervisor\n",
-               is_good ? "clean" : "FAILED", (unsigned long long)s->kills, (unsigned long long)s->at_points,
-               s->points.target_count - missed_count, s->points.target_count, (unsigned long long)s->rounds,
-               (unsigned long long)totals->answers, (double)totals->bytes / 1e6, (unsigned long long)totals->left,
-               (unsigned long long)totals->closed_unread, (unsigned long long)s->ends_with_supervisor);
+        holdings_describe(&s->warm, text, sizeof(text));
+        printf("held before    %s\n", text);
+        holdings_describe(&s->last, text, sizeof(text));
+        printf("held after     %s\n", text);
+        printf(
+            "%s: %llu kills (%llu at %u of %u named points within reach), %llu rounds, %llu answers (%.1f MB) "
+            "compared, %llu clients left, %llu closed unread, %llu upgrades, %llu engines ended with their supervisor, "
+            "%llu failures\n",
+            is_good ? "clean" : "FAILED", (unsigned long long)s->kills, (unsigned long long)s->at_points,
+            s->points.target_count - missed_count, s->points.target_count, (unsigned long long)s->rounds,
+            (unsigned long long)totals->answers, (double)totals->bytes / 1e6, (unsigned long long)totals->left,
+            (unsigned long long)totals->closed_unread, (unsigned long long)s->upgrades,
+            (unsigned long long)s->ends_with_supervisor, (unsigned long long)s->failures);
     }
     if (!is_good)
-        fprintf(stderr, "evenflow stress: %s\n(again: --seed %llu; plan, log and failure lie in %s)\n", s->failure,
-                (unsigned long long)s->values->seed, s->values->artefacts);
+        fprintf(stderr, "evenflow stress: %s\n(again: --seed %llu; plan, log and failure lie in %s)\n",
+                s->first_failure, (unsigned long long)s->values->seed, s->values->artefacts);
 }
 
 /* ---- artefacts ---- */
 
-static bool open_artefacts(struct stress *s, int *own_stderr, struct err *err)
+static bool open_artefacts(struct stress *s, struct err *err)
 {
     const char *folder = s->values->artefacts;
     char path[OPTION_TEXT_MAX + 16];
@@ -802,25 +1018,14 @@ static bool open_artefacts(struct stress *s, int *own_stderr, struct err *err)
     if (points_open(&s->points, path, err) != 0)
         return false;
     snprintf(path, sizeof(path), "%s/log", folder);
-    int log = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    int log = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
     if (s->plan == NULL || log < 0)
         return err_set(err, -errno, "--artefacts %.300s: cannot write there: %s", folder, strerror(errno)) == 0;
     fflush(stderr);
-    *own_stderr = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3);
+    s->own_stderr = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3);
     dup2(log, STDERR_FILENO); /* the engine's words */
     close(log);
     return true;
-}
-
-static void write_failure(const struct stress *s)
-{
-    char path[OPTION_TEXT_MAX + 16];
-    snprintf(path, sizeof(path), "%s/failure", s->values->artefacts);
-    FILE *file = fopen(path, "we");
-    if (file == NULL)
-        return;
-    fprintf(file, "%s\n\n%s\n", s->failure, load_failure(s->load));
-    fclose(file);
 }
 
 static int run(const void *pointer, char **positional, int positional_count)
@@ -829,34 +1034,32 @@ static int run(const void *pointer, char **positional, int positional_count)
     static struct stress stress;
     struct stress *s = &stress;
     struct err err;
-    int own_stderr = -1;
     *s = (struct stress){.values = pointer, .model_path = positional[0], .only_point = POINT_NONE};
-    s->begin_ns = clock_ns();
+    s->begin_ns = s->progress_ns = clock_ns();
     for (uint32_t point = 0; point < FAULT_COUNT; point++)
         if (strcmp(fault_names[point], s->values->point) == 0)
             s->only_point = point;
     if (s->values->point[0] != '\0' && s->only_point == POINT_NONE)
         return command_fail(2, "stress", "--point: there is no such point; ipc/fault.h lists them");
-    if (!open_artefacts(s, &own_stderr, &err))
+    if (s->values->lasting && s->values->every_point)
+        return command_fail(2, "stress", "--lasting leaves out points: not with --every-point");
+    if (!open_artefacts(s, &err))
         return command_fail(1, "stress", err.text);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    bool is_good = begin_engine(s);
-    s->load = load_open(s->values->seed, (uint32_t)s->values->clients, is_good ? s->inside.plan->vocab_size : 1);
-    if (is_good) {
-        is_good = run_faults(s);
-        if (!is_good) {
-            note(s, "%s", s->failure);
-            write_failure(s);
-        }
-        bool is_stopped = stop_engine(s);
-        is_good = is_good && is_stopped;
-    }
+    signal(SIGINT, interrupt);
+    signal(SIGTERM, interrupt);
+    bool is_begun = begin_engine(s);
+    s->load = load_open(s->values->seed, (uint32_t)s->values->clients, is_begun ? s->inside.plan->vocab_size : 1);
+    if (!is_begun)
+        get_over_failure(s);
+    else if (run_faults(s) ? !stop_engine(s) : (s->inside.plan != NULL && !kill_engine(s)))
+        get_over_failure(s);
     fflush(stderr);
-    dup2(own_stderr, STDERR_FILENO);
-    print_verdict(s, is_good);
+    dup2(s->own_stderr, STDERR_FILENO);
+    print_verdict(s);
     load_close(s->load);
     fclose(s->plan);
-    return is_good ? 0 : 1;
+    return s->failures == 0 ? 0 : 1;
 }
 
 const struct subcommand command_stress = {.name = "stress",

@@ -143,3 +143,28 @@ int64_t inside_memory_kb_of(pid_t pid)
         fclose(file);
     return kb;
 }
+
+int64_t inside_shared_kb_of(pid_t pid)
+{
+    char folder[64], path[128], link[128];
+    ino_t seen[4 * REGION_COUNT];
+    size_t count = 0;
+    int64_t blocks = 0;
+    snprintf(folder, sizeof(folder), "/proc/%d/fd", (int)pid);
+    DIR *dir = opendir(folder);
+    for (struct dirent *entry; dir != NULL && (entry = readdir(dir)) != NULL;) {
+        struct stat info;
+        snprintf(path, sizeof(path), "%s/%.20s", folder, entry->d_name);
+        ssize_t size = readlink(path, link, sizeof(link) - 1);
+        bool is_memory = size > 7 && memcmp(link, "/memfd:", 7) == 0 && stat(path, &info) == 0;
+        for (size_t i = 0; is_memory && i < count; i++) /* most are open twice */
+            is_memory = seen[i] != info.st_ino;
+        if (!is_memory || count == ARRAY_COUNT(seen))
+            continue;
+        seen[count++] = info.st_ino;
+        blocks += info.st_blocks;
+    }
+    if (dir != NULL)
+        closedir(dir);
+    return blocks / 2;
+}

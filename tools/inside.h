@@ -22,5 +22,7 @@ void inside_close(struct arena *arena);
 /* Open descriptors of a process, and its own memory in kB; -1: it is gone. */
 int64_t inside_files_of(pid_t pid);
 int64_t inside_memory_kb_of(pid_t pid);
+/* Memory of all memfds that a process holds, as far as it is filled in, in kB. */
+int64_t inside_shared_kb_of(pid_t pid);
 
 #endif
