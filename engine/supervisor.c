@@ -128,11 +128,12 @@ static bool all_ready(const struct supervisor *s)
     return true;
 }
 
-/* Every process is up, and front may die without a loss. */
-static void show_ready(struct supervisor *s)
+static void show_state(struct supervisor *s)
 {
-    if (s->phase == PHASE_SERVING && s->keeper.is_whole && all_ready(s))
+    if (s->phase == PHASE_SERVING && all_ready(s))
         atomic_store_explicit(&s->shm->ready, 1, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
+    if (s->keeper.is_whole)
+        atomic_store_explicit(&s->shm->kept, s->shm->head.epoch, memory_order_relaxed); /* relaxed: likewise */
 }
 
 static void on_bell(struct supervisor *s)
@@ -144,7 +145,7 @@ static void on_bell(struct supervisor *s)
     if (s->phase == PHASE_STARTING && all_ready(s)) {
         s->phase = PHASE_SERVING;
         s->look_ns = clock_ns() + WATCH_TICK_NS;
-        show_ready(s);
+        show_state(s);
         log_info("ready: %u stages on %s", s->plan->stage_count, s->plan->socket_path);
         notify_send(&s->notify, "READY=1");
         if (s->ready_fd >= 0) {
@@ -353,7 +354,7 @@ int supervisor_run(struct supervisor *s)
             supervisor_on_connection(s);
         notify_alive(&s->notify);
         keeper_turn(&s->keeper);
-        show_ready(s);
+        show_state(s);
         fault_point(FAULT_SUPERVISOR_KEEP);
         supervisor_look_who_hangs(s);
         supervisor_begin_successors(s);

@@ -65,7 +65,6 @@ static void take_over(struct supervisor *s)
     log_open("evenflow-supervisor", (enum log_level)s->plan->log_level);
     log_warn("the supervisor is gone; process %d takes over", (int)getpid());
     s->takeover_ns = clock_ns();
-    atomic_store_explicit(&s->shm->ready, 0, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
     for (uint32_t i = 1; i < s->process_count; i++) { /* however long it takes until one gets round to it */
         struct pollfd poll_fd = {.fd = s->children[i].pidfd, .events = POLLIN};
         s->children[i].died_with_supervisor = poll(&poll_fd, 1, 0) == 1;

@@ -293,6 +293,12 @@ bool arena_is_ready(const struct arena *arena)
     return atomic_load_explicit(&arena_sup(arena)->ready, memory_order_relaxed) != 0;
 }
 
+bool arena_is_kept(const struct arena *arena)
+{
+    const struct sup_shm *sup = arena_sup(arena);
+    return atomic_load_explicit(&sup->kept, memory_order_relaxed) == sup->head.epoch;
+}
+
 uint32_t arena_process_id(const struct arena *arena, uint32_t number)
 {
     check(number < PROCESSES_MAX);

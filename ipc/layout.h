@@ -160,7 +160,8 @@ struct sup_shm {
     alignas(128) _Atomic uint32_t command; /* W: supervisor, release   R: all, acquire, whenever they wake */
     _Atomic uint32_t ready;                /* W: supervisor: 1 while every process is PROCESS_READY   R: front */
     uint32_t process_count;                /* once */
-    _Atomic uint32_t standby;              /* W: supervisor, release: which standby counts   R: standbys, acquire */
+    _Atomic uint32_t kept; /* W: supervisor: its life (head.epoch), once it has all of front's connections   R: tools */
+    _Atomic uint32_t standby; /* W: supervisor, release: which standby counts   R: standbys, acquire */
     alignas(128) struct process_entry_shm processes[PROCESSES_MAX];
     alignas(128) struct suspect_shm suspects[STAGES_MAX];
     alignas(128) _Atomic uint64_t

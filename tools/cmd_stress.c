@@ -407,7 +407,7 @@ static bool are_all_ready(const struct stress *s)
     for (uint32_t i = 1; i < s->process_count; i++)
         if (!is_ready(s, i) || is_gone(pid_of(s, i)))
             return false;
-    return arena_is_ready(&s->inside); /* front's connections are the supervisor's, too */
+    return arena_is_ready(&s->inside) && arena_is_kept(&s->inside);
 }
 
 /* Who belongs to an engine: at the moment of a fault, or now. */
