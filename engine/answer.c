@@ -1,6 +1,5 @@
 #include "engine/answer.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "engine/json_writer.h"
@@ -324,7 +323,7 @@ static void scan_parts(const struct answer *a, struct answer_scan *scan, struct 
     if (scan->tokens == 0)
         message_begin(message, &a->format->message);
     size_t size = scan_token(a, scan, token, text);
-    parts->output = (struct message_output){.text = parts->text};
+    message_output_begin(&parts->output, parts->text);
     message_push(message, &a->format->message, text, size, &parts->output);
 }
 
@@ -334,7 +333,7 @@ static void scan_parts_end(const struct answer *a, struct answer_scan *scan, str
 {
     char text[SCAN_TEXT_MAX];
     size_t size = scan_end(scan, text);
-    parts->output = (struct message_output){.text = parts->text};
+    message_output_begin(&parts->output, parts->text);
     message_push(message, &a->format->message, text, size, &parts->output);
     message_end(message, &a->format->message, &parts->output);
 }
@@ -348,9 +347,13 @@ static void write_prefix(struct answer *a)
     const struct request_shm *request = request_of(a);
     const char *model = a->arena->plan->served_model_name;
     struct json_writer w = {a->prefix, 0, sizeof(a->prefix)};
-    json_format(&w, "{\"id\":\"%s-%016llx\",\"object\":\"%s\",\"created\":%llu,\"model\":",
-                a->format->kind == ANSWER_CHAT ? "chatcmpl" : "cmpl", (unsigned long long)request->id,
-                objects[a->format->kind][a->format->is_stream], (unsigned long long)request->created_s);
+    json_text(&w, a->format->kind == ANSWER_CHAT ? "{\"id\":\"chatcmpl-" : "{\"id\":\"cmpl-");
+    json_hex(&w, request->id);
+    json_text(&w, "\",\"object\":\"");
+    json_text(&w, objects[a->format->kind][a->format->is_stream]);
+    json_text(&w, "\",\"created\":");
+    json_number(&w, request->created_s);
+    json_text(&w, ",\"model\":");
     json_quoted(&w, model, strlen(model));
     json_text(&w, ",\"choices\":[");
     a->prefix_size = (uint32_t)w.size;
@@ -367,16 +370,22 @@ static void write_usage(const struct answer *a, struct json_writer *w)
     }
     for (uint32_t c = 0; c < a->choice_count; c++)
         completion_tokens += choice_at(a, c)->scan.tokens;
-    json_format(w,
-                "\"usage\":{\"prompt_tokens\":%llu,\"completion_tokens\":%llu,\"total_tokens\":%llu,"
-                "\"prompt_tokens_details\":{\"cached_tokens\":%llu}}",
-                (unsigned long long)prompt_tokens, (unsigned long long)completion_tokens,
-                (unsigned long long)(prompt_tokens + completion_tokens), (unsigned long long)cached_tokens);
+    json_text(w, "\"usage\":{\"prompt_tokens\":");
+    json_number(w, prompt_tokens);
+    json_text(w, ",\"completion_tokens\":");
+    json_number(w, completion_tokens);
+    json_text(w, ",\"total_tokens\":");
+    json_number(w, prompt_tokens + completion_tokens);
+    json_text(w, ",\"prompt_tokens_details\":{\"cached_tokens\":");
+    json_number(w, cached_tokens);
+    json_text(w, "}}");
 }
 
 static void write_hash(struct json_writer *w, uint64_t hash)
 {
-    json_format(w, "\"%016llx\"", (unsigned long long)hash);
+    json_text(w, "\"");
+    json_hex(w, hash);
+    json_text(w, "\"");
 }
 
 /* The token by itself; bytes that are no characters by themselves become U+FFFD. */
@@ -536,7 +545,7 @@ static void write_call_begin(const struct answer *a, struct json_writer *w, uint
 
 /* Pieces of one kind, escaped, as one field of a delta. */
 static bool write_delta_text(struct json_writer *w, const struct message_output *output, enum message_part part,
-                             const char *name)
+                             const char *opening)
 {
     bool is_there = false;
     for (uint32_t i = 0; i < output->count; i++) {
@@ -544,7 +553,7 @@ static bool write_delta_text(struct json_writer *w, const struct message_output 
         if (piece->part != part)
             continue;
         if (!is_there)
-            json_format(w, "\"%s\":\"", name);
+            json_text(w, opening);
         is_there = true;
         json_escaped(w, output->text + piece->first, piece->size);
     }
@@ -583,13 +592,13 @@ static void write_delta(const struct answer *a, struct json_writer *w, const str
                         const struct element *element)
 {
     json_text(w, ",\"delta\":{");
-    bool is_behind = write_delta_text(w, output, MESSAGE_REASONING, "reasoning_content");
+    bool is_behind = write_delta_text(w, output, MESSAGE_REASONING, "\"reasoning_content\":\"");
     bool has_content = false;
     for (uint32_t i = 0; i < output->count; i++)
         has_content = has_content || output->pieces[i].part == MESSAGE_CONTENT;
     if (has_content) {
         json_text(w, is_behind ? "," : "");
-        is_behind = write_delta_text(w, output, MESSAGE_CONTENT, "content");
+        is_behind = write_delta_text(w, output, MESSAGE_CONTENT, "\"content\":\"");
     } else if (element != NULL && output->count == 0) {
         json_text(w, "\"content\":\"\"");
     }
@@ -950,7 +959,9 @@ static void close_list(struct answer *a, struct json_writer *w)
     }
     if (!has_list(a, LIST_LOGPROBS) && !has_list(a, LIST_CHAT))
         json_text(w, ",\"logprobs\":null");
-    json_format(w, ",\"finish_reason\":\"%s\"}", finish_reason_text(a, a->choice));
+    json_text(w, ",\"finish_reason\":\"");
+    json_text(w, finish_reason_text(a, a->choice));
+    json_text(w, "\"}");
     if (++a->choice < a->choice_count)
         open_choice(a, w);
     else

@@ -75,8 +75,26 @@ void api_write_error(struct json_writer *writer, const struct api_error *error)
 struct body {
     struct api *api;
     json_t *root;
+    uint64_t names; /* a bit of each field's name: see bit_of() */
     struct api_error *error;
 };
+
+/* Most of the fields that are asked for are not there, which one bit tells without a look-up. */
+static uint64_t bit_of(const char *name)
+{
+    size_t size = strlen(name);
+    return size == 0 ? 1 : 1ull << ((unsigned char)name[0] * 5 + (unsigned char)name[size - 1] + size) % 64;
+}
+
+static struct body body_of(struct api *api, json_t *root, struct api_error *error)
+{
+    struct body b = {.api = api, .root = root, .error = error};
+    const char *name;
+    json_t *value;
+    json_object_foreach(root, name, value)
+        b.names |= bit_of(name);
+    return b;
+}
 
 static int load_body(struct body *b, struct api *api, const char *text, size_t size, struct api_error *error)
 {
@@ -94,13 +112,14 @@ static int load_body(struct body *b, struct api *api, const char *text, size_t s
                         problem.line, problem.column, problem.text);
     if (!json_is_object(b->root))
         return api_fail(error, 400, "", "invalid_json", "the body must be a JSON object");
+    *b = body_of(api, b->root, error);
     return 0;
 }
 
 /* NULL when absent or null. */
 static json_t *field(const struct body *b, const char *name)
 {
-    json_t *value = json_object_get(b->root, name);
+    json_t *value = b->names & bit_of(name) ? json_object_get(b->root, name) : NULL;
     return json_is_null(value) ? NULL : value;
 }
 
@@ -699,7 +718,7 @@ static int name_prompt(const struct api_request *request, struct api_error *erro
 
 int api_next_prompt(struct api *api, struct api_request *request, struct api_error *error)
 {
-    const struct body b = {.api = api, .root = api->root, .error = error};
+    const struct body b = body_of(api, api->root, error);
     request->prompt_index++;
     check(request->prompt_index < request->prompt_count);
     if (get_prompt(&b, request) != 0 || get_lengths(&b, API_COMPLETIONS, request) != 0 || count_pages(&b, request) != 0)

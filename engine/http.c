@@ -1,7 +1,8 @@
 #include "engine/http.h"
 
-#include <stdio.h>
 #include <string.h>
+
+#include "engine/json_writer.h"
 
 static int refuse(struct http_reader *reader, int status, const char *reason)
 {
@@ -334,40 +335,49 @@ const char *http_status_text(int status)
     }
 }
 
+static void add_field(struct json_writer *w, const char *name, const char *value)
+{
+    json_text(w, name);
+    json_text(w, value);
+}
+
 size_t http_write_head(char *target, const struct http_response *response)
 {
-    size_t room = HTTP_RESPONSE_HEAD_MAX, size = 0;
-#define ADD(...)                                                                                                       \
-    do {                                                                                                               \
-        size += (size_t)snprintf(target + size, room - size, __VA_ARGS__);                                             \
-        check(size < room);                                                                                            \
-    } while (0)
-    ADD("HTTP/1.1 %d %s\r\n", response->status, http_status_text(response->status));
+    struct json_writer w = {target, 0, HTTP_RESPONSE_HEAD_MAX};
+    json_text(&w, "HTTP/1.1 ");
+    json_number(&w, (uint64_t)response->status);
+    json_text(&w, " ");
+    json_text(&w, http_status_text(response->status));
     if (response->content_type != NULL)
-        ADD("Content-Type: %s\r\n", response->content_type);
-    if (response->framing == HTTP_LENGTH)
-        ADD("Content-Length: %llu\r\n", (unsigned long long)response->content_length);
+        add_field(&w, "\r\nContent-Type: ", response->content_type);
+    if (response->framing == HTTP_LENGTH) {
+        json_text(&w, "\r\nContent-Length: ");
+        json_number(&w, response->content_length);
+    }
     if (response->framing == HTTP_CHUNKED)
-        ADD("Transfer-Encoding: chunked\r\n");
+        json_text(&w, "\r\nTransfer-Encoding: chunked");
     if (response->allow != NULL)
-        ADD("Allow: %s\r\n", response->allow);
-    if (response->allow_origin != NULL && response->allow_origin[0] != '\0')
-        ADD("Access-Control-Allow-Origin: %s\r\nVary: Origin\r\n", response->allow_origin);
+        add_field(&w, "\r\nAllow: ", response->allow);
+    if (response->allow_origin != NULL && response->allow_origin[0] != '\0') {
+        add_field(&w, "\r\nAccess-Control-Allow-Origin: ", response->allow_origin);
+        json_text(&w, "\r\nVary: Origin");
+    }
     if (response->is_preflight)
-        ADD("Access-Control-Allow-Methods: GET, POST, OPTIONS\r\n"
-            "Access-Control-Allow-Headers: Authorization, Content-Type, X-Request-Id\r\n"
-            "Access-Control-Max-Age: 600\r\n");
+        json_text(&w, "\r\nAccess-Control-Allow-Methods: GET, POST, OPTIONS"
+                      "\r\nAccess-Control-Allow-Headers: Authorization, Content-Type, X-Request-Id"
+                      "\r\nAccess-Control-Max-Age: 600");
     if (response->wants_credentials)
-        ADD("WWW-Authenticate: Bearer\r\n");
-    if (response->retry_after_s != 0)
-        ADD("Retry-After: %u\r\n", response->retry_after_s);
+        json_text(&w, "\r\nWWW-Authenticate: Bearer");
+    if (response->retry_after_s != 0) {
+        json_text(&w, "\r\nRetry-After: ");
+        json_number(&w, response->retry_after_s);
+    }
     if (response->request_id != NULL && response->request_id[0] != '\0')
-        ADD("X-Request-Id: %s\r\n", response->request_id);
+        add_field(&w, "\r\nX-Request-Id: ", response->request_id);
     if (response->closes)
-        ADD("Connection: close\r\n");
+        json_text(&w, "\r\nConnection: close");
     else if (response->is_version_1_0)
-        ADD("Connection: keep-alive\r\n");
-    ADD("\r\n");
-#undef ADD
-    return size;
+        json_text(&w, "\r\nConnection: keep-alive");
+    json_text(&w, "\r\n\r\n");
+    return w.size;
 }

@@ -13,11 +13,6 @@ void json_raw(struct json_writer *writer, const char *text, size_t size)
     writer->size += size;
 }
 
-void json_text(struct json_writer *writer, const char *text)
-{
-    json_raw(writer, text, strlen(text));
-}
-
 void json_format(struct json_writer *writer, const char *format, ...)
 {
     va_list args;
@@ -67,6 +62,14 @@ void json_number(struct json_writer *writer, uint64_t value)
         value /= 10;
     } while (value != 0);
     json_raw(writer, digits + first, sizeof(digits) - first);
+}
+
+void json_hex(struct json_writer *writer, uint64_t value)
+{
+    char digits[16];
+    for (size_t i = sizeof(digits); i-- > 0; value >>= 4)
+        digits[i] = "0123456789abcdef"[value & 15];
+    json_raw(writer, digits, sizeof(digits));
 }
 
 void json_float(struct json_writer *writer, float value)

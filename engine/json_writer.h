@@ -10,6 +10,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "ipc/base.h"
 
@@ -22,7 +23,12 @@ struct json_writer {
 };
 
 void json_raw(struct json_writer *writer, const char *text, size_t size);
-void json_text(struct json_writer *writer, const char *text);
+/* Here, so that the compiler knows the sizes of constant texts. */
+static inline void json_text(struct json_writer *writer, const char *text)
+{
+    json_raw(writer, text, strlen(text));
+}
+
 void json_format(struct json_writer *writer, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* The escaped text without quotes, and with them. */
@@ -30,6 +36,7 @@ void json_escaped(struct json_writer *writer, const char *text, size_t size);
 void json_quoted(struct json_writer *writer, const char *text, size_t size);
 
 void json_number(struct json_writer *writer, uint64_t value);
+void json_hex(struct json_writer *writer, uint64_t value); /* 16 digits */
 /* The shortest decimal that gives back the same 32-bit float. JSON has no infinities: they become +-9999. */
 void json_float(struct json_writer *writer, float value);
 

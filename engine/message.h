@@ -66,6 +66,13 @@ struct message_output {
     struct message_piece pieces[MESSAGE_PIECES_MAX];
 };
 
+/* Nothing is in it yet; what its pieces were does not matter. */
+static inline void message_output_begin(struct message_output *output, char *text)
+{
+    output->text = text;
+    output->size = output->count = 0;
+}
+
 void message_begin(struct message *message, const struct message_format *format);
 
 /* Takes text in (at most 7 bytes for each of MESSAGE_PIECES_MAX): the output is what has become certain. */
