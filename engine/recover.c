@@ -30,7 +30,7 @@ static bool recover_flights(struct sched *sched, uint64_t returned)
         sched->shape = (struct shape){0};
         const struct row_shm *rows = arena_step_rows(sched->arena, sched->record);
         for (uint32_t i = 0; i < sched->record->row_count; i++)
-            shape_add(&sched->shape, rows[i].first_pos, rows[i].token_count);
+            step_shape_add(&sched->shape, &rows[i]);
         sched_note_flight(sched);
         is_cancelled = is_cancelled || step_is_cancelled(sched->record);
     }

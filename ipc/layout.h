@@ -309,14 +309,16 @@ static_assert(sizeof(struct top_shm) == 8, "shared");
 /* ---- steps: sched writes (steps.h has the accessors) ---- */
 
 enum row_flag {
-    ROW_SAMPLE = 1 << 0, /* the last token of the row gives a new token */
+    ROW_SAMPLE = 1 << 0, /* its last token gives a new one; without ROW_SCORE, so does each that has a result */
     ROW_SCORE = 1 << 1,  /* its tokens are scored against the ones behind them; with ROW_SAMPLE all but the last */
     ROW_LOGITS_HASH = 1 << 2,
     ROW_LOGPROB = 1 << 3,
     ROW_NO_END = 1 << 4, /* no token is drawn that would end the answer: min_tokens are not there yet */
 };
 
-/* One sequence's share of a step: token_count tokens at positions first_pos.. */
+/* One sequence's share of a step: token_count tokens at positions first_pos.. With ROW_SAMPLE alone, the last result_count - 1
+ * of them are *drafts*: guesses at what comes next (engine/draft.h). The result at a draft's place means something only if every
+ * guess up to there is what came. */
 struct row_shm {
     uint32_t sequence;
     uint32_t sequence_generation;
@@ -328,12 +330,12 @@ struct row_shm {
     uint32_t block_first;  /* index of its block table in the step's blocks */
     uint32_t block_count;  /* blocks that hold positions 0..first_pos + token_count - 1 */
     uint32_t result_first; /* index of its first entry in the step's results */
-    uint32_t result_count; /* of its last tokens: with ROW_SCORE all, with ROW_SAMPLE alone one, else none */
+    uint32_t result_count; /* of its last tokens: with ROW_SCORE all, with ROW_SAMPLE alone one and drafts, else none */
     uint32_t flags;        /* enum row_flag */
     uint32_t score_next;   /* ROW_SCORE alone: the token behind the row's last one */
     uint32_t choice;
     uint32_t top_k;
-    uint64_t seed; /* the sampled token is a function of (logits, seed, choice, first_pos + token_count) */
+    uint64_t seed; /* the sampled token is a function of (logits, seed, choice, its position) */
     float temperature;
     float top_p;
     float min_p;

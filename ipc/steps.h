@@ -22,6 +22,18 @@ bool step_is_published(const struct arena *arena, uint64_t step);
  * their cores do nothing. */
 bool step_is_alone(const struct arena *arena, uint64_t step);
 
+/* Tokens at a row's end that are guesses. */
+static inline uint32_t step_drafts(const struct row_shm *row)
+{
+    return row->flags & ROW_SAMPLE && !(row->flags & ROW_SCORE) ? row->result_count - 1 : 0;
+}
+/* Adds a row to a step's shape. A draft has logits of its own, as a row has. */
+static inline void step_shape_add(struct shape *shape, const struct row_shm *row)
+{
+    shape_add(shape, row->first_pos, row->token_count);
+    shape->rows += step_drafts(row);
+}
+
 void step_cancel(struct step_shm *record);
 bool step_is_cancelled(const struct step_shm *record);
 

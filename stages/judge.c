@@ -26,9 +26,9 @@ static uint32_t draw_allowed(struct judge *judge, const struct forward_step *ste
     return sampler_draw(&judge->sampler, logits, params);
 }
 
-/* The row's next token, into result. */
-static void draw(struct judge *judge, const struct forward_step *step, const struct row_shm *row, const float *logits,
-                 struct token_shm *result)
+/* The token that follows token `index` of the row, into result. */
+static void draw(struct judge *judge, const struct forward_step *step, const struct row_shm *row, uint32_t index,
+                 const float *logits, struct token_shm *result)
 {
     const struct sample_params params = {
         .temperature = row->temperature,
@@ -37,7 +37,7 @@ static void draw(struct judge *judge, const struct forward_step *step, const str
         .top_k = row->top_k,
         .seed = row->seed,
         .choice = row->choice,
-        .position = row->first_pos + row->token_count,
+        .position = row->first_pos + index + 1,
     };
     if (adjust_is_wanted(row)) {
         struct adjust_history history;
@@ -61,11 +61,11 @@ struct token_shm judge_token(struct judge *judge, const struct forward_step *ste
 {
     const struct row_shm *row = &step->rows[wanted->row];
     struct token_shm result = {0};
-    bool is_last = wanted->token + 1 == row->token_first + row->token_count;
-    if (is_last && row->flags & ROW_SAMPLE)
-        draw(judge, step, row, logits, &result);
+    uint32_t index = wanted->token - row->token_first;
+    if (judge_draws(row, index))
+        draw(judge, step, row, index, logits, &result);
     else
-        result.token = is_last ? row->score_next : step->tokens[wanted->token + 1];
+        result.token = index + 1 == row->token_count ? row->score_next : step->tokens[wanted->token + 1];
     result.top_token = result.token;
     if (row->flags & (ROW_SCORE | ROW_LOGPROB)) {
         result.top_token = sampler_greedy(&judge->sampler, logits);

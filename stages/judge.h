@@ -6,6 +6,7 @@
 #ifndef EVENFLOW_JUDGE_H
 #define EVENFLOW_JUDGE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "ipc/layout.h"
@@ -49,6 +50,12 @@ void judge_free(struct judge *judge); /* for tests and tools */
 static inline uint32_t judge_first(const struct row_shm *row)
 {
     return row->token_first + row->token_count - row->result_count;
+}
+
+/* What follows a row's token `index` is drawn, not given: the last one, and drafts and the one before them. */
+static inline bool judge_draws(const struct row_shm *row, uint32_t index)
+{
+    return row->flags & ROW_SAMPLE && (index + 1 == row->token_count || !(row->flags & ROW_SCORE));
 }
 
 /* One entry of the results from one row of logits, and its list of most probable tokens where it is asked for. */

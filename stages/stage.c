@@ -271,8 +271,12 @@ static const char *row_fault(const struct stage *stage, const struct row_shm *ro
         return "flags out of bounds";
     if (row->result_first > stage->result_count || row->result_count > stage->result_count - row->result_first)
         return "results out of bounds";
-    if (row->result_count != (row->flags & ROW_SCORE ? row->token_count : row->flags & ROW_SAMPLE ? 1 : 0))
+    uint32_t least = row->flags & ROW_SCORE ? row->token_count : row->flags & ROW_SAMPLE ? 1 : 0;
+    uint32_t most = row->flags & (ROW_SCORE | ROW_SAMPLE) ? row->token_count : 0;
+    if (row->result_count < least || row->result_count > most)
         return "result count out of bounds";
+    if (step_drafts(row) > 0 && (adjust_is_wanted(row) || row->grammar_words > 0))
+        return "drafts where a token depends on those before it";
     if (row->flags & ROW_SCORE && !(row->flags & ROW_SAMPLE) && row->score_next >= plan->vocab_size)
         return "scored token out of bounds";
     if (row->top_logprobs > LOGPROBS_MAX)
@@ -442,7 +446,7 @@ static uint64_t predicted_us(const struct stage *stage)
 {
     struct shape shape = {0};
     for (uint32_t i = 0; i < stage->step.row_count; i++)
-        shape_add(&shape, stage->rows[i].first_pos, stage->rows[i].token_count);
+        step_shape_add(&shape, &stage->rows[i]);
     return (uint64_t)timing_stage_us(&stage->arena->plan->timing.stages[stage->index], &shape);
 }
 

@@ -2,7 +2,7 @@
 
 #include <math.h>
 
-#include "ipc/timing.h"
+#include "ipc/steps.h"
 
 void timed_init(struct timed *timed, const struct plan *plan, uint32_t index)
 {
@@ -20,7 +20,7 @@ struct timed_span timed_step(struct timed *timed, const struct forward_step *ste
     bool is_last = timed->index + 1 == timing->stage_count;
     struct shape shape = {0};
     for (uint32_t i = 0; i < step->row_count; i++)
-        shape_add(&shape, step->rows[i].first_pos, step->rows[i].token_count);
+        step_shape_add(&shape, &step->rows[i]);
     struct timed_span span = {.input_ns = input_ns};
     if (timed->index == 0)
         span.input_ns = timed->planned_ns = max_u64(input_ns, timed->planned_ns) + ns(timing->plan_us);
@@ -59,9 +59,8 @@ void timed_results(const struct plan *plan, const struct forward_step *step, str
             uint32_t at = first + j, position = row->first_pos + at + 1;
             uint32_t token = timed_token(plan, step->tokens[row->token_first + at], position);
             struct token_shm result = {.token = token, .top_token = token};
-            bool is_last = at + 1 == row->token_count;
-            if (!is_last || !(row->flags & ROW_SAMPLE))
-                result.token = is_last ? row->score_next : step->tokens[row->token_first + at + 1];
+            if (!judge_draws(row, at))
+                result.token = at + 1 == row->token_count ? row->score_next : step->tokens[row->token_first + at + 1];
             if (row->flags & ROW_LOGITS_HASH)
                 result.logits_hash = ((uint64_t)token << 32 | position) * 0x9E3779B97F4A7C15ull;
             results[row->result_first + j] = result;

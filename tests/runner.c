@@ -123,9 +123,19 @@ void runner_close(struct runner *runner)
     free(runner->blocks);
 }
 
+/* Puts guesses behind what is known; how many. */
+static uint32_t add_drafts(struct runner_request *request, uint32_t known)
+{
+    uint32_t count = (uint32_t)min_u64(request->drafts_max, request->generate - request->result_count - 1);
+    for (uint32_t i = 0; i < count; i++)
+        request->tokens[known + i] = request->guesses[request->result_count + i].token ^ ((known + i) % 7 == 0);
+    request->drafted += count;
+    return count;
+}
+
 /* The request's row of the next step; false when it is finished. */
-static bool plan_row(const struct runner *runner, const struct runner_request *request, uint32_t index,
-                     uint32_t computed, uint32_t chunk, struct row_shm *row)
+static bool plan_row(const struct runner *runner, struct runner_request *request, uint32_t index, uint32_t computed,
+                     uint32_t chunk, struct row_shm *row)
 {
     /* nothing follows a scored prompt's last token */
     uint32_t prompt = request->prompt_count - request->is_score;
@@ -134,6 +144,8 @@ static bool plan_row(const struct runner *runner, const struct runner_request *r
         return false;
     uint32_t count = computed < prompt ? (uint32_t)min_u64(chunk, prompt - computed) : 1;
     bool is_sampled = computed + count == known;
+    uint32_t drafts = is_sampled && count == 1 && request->guesses != NULL ? add_drafts(request, known) : 0;
+    count += drafts;
     *row = (struct row_shm){
         .first_pos = computed,
         .token_count = count,
@@ -152,7 +164,7 @@ static bool plan_row(const struct runner *runner, const struct runner_request *r
         row->score_next = request->tokens[computed + count];
     } else if (is_sampled) {
         row->flags = ROW_SAMPLE | ROW_LOGITS_HASH | ROW_LOGPROB;
-        row->result_count = 1;
+        row->result_count = 1 + drafts;
     }
     return true;
 }
@@ -161,6 +173,21 @@ static bool is_alone(void *context)
 {
     struct runner *runner = context;
     return runner->tiles++ % 2 == 0;
+}
+
+/* Takes over the results, up to the first that the draft behind it is not. */
+static void take_results(struct runner_request *request, const struct row_shm *row, const struct token_shm *results)
+{
+    for (uint32_t j = 0; j < row->result_count; j++) {
+        uint32_t *token = &request->tokens[request->prompt_count + request->result_count];
+        bool is_right = request->is_score || j + 1 == row->result_count || *token == results[j].token;
+        if (!request->is_score)
+            *token = results[j].token;
+        request->results[request->result_count++] = results[j];
+        if (!is_right)
+            return;
+        request->accepted += !request->is_score && j + 1 < row->result_count;
+    }
 }
 
 static void run_stage(struct runner *runner, uint32_t i, const struct forward_step *step)
@@ -223,12 +250,9 @@ void runner_run(struct runner *runner, struct runner_request *requests, uint32_t
             run_stage(runner, i, &step);
         for (uint32_t i = 0; i < row_count; i++) {
             struct runner_request *request = &requests[owner[i]];
-            for (uint32_t j = 0; j < rows[i].result_count; j++) {
-                const struct token_shm *result = &runner->results[rows[i].result_first + j];
-                if (!request->is_score)
-                    request->tokens[request->prompt_count + request->result_count] = result->token;
-                request->results[request->result_count++] = *result;
-            }
+            take_results(request, &rows[i], runner->results + rows[i].result_first);
+            if (rows[i].flags & ROW_SAMPLE) /* drafts that were wrong are not computed */
+                computed[owner[i]] = request->prompt_count + request->result_count - 1;
         }
     }
     free(tokens);

@@ -38,6 +38,9 @@ struct runner_request {
     uint32_t generate; /* tokens to generate; 0 with is_score */
     bool is_score;     /* results of every prompt token but the last, against the next one */
     struct sample_params params;
+    const struct token_shm *guesses; /* drafts: of the results; NULL: none. One in seven is made wrong */
+    uint32_t drafts_max;             /* beside one known token, with guesses */
+    uint32_t drafted, accepted;
     struct token_shm results[RUNNER_TOKENS_MAX]; /* entry i: of generated token i, or of prompt token i + 1 */
     uint32_t result_count;
 };

@@ -83,6 +83,38 @@ Test(forward, bits_do_not_depend_on_chunks_company_slices_blocks_or_threads)
     }
 }
 
+/* Rows that carry guesses, most of them right: every token that is taken over has the bits that it has alone. */
+Test(forward, bits_do_not_depend_on_drafts)
+{
+    for (uint32_t run = 0; run < TINY_MODEL_VARIANTS * KV_TYPES; run++) {
+        struct tiny_model tiny = tiny_model_variant(run / KV_TYPES);
+        enum kv_type kv_type = run % KV_TYPES;
+        struct runner_request *expected = tiny_run(&tiny, kv_type, 1, 16, 200, 0, 1);
+        struct gguf *gguf = tiny_model_open(&tiny);
+        struct runner *runner = calloc(1, sizeof(*runner));
+        runner_open(runner, gguf, NULL, 1 + run % 3, run % 2 ? 8 : 16, kv_type, 1 + run % 2);
+        struct runner_request *requests = tiny_requests(&tiny);
+        uint32_t drafted = 0, accepted = 0;
+        for (uint32_t i = 0; i < TINY_REQUESTS; i++) {
+            requests[i].guesses = expected[i].results;
+            requests[i].drafts_max = i;
+        }
+        runner_run(runner, requests, TINY_REQUESTS, 32, run % 3);
+        cr_expect_eq(differing(expected, requests, TINY_REQUESTS), 0, "variant %u, %s", run / KV_TYPES,
+                     kv_type_name(kv_type));
+        for (uint32_t i = 0; i < TINY_REQUESTS; i++) {
+            drafted += requests[i].drafted;
+            accepted += requests[i].accepted;
+        }
+        cr_expect(accepted > 0 && accepted < drafted, "%u of %u", accepted, drafted);
+        runner_close(runner);
+        free(runner);
+        gguf_close(gguf);
+        free(requests);
+        free(expected);
+    }
+}
+
 Test(forward, a_flipped_weight_bit_changes_every_hash)
 {
     struct tiny_model tiny = tiny_model();

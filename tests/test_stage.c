@@ -259,6 +259,10 @@ SPOIL(result_first, row->result_first = 1)
 SPOIL(result_first_wrap, row->result_first = UINT32_MAX)
 SPOIL(result_count, row->result_count = 0)
 SPOIL(result_count_none, row->flags = 0)
+SPOIL(drafts, record->result_count = row->result_count = 21)
+SPOIL(drafts_penalty, record->result_count = row->result_count = 2; row->presence_penalty = 1)
+SPOIL(drafts_no_end, record->result_count = row->result_count = 2; row->flags |= ROW_NO_END)
+SPOIL(drafts_grammar, record->result_count = row->result_count = 2; row->grammar_words = 1)
 SPOIL(score, row->flags = ROW_SCORE)
 SPOIL(token, arena_step_tokens(&arena, record)[19] = plan.vocab_size)
 SPOIL(score_next, record->result_count = row->result_count = 20; row->flags = ROW_SCORE; row->score_next = UINT32_MAX)
@@ -291,6 +295,10 @@ Test(stage, refuses_every_field_that_is_out_of_bounds)
     REFUSED(result_first_wrap);
     REFUSED(result_count);
     REFUSED(result_count_none);
+    REFUSED(drafts);
+    REFUSED(drafts_penalty);
+    REFUSED(drafts_no_end);
+    REFUSED(drafts_grammar);
     REFUSED(score);
     REFUSED(token);
     REFUSED(score_next);

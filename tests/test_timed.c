@@ -91,9 +91,10 @@ Test(timed, tokens_follow_from_the_last_one_and_its_position_and_never_end_an_an
          .result_first = 3,
          .result_count = 2,
          .flags = ROW_SCORE | ROW_SAMPLE},
+        {.first_pos = 3, .token_count = 2, .token_first = 1, .result_first = 5, .result_count = 2, .flags = ROW_SAMPLE},
     };
-    const struct forward_step step = {.rows = rows, .row_count = 3, .tokens = tokens, .token_count = 3};
-    struct token_shm results[5];
+    const struct forward_step step = {.rows = rows, .row_count = 4, .tokens = tokens, .token_count = 3};
+    struct token_shm results[7];
     timed_results(&plan, &step, results);
     cr_expect_eq(results[0].token, 509);
     cr_expect_eq(results[1].token, 7); /* what is scored is what follows */
@@ -101,6 +102,8 @@ Test(timed, tokens_follow_from_the_last_one_and_its_position_and_never_end_an_an
     cr_expect_eq(results[2].token, 9);
     cr_expect_eq(results[3].token, 7);
     cr_expect_eq(results[4].token, timed_token(&plan, 7, 2));
+    cr_expect_eq(results[5].token, timed_token(&plan, 6, 4)); /* a draft behind it or not */
+    cr_expect_eq(results[6].token, timed_token(&plan, 7, 5));
 }
 
 /* ---- beside the simulator ---- */
