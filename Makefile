@@ -301,7 +301,7 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
-.PHONY: bench-accuracy bench-peers bench-kernels bench-limits bench-cuda bench-hand-off bench-sched bench-front bench-journal bench-ipc bench-recovery bench-serve bench-structured bench-load bench-timed bench-loaded bench-policies
+.PHONY: bench-accuracy bench-peers bench-kernels bench-limits bench-cuda bench-hand-off bench-sched bench-front bench-journal bench-ipc bench-recovery bench-serve bench-structured bench-speculate bench-load bench-timed bench-loaded bench-policies
 .PHONY: benches
 benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-limits bench-cuda bench-hand-off bench-sched bench-front bench-journal bench-ipc logits) # built by make test, so that they stay whole
 
@@ -341,6 +341,9 @@ bench-serve: all model ## What 1, 16 and 32 clients of an engine with two stages
 
 bench-structured: all model ## What keeping to a JSON schema costs 16 clients, beside free text
 	$(Q)tools/bench-structured.sh $(MODEL) -p 2
+
+bench-speculate: all model ## Tokens a second with and without --speculate ngram, for texts that repeat themselves and others (ROUNDS=3)
+	$(Q)tools/bench-speculate.sh $(MODEL) -p 2
 
 bench-load: all model $(BUILD)/tests/test_load ## 5,000 connections, 20,000 requests, 1,500 clients that misbehave: leaks, and who notices
 	$(Q)EVENFLOW_LOAD=full EVENFLOW_BUILD=$(BUILD) $(BUILD)/tests/test_load

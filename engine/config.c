@@ -76,6 +76,9 @@ static const struct option_spec specs[] = {
      "Share of the KV blocks that stays free when a sequence is admitted beside running ones"},
     {"scheduler-reserve-full-isl", NULL, 0, OPTION_FLAG, AT(scheduler_reserve_full_isl), "true", 0, 0, "",
      "Admits a sequence when blocks for its first step are free, instead of for all that is known of it"},
+    {"speculate", NULL, 0, OPTION_TEXT, AT(speculate), "none", 0, 0, "NAME",
+     "Guesses at next tokens, computed along while that costs little time: none, or ngram (what followed an answer's "
+     "last tokens when they stood in it or its prompt before); results are the same bits"},
     {"max-queued-requests", NULL, 0, OPTION_NUMBER, AT(max_queued_requests), "1024", 1, 100000, "N",
      "Requests running and waiting at most; one more is answered with 429"},
     {"max-connections", NULL, 0, OPTION_NUMBER, AT(max_connections), "512", 1, 16000, "N",
@@ -115,8 +118,7 @@ static const struct option_spec specs[] = {
 };
 
 static const char *const refused[] = {
-    "enable-lora", "lora-modules", "kv-transfer-config", "limit-mm-per-prompt", "async-scheduling", "speculate",
-    "adopt",       NULL,
+    "enable-lora", "lora-modules", "kv-transfer-config", "limit-mm-per-prompt", "async-scheduling", "adopt", NULL,
 };
 
 const struct option_table config_table = {

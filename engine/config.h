@@ -34,6 +34,7 @@ struct config {
     char scheduling_policy[OPTION_TEXT_MAX];
     double watermark;
     bool scheduler_reserve_full_isl;
+    char speculate[OPTION_TEXT_MAX];
     uint64_t max_queued_requests;
     uint64_t max_connections;
     uint64_t max_body;

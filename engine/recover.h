@@ -32,6 +32,8 @@ void sched_recover(struct sched *sched, uint64_t returned);
 
 /* What only the scheduler keeps of a sequence, from its shared record, its request and its log; it is in no list. */
 void sched_describe(struct sched *sched, uint32_t sequence);
+/* Tokens known at positions first.. of a sequence: prompt, then the committed ones. */
+void sched_copy_tokens(const struct sched *sched, uint32_t sequence, uint32_t first, uint32_t count, uint32_t *tokens);
 /* Hashes of the blocks that have become full. */
 void sched_extend_hashes(struct sched *sched, uint32_t sequence);
 /* Blocks that are full once the steps so far are computed can be found from now on: whoever is given one runs behind those

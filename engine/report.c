@@ -124,9 +124,11 @@ void report_status(struct json_writer *w, const struct arena *arena)
                 (unsigned long long)sched_counter(arena, COUNTER_SCHED_RUNNING),
                 (unsigned long long)sched_counter(arena, COUNTER_SCHED_WAITING),
                 (unsigned long long)sched_counter(arena, COUNTER_SCHED_PREEMPTIONS));
-    json_format(w, ",\"tokens\":{\"prompt\":%llu,\"generated\":%llu}",
+    json_format(w, ",\"tokens\":{\"prompt\":%llu,\"generated\":%llu,\"drafted\":%llu,\"accepted\":%llu}",
                 (unsigned long long)sched_counter(arena, COUNTER_SCHED_PROMPT_TOKENS),
-                (unsigned long long)sched_counter(arena, COUNTER_SCHED_GENERATED_TOKENS));
+                (unsigned long long)sched_counter(arena, COUNTER_SCHED_GENERATED_TOKENS),
+                (unsigned long long)sched_counter(arena, COUNTER_SCHED_DRAFTED),
+                (unsigned long long)sched_counter(arena, COUNTER_SCHED_ACCEPTED));
     json_format(w, ",\"steps\":{\"planned\":%llu,\"in_flight\":%llu}",
                 (unsigned long long)sched_counter(arena, COUNTER_SCHED_STEPS),
                 (unsigned long long)sched_counter(arena, COUNTER_SCHED_STEPS_IN_FLIGHT));

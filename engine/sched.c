@@ -30,6 +30,7 @@ void sched_init(struct sched *sched, const struct arena *arena, const struct pol
         .tops = base_alloc((size_t)arena->layout.step_results_max * LOGPROBS_MAX * sizeof(struct top_shm)),
         .policy_state = policy->state_bytes != NULL ? base_alloc(policy->state_bytes(plan)) : NULL};
     kv_init(&sched->kv, plan->num_blocks);
+    drafts_init(&sched->drafts, plan);
     hitrate_init(&sched->hitrate, HITRATE_WINDOW_MAX);
     seq_init(&sched->table, arena);
     for (uint32_t i = 0; i < plan->window; i++)
@@ -66,6 +67,7 @@ void sched_fini(struct sched *sched)
     free(sched->tops);
     free(sched->policy_state);
     kv_fini(&sched->kv);
+    drafts_fini(&sched->drafts);
     seq_fini(&sched->table);
     *sched = (struct sched){0};
 }
@@ -180,8 +182,7 @@ static bool can_be_taken_in(const struct sched *sched, const struct request_shm 
            (uint64_t)request->choices * journal_log_pages(request) <= sched->plan->log_pages;
 }
 
-/* Tokens known at positions first.. of a sequence: prompt, then the committed ones. */
-static void copy_tokens(const struct sched *sched, uint32_t sequence, uint32_t first, uint32_t count, uint32_t *tokens)
+void sched_copy_tokens(const struct sched *sched, uint32_t sequence, uint32_t first, uint32_t count, uint32_t *tokens)
 {
     const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
     uint32_t log_first = journal_log_first(arena_request(sched->arena, shm->request));
@@ -200,7 +201,7 @@ void sched_extend_hashes(struct sched *sched, uint32_t sequence)
     if (!sched->plan->enable_prefix_caching)
         return;
     for (; (seq->hashed + 1) * block_size <= seq->known; seq->hashed++) {
-        copy_tokens(sched, sequence, seq->hashed * block_size, block_size, sched->block_tokens);
+        sched_copy_tokens(sched, sequence, seq->hashed * block_size, block_size, sched->block_tokens);
         hashes[seq->hashed] = prefix_hash(sched->plan->prefix_key, seq->hashed > 0 ? &hashes[seq->hashed - 1] : NULL,
                                           sched->block_tokens, block_size);
     }
@@ -530,9 +531,9 @@ static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence
     if (tokens == 1 && end == seq->known && end > seq->prompt_tokens)
         row_tokens[0] = seq->last_token;
     else
-        copy_tokens(sched, sequence, row->first_pos, tokens, row_tokens);
+        sched_copy_tokens(sched, sequence, row->first_pos, tokens, row_tokens);
     if (is_score && !samples)
-        copy_tokens(sched, sequence, end, 1, &row->score_next);
+        sched_copy_tokens(sched, sequence, end, 1, &row->score_next);
     memcpy(arena_step_blocks(sched->arena, record) + row->block_first, arena_block_table(sched->arena, sequence),
            row->block_count * sizeof(uint32_t));
     record->token_count += tokens;
@@ -719,6 +720,8 @@ uint64_t sched_note_flight(struct sched *sched)
                                               .token_count = row->token_count,
                                               .result_first = row->result_first,
                                               .result_count = row->result_count,
+                                              .draft_first = row->token_first + row->token_count - step_drafts(row),
+                                              .draft_count = step_drafts(row),
                                               .top_logprobs = row->top_logprobs,
                                               .flags = row->flags};
         sched->row_of[row->sequence] = 0;
@@ -751,8 +754,10 @@ struct step_shm *sched_plan(struct sched *sched)
     sched->shape = (struct shape){0};
     if (sched->suspects.is_on)
         suspect_plan(sched);
-    if (!sched->suspects.is_on)
+    if (!sched->suspects.is_on) {
         sched->policy->plan(sched);
+        drafts_add(sched);
+    }
     if (sched->record->row_count == 0) {
         sched->wants_another_plan = sched->table.running.count < running; /* so it comes to an end */
         return NULL;
@@ -808,16 +813,44 @@ static const struct top_shm *tops_of(const struct sched *sched, const struct fli
     return row->top_logprobs > 0 ? sched->tops + (size_t)(row->result_first + result) * LOGPROBS_MAX : NULL;
 }
 
+/* Results of a row that mean something: behind a draft that is not what came, or behind an end, there are none. */
+static uint32_t count_results(const struct sched *sched, const struct flight *flight, const struct flight_row *row,
+                              const struct token_shm *results)
+{
+    const uint32_t *drafts = arena_step_tokens(sched->arena, arena_step(sched->arena, flight->step)) + row->draft_first;
+    const struct request_shm *request = policy_request(sched, row->sequence);
+    uint32_t generated = row->first_pos + row->token_count - row->draft_count - request->prompt_tokens;
+    for (uint32_t i = 0; i < row->draft_count; i++)
+        if (results[i].token != drafts[i] ||
+            end_by(sched->plan, request, &results[i], generated + i + 1) != FINISH_NONE)
+            return i + 1;
+    return row->result_count;
+}
+
+/* Drafts that were right are computed like any other token, once they are committed; unless it was preempted, or a predecessor
+ * had come so far. */
+static void keep_drafts(struct sched *sched, const struct flight_row *row)
+{
+    struct seq *seq = seq_of(sched, row->sequence);
+    if (seq->computed != row->first_pos + row->token_count - row->draft_count)
+        return;
+    journal_order(); /* the tokens before what stands on them */
+    sched->drafts.accepted += seq->known - 1 - seq->computed;
+    arena_sequence(sched->arena, row->sequence)->computed = seq->computed = seq->known - 1;
+}
+
 /* What a row gave: into the sequence's log first, then everything that follows from it. Entries that are there already are the
  * same bits again: scores from before a preemption, or what a predecessor committed that died before it let go of the step's
  * results; what follows from these was made up for at the start. */
-static void commit_row(struct sched *sched, const struct flight_row *row, const struct token_shm *results)
+static void commit_row(struct sched *sched, const struct flight *flight, const struct flight_row *row,
+                       const struct token_shm *results)
 {
     struct seq *seq = seq_of(sched, row->sequence);
     uint32_t position = row->first_pos + row->token_count - row->result_count + 1; /* of the first result's token */
     uint32_t entry = seq->row.log_first + position - seq->prompt_tokens;
     uint32_t committed = journal_log_committed(arena_sequence(sched->arena, row->sequence)), before = committed;
-    for (uint32_t i = 0; i < row->result_count; i++)
+    uint32_t count = row->draft_count > 0 ? count_results(sched, flight, row, results) : row->result_count;
+    for (uint32_t i = 0; i < count; i++)
         if (entry + i == committed) {
             journal_log_append(sched->arena, row->sequence, &results[i], tops_of(sched, row, i));
             committed++;
@@ -827,6 +860,8 @@ static void commit_row(struct sched *sched, const struct flight_row *row, const 
                 sched->generated_tokens++;
             }
         }
+    if (row->draft_count > 0)
+        keep_drafts(sched, row);
     if (committed == before)
         return;
     sched_extend_hashes(sched, row->sequence);
@@ -899,7 +934,7 @@ bool sched_return(struct sched *sched, uint64_t step, const struct token_shm *re
         if (!seq_is_live(&sched->table, row->sequence))
             continue; /* aborted meanwhile, perhaps forgotten already */
         if (row->result_count > 0 && !flight->is_cancelled)
-            commit_row(sched, row, results + row->result_first);
+            commit_row(sched, flight, row, results + row->result_first);
     }
     return true;
 }

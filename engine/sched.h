@@ -21,6 +21,7 @@
 #include <stdint.h>
 
 #include "engine/account.h"
+#include "engine/draft.h"
 #include "engine/hitrate.h"
 #include "engine/kv.h"
 #include "engine/seq.h"
@@ -37,6 +38,7 @@ struct flight_row {
     uint32_t first_pos;
     uint32_t token_count;
     uint32_t result_first, result_count;
+    uint32_t draft_first, draft_count; /* of its tokens: indices in the step */
     uint32_t top_logprobs;
     uint32_t flags; /* enum row_flag */
 };
@@ -88,6 +90,8 @@ struct sched {
     struct top_shm *tops; /* (step_results_max, LOGPROBS_MAX): of the results at hand */
 
     struct suspects suspects;
+
+    struct drafts drafts;
 
     uint32_t *news; /* (requests_max): slots, oldest first */
     uint32_t news_count;

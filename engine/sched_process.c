@@ -225,6 +225,8 @@ static void update_counters(struct sched_process *p)
     counter_set(p->shm, COUNTER_SCHED_EFFICIENCY_PERMILLE, core->account.efficiency_permille);
     counter_set(p->shm, COUNTER_SCHED_PROMPT_TOKENS, core->prompt_tokens);
     counter_set(p->shm, COUNTER_SCHED_GENERATED_TOKENS, core->generated_tokens);
+    counter_set(p->shm, COUNTER_SCHED_DRAFTED, core->drafts.drafted);
+    counter_set(p->shm, COUNTER_SCHED_ACCEPTED, core->drafts.accepted);
     counter_set(p->shm, COUNTER_SCHED_PREEMPTIONS, core->preemptions);
     counter_set(p->shm, COUNTER_SCHED_RUNNING, core->table.running.count);
     counter_set(p->shm, COUNTER_SCHED_WAITING, core->table.waiting.count + core->table.held.count);
@@ -241,6 +243,8 @@ static void restore_counters(struct sched_process *p)
     p->core.steps = counter_read(p->shm, COUNTER_SCHED_STEPS);
     p->core.prompt_tokens = counter_read(p->shm, COUNTER_SCHED_PROMPT_TOKENS);
     p->core.generated_tokens = counter_read(p->shm, COUNTER_SCHED_GENERATED_TOKENS);
+    p->core.drafts.drafted = counter_read(p->shm, COUNTER_SCHED_DRAFTED);
+    p->core.drafts.accepted = counter_read(p->shm, COUNTER_SCHED_ACCEPTED);
     p->core.preemptions = counter_read(p->shm, COUNTER_SCHED_PREEMPTIONS);
     p->core.cached_tokens = counter_read(p->shm, COUNTER_SCHED_CACHED_TOKENS);
     p->core.account.step_us = counter_read(p->shm, COUNTER_SCHED_STEP_US);

@@ -43,7 +43,7 @@
 #include "ipc/words.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x0000000000000019ull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x000000000000001aull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -317,8 +317,8 @@ enum row_flag {
 };
 
 /* One sequence's share of a step: token_count tokens at positions first_pos.. With ROW_SAMPLE alone, the last result_count - 1
- * of them are *drafts*: guesses at what comes next (engine/draft.h). The result at a draft's place means something only if every
- * guess up to there is what came. */
+ * of them are *drafts*: guesses at what comes next (engine/draft.h). The result at a draft's place means something only if
+ * every guess up to there is what came. */
 struct row_shm {
     uint32_t sequence;
     uint32_t sequence_generation;

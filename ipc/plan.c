@@ -35,6 +35,7 @@ int plan_validate(const struct plan *plan, struct err *err)
         {"vocab_size", plan->vocab_size, 1, 1u << 24},
         {"end_token_count", plan->end_token_count, 0, END_TOKENS_MAX},
         {"backend", plan->backend, BACKEND_MODEL, BACKEND_TIMED},
+        {"speculate", plan->speculate, SPECULATE_NONE, SPECULATE_NGRAM},
         {"stage_count", plan->stage_count, 1, min_u64(STAGES_MAX, plan->layers)},
         {"window", plan->window, 1, 4 * STAGES_MAX},
         {"threads_per_stage", plan->threads_per_stage, 1, 64},

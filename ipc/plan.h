@@ -36,6 +36,9 @@ enum backend {
 /* How the front asks the kernel. */
 enum io_choice { IO_ANY, IO_URING, IO_EPOLL };
 
+/* Guesses at an answer's next tokens, computed along with what has to be (engine/draft.h). */
+enum speculation { SPECULATE_NONE, SPECULATE_NGRAM };
+
 /* What a stage computes on: the processor, or CUDA device number device - 1. */
 #define DEVICE_CPU  0u
 #define DEVICES_MAX 64u
@@ -117,7 +120,7 @@ struct plan {
 
     uint32_t log_level; /* enum log_level */
     uint32_t spares;    /* of each process: prepared to take over; 0 or 1 */
-    uint32_t pad;
+    uint32_t speculate; /* enum speculation */
     uint64_t vocab_bytes;
     uint64_t prefix_key[2]; /* of the hashes of KV blocks; drawn at start */
     uint64_t created_s;     /* wall clock at start: "created" of the model */

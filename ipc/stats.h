@@ -32,6 +32,8 @@ enum counter_kind { COUNTER, GAUGE };
     X(SCHED_HIT_PERMILLE, GAUGE, ROLE_SCHED, "prefix_cache_hit_permille",                                              \
       "Of a thousand prompt tokens of the last 1000 sequences, those found in the prefix cache")                       \
     X(SCHED_GENERATED_TOKENS, COUNTER, ROLE_SCHED, "generation_tokens_total", "Tokens generated")                      \
+    X(SCHED_DRAFTED, COUNTER, ROLE_SCHED, "draft_tokens_total", "Guesses at next tokens that were computed")           \
+    X(SCHED_ACCEPTED, COUNTER, ROLE_SCHED, "draft_tokens_accepted_total", "Guesses that were the tokens that came")    \
     X(SCHED_PREEMPTIONS, COUNTER, ROLE_SCHED, "preemptions_total", "Sequences that gave their blocks back")            \
     X(SCHED_RUNNING, GAUGE, ROLE_SCHED, "sequences_running", "Sequences that hold KV blocks")                          \
     X(SCHED_WAITING, GAUGE, ROLE_SCHED, "sequences_waiting", "Sequences that wait for KV blocks")                      \

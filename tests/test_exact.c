@@ -67,7 +67,7 @@ static char *make_body(uint32_t index)
 }
 
 struct counts {
-    uint64_t preemptions, cached_tokens;
+    uint64_t preemptions, cached_tokens, accepted_drafts;
 };
 
 static struct counts run_all(const char *options, size_t concurrency, struct completion *completions)
@@ -79,7 +79,8 @@ static struct counts run_all(const char *options, size_t concurrency, struct com
     engine_start(&engine, options);
     engine_complete(&engine, bodies, size.requests, concurrency, completions);
     struct counts counts = {engine_metric(&engine, "evenflow_preemptions_total"),
-                            engine_metric(&engine, "evenflow_cached_tokens_total")};
+                            engine_metric(&engine, "evenflow_cached_tokens_total"),
+                            engine_metric(&engine, "evenflow_draft_tokens_accepted_total")};
     cr_assert_eq(own_engine_stop(&engine), 0);
     for (uint32_t i = 0; i < size.requests; i++)
         free(bodies[i]);
@@ -106,7 +107,7 @@ static void compare(const char *what)
 struct run {
     const char *options;
     size_t concurrency;
-    bool must_preempt, must_hit;
+    bool must_preempt, must_hit, must_guess;
 };
 
 /* first: nothing cached: what the others are held against. */
@@ -119,29 +120,33 @@ static void expect_same_bits(const struct run *first, const struct run *runs, si
     for (size_t i = 0; i < count; i++) {
         counts = run_all(runs[i].options, runs[i].concurrency, seen);
         compare(runs[i].options);
-        fprintf(stderr, "exact:    with %llu preemptions and %llu prompt tokens from the cache\n",
-                (unsigned long long)counts.preemptions, (unsigned long long)counts.cached_tokens);
+        fprintf(stderr, "exact:    with %llu preemptions, %llu prompt tokens from the cache and %llu right drafts\n",
+                (unsigned long long)counts.preemptions, (unsigned long long)counts.cached_tokens,
+                (unsigned long long)counts.accepted_drafts);
         if (runs[i].must_preempt)
             cr_expect_gt(counts.preemptions, 0, "%s: nothing was preempted, so nothing was shown", runs[i].options);
         if (runs[i].must_hit)
             cr_expect_gt(counts.cached_tokens, 100, "%s: nothing was cached, so nothing was shown", runs[i].options);
+        if (runs[i].must_guess)
+            cr_expect_gt(counts.accepted_drafts, 100, "%s: nothing was guessed, so nothing was shown", runs[i].options);
     }
 }
 
 Test(exact, same_bits_whatever_the_batch_the_chunks_the_stages_and_the_blocks, .timeout = 1200)
 {
     static const struct run runs[] = {
-        {"-p 2", 32, false, true},
-        {"-p 2 --split 7,23 --max-num-batched-tokens 16 --max-num-seqs 16", 32, false, true},
+        {"-p 2", 32, false, true, false},
+        {"-p 2 --split 7,23 --max-num-batched-tokens 16 --max-num-seqs 16", 32, false, true, false},
         {"-p 1 --threads-per-stage 2 --max-num-batched-tokens 8192 --no-enable-chunked-prefill "
          "--no-enable-prefix-caching",
-         64, false, false},
-        {"-p 2 --policy default --num-blocks 96 --max-num-seqs 32", 32, true, true},
-        {"-p 3 --policy throttle --block-size 8 --max-num-batched-tokens 37 --max-num-seqs 32", 20, false, true},
-        {"-p 5 --policy default --block-size 64 --num-blocks 40 --window 7 --no-enable-prefix-caching", 32, true,
+         64, false, false, false},
+        {"-p 2 --policy default --num-blocks 96 --max-num-seqs 32", 32, true, true, false},
+        {"-p 3 --policy throttle --block-size 8 --max-num-batched-tokens 37 --max-num-seqs 32", 20, false, true, false},
+        {"-p 5 --policy default --block-size 64 --num-blocks 40 --window 7 --no-enable-prefix-caching", 32, true, false,
          false},
+        {"-p 3 --speculate ngram --num-blocks 48 --policy default", 4, false, true, true},
     };
-    const struct run alone = {"-p 1 --no-enable-prefix-caching", 1, false, false};
+    const struct run alone = {"-p 1 --no-enable-prefix-caching", 1, false, false, false};
     expect_same_bits(&alone, runs, ARRAY_COUNT(runs));
 }
 
@@ -149,9 +154,9 @@ Test(exact, the_same_with_a_cache_of_bytes, .timeout = 600)
 {
     static const struct run runs[] = {
         {"--kv-type q8 --block-size 8 -p 2 --policy default --num-blocks 96 --max-num-seqs 32 --threads-per-stage 2",
-         32, true, true},
+         32, true, true, false},
     };
-    const struct run few = {"--kv-type q8 -p 1 --no-enable-prefix-caching", 8, false, false};
+    const struct run few = {"--kv-type q8 -p 1 --no-enable-prefix-caching", 8, false, false, false};
     expect_same_bits(&few, runs, ARRAY_COUNT(runs));
 }
 

@@ -55,8 +55,8 @@ Test(options, what_this_build_cannot_honour_is_refused_by_name)
 {
     struct config config;
     struct err err;
-    cr_assert_lt(PARSE(&config, &err, "--speculate", "ngram"), 0);
-    cr_assert(strstr(err.text, "--speculate: this build cannot honour"));
+    cr_assert_lt(PARSE(&config, &err, "--enable-lora"), 0);
+    cr_assert(strstr(err.text, "--enable-lora: this build cannot honour"));
 }
 
 Test(options, command_line_beats_environment_beats_file)

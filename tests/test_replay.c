@@ -18,13 +18,14 @@ static void ignore_event(struct client_call *call, void *context, const char *da
 }
 
 /* A recording of an engine under some load: preemptions, aborts, several choices. */
-static void make_recording(char *path, const char *policy)
+static void make_recording(char *path, const char *policy, const char *speculate)
 {
     int fd = mkstemp(path);
     cr_assert_geq(fd, 0);
     close(fd);
     char options[256];
-    snprintf(options, sizeof(options), "-p 2 --policy %s --num-blocks 30 --max-num-seqs 16 --record %s", policy, path);
+    snprintf(options, sizeof(options), "-p 2 --policy %s --speculate %s --num-blocks 30 --max-num-seqs 16 --record %s",
+             policy, speculate, path);
     struct own_engine engine;
     engine_start(&engine, options);
     enum { CALLS = 40 };
@@ -51,7 +52,7 @@ static void make_recording(char *path, const char *policy)
 Test(replay, plans_every_recorded_step_again, .timeout = 180)
 {
     char path[] = "/tmp/evenflow-recording-XXXXXX";
-    make_recording(path, "default");
+    make_recording(path, "default", "none");
     struct replay_result result;
     struct err err;
     cr_assert_eq(replay_file(&result, path, &err), 0, "%s", err.text);
@@ -91,7 +92,7 @@ Test(replay, plans_every_step_again_that_followed_from_measured_times, .timeout 
     char path[] = "/tmp/evenflow-recording-XXXXXX";
     struct replay_result result;
     struct err err = {0};
-    make_recording(path, "even");
+    make_recording(path, "even", "ngram"); /* drafts too */
     cr_assert_eq(replay_file(&result, path, &err), 0, "%s", err.text);
     cr_assert_eq(result.first_difference, 0, "%s", result.err.text);
     cr_assert_gt(result.steps, 50);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "engine/policy.h"
+#include "engine/recover.h"
 #include "engine/sched.h"
 #include "ipc/journal.h"
 #include "tests/plans.h"
@@ -25,9 +26,13 @@ struct world {
     uint32_t families;   /* 0: no two prompts have anything in common */
 };
 
+static uint32_t period; /* 0: no token of a text comes twice; else nearly all do, after so many */
+
 /* What the model says at a position of a sequence of the request in a slot. Never the end token, which is 7. */
 static uint32_t token_at(uint32_t order, uint32_t choice, uint32_t position)
 {
+    if (period > 0 && position % (4 * period + 1) != 3)
+        position %= period;
     return 10 + (order * 131 + choice * 977 + position * 7) % 900;
 }
 
@@ -148,7 +153,8 @@ static void check_record(struct world *w, const struct step_shm *record)
             cr_assert(!is_written || *use == UNUSED, "step %llu row %u", (unsigned long long)record->step, i);
             *use = is_written ? WRITTEN : *use == WRITTEN ? WRITTEN : READ;
         }
-        for (uint32_t t = 0; t < row->token_count; t++) {
+        uint32_t drafts = step_drafts(row), behind = row->first_pos + row->token_count - drafts;
+        for (uint32_t t = 0; t < row->token_count - drafts; t++) {
             uint32_t position = row->first_pos + t;
             bool is_prompt = position < shm->prompt_tokens;
             uint32_t source = (uint32_t)(is_prompt ? request->id : request->order);
@@ -156,10 +162,13 @@ static void check_record(struct world *w, const struct step_shm *record)
                          "sequence %u position %u", row->sequence, position);
         }
         /* the row itself says whether an end may be drawn: it depends on the place alone */
-        bool is_early = row->first_pos + row->token_count - shm->prompt_tokens < request->min_tokens;
+        bool is_early = behind - shm->prompt_tokens < request->min_tokens;
         cr_assert_eq((row->flags & ROW_NO_END) != 0, row->flags & ROW_SAMPLE && is_early);
-        uint32_t behind = row->first_pos + row->token_count;
-        cr_assert_eq(row->result_count, row->flags & ROW_SCORE ? row->token_count : row->flags & ROW_SAMPLE ? 1 : 0);
+        cr_assert_eq(row->result_count, row->flags & ROW_SCORE    ? row->token_count
+                                        : row->flags & ROW_SAMPLE ? 1 + drafts
+                                                                  : 0);
+        cr_assert(drafts == 0 || (drafts <= DRAFTS_MAX && row->token_count == 1 + drafts && !is_early &&
+                                  behind - shm->prompt_tokens + drafts < request->max_tokens));
         if (row->flags & ROW_SCORE && !(row->flags & ROW_SAMPLE) && behind < shm->prompt_tokens)
             cr_assert_eq(row->score_next, token_at((uint32_t)request->id, 99, behind));
         token += row->token_count;
@@ -195,12 +204,17 @@ static void return_step(struct world *w)
         const struct row_shm *row = &rows[i];
         const struct sequence_shm *shm = arena_sequence(&w->arena, row->sequence);
         const struct request_shm *request = request_at(w, shm->request);
+        const uint32_t *tokens = arena_step_tokens(&w->arena, record) + row->token_first;
+        bool is_true = true; /* behind a wrong draft, nothing is */
         for (uint32_t r = 0; r < row->result_count; r++) {
             uint32_t position = row->first_pos + row->token_count - row->result_count + r + 1;
             bool is_score = position < request->prompt_tokens;
             uint32_t order = (uint32_t)(is_score ? request->id : request->order);
             results[row->result_first + r] =
-                (struct token_shm){.token = token_at(order, is_score ? 99 : row->choice, position)};
+                (struct token_shm){.token = is_true ? token_at(order, is_score ? 99 : row->choice, position) : 8};
+            if (r < step_drafts(row))
+                is_true =
+                    is_true && tokens[row->token_count - step_drafts(row) + r] == results[row->result_first + r].token;
         }
     }
     cr_assert(sched_return(&w->sched, w->oldest, results, record->result_count));
@@ -1166,10 +1180,21 @@ static void check_conservation(struct world *w)
     cr_assert_leq(w->sched.table.running.count, w->plan.max_num_seqs);
 }
 
+static struct plan plan_with_times(void)
+{
+    struct plan plan = plan_for_tests();
+    plan.timing = (struct timing){.stage_count = 2,
+                                  .stages = {{.row_us = 100, .weights_us = 1000, .token_us = 50},
+                                             {.base_us = 10, .weights_us = 2000, .token_us = 70}}};
+    return plan;
+}
+
 /* Random arrivals, aborts and returns. Returns a digest of every step record. */
 struct totals {
-    uint64_t steps, preemptions, cached_tokens;
+    uint64_t steps, preemptions, cached_tokens, drafted, accepted;
 };
+
+static bool speculates;
 
 static uint64_t random_run(uint64_t seed, uint32_t turns, struct totals *totals)
 {
@@ -1189,6 +1214,11 @@ static uint64_t random_run(uint64_t seed, uint32_t turns, struct totals *totals)
     plan.reserve_full_isl = random_below(3) > 0;
     plan.watermark_blocks = random_below(3) * (plan.num_blocks / 9);
     plan.long_prefill_token_threshold = random_below(3) * 7;
+    if (speculates) {
+        plan.speculate = SPECULATE_NGRAM;
+        plan.timing = plan_with_times().timing;
+        period = 2 + random_below(9);
+    }
     open_world(&w, &plan);
     w.families = random_below(4);
     uint64_t digest = 14695981039346656037ull, ended = 0;
@@ -1249,6 +1279,8 @@ static uint64_t random_run(uint64_t seed, uint32_t turns, struct totals *totals)
     totals->steps += w.sched.steps;
     totals->preemptions += w.sched.preemptions;
     totals->cached_tokens += w.sched.cached_tokens;
+    totals->drafted += w.sched.drafts.drafted;
+    totals->accepted += w.sched.drafts.accepted;
     close_world(&w);
     return digest;
 }
@@ -1286,6 +1318,207 @@ Test(sched, the_same_events_give_the_same_steps, .timeout = 60)
     }
 }
 
+/* ---- drafts ---- */
+
+/* Texts that nearly repeat themselves, on stages that have time for drafts. */
+static struct plan plan_with_drafts(void)
+{
+    struct plan plan = plan_with_times();
+    plan.speculate = SPECULATE_NGRAM;
+    period = 6;
+    return plan;
+}
+
+Test(sched, drafts_bring_the_same_tokens_in_fewer_steps)
+{
+    uint64_t steps[2];
+    for (uint32_t run = 0; run < 2; run++) {
+        struct world w;
+        struct plan plan = plan_with_drafts();
+        plan.speculate = run;
+        open_world(&w, &plan);
+        add(&w, 0, 30, 200);
+        run_until_quiet(&w);
+        cr_assert_eq(journal_log_committed(sequence_at(&w, 0, 0)), 200);
+        check_tokens(&w, 0, 0);
+        steps[run] = w.sched.steps;
+        cr_expect_eq(w.sched.drafts.accepted + w.sched.steps, 200); /* the first step computes the prompt */
+        cr_expect_eq(w.sched.drafts.drafted > 0, run == SPECULATE_NGRAM);
+        drain(&w, 0);
+        check_nothing_is_held(&w);
+        close_world(&w);
+    }
+    cr_expect_lt(2 * steps[1], steps[0], "%llu steps, not %llu", (unsigned long long)steps[1],
+                 (unsigned long long)steps[0]);
+}
+
+Test(sched, with_drafts_an_answer_ends_where_it_would_without)
+{
+    uint64_t accepted = 0;
+    for (uint32_t end = 30; end < 60; end++) {
+        struct world w;
+        struct plan plan = plan_with_drafts();
+        open_world(&w, &plan);
+        uint32_t last = token_at(1, 0, 20 + end + end % 5); /* comes in every period, and counts from some day on */
+        struct request_shm *request = prepare(&w, 0, 20, 100);
+        request->stop_tokens[request->stop_token_count++] = last;
+        request->min_tokens = end;
+        accept(&w, 0);
+        prepare(&w, 1, 20, end);
+        accept(&w, 1);
+        for (uint32_t turn = 0; turn < 400 && !(is_done(&w, 0) && is_done(&w, 1)); turn++) {
+            plan_step(&w);
+            return_step(&w);
+        }
+        check_tokens(&w, 0, 0);
+        check_tokens(&w, 1, 0);
+        uint32_t expected = end;
+        while (expected < 100 && token_at(1, 0, 20 + expected - 1) != last)
+            expected++;
+        cr_expect_eq(journal_log_committed(sequence_at(&w, 0, 0)), expected, "%u", end);
+        cr_expect_eq(sequence_at(&w, 0, 0)->finish_reason, FINISH_STOP);
+        cr_expect_eq(journal_log_committed(sequence_at(&w, 1, 0)), end);
+        accepted += w.sched.drafts.accepted;
+        close_world(&w);
+    }
+    cr_expect_gt(accepted, 100);
+}
+
+/* What each would need is in a row's history, or in the log, which drafts are not. */
+static void ask_grammar(struct request_shm *request)
+{
+    request->grammar_words = 10;
+}
+static void ask_bias(struct request_shm *request)
+{
+    request->bias_count = 1;
+}
+static void ask_presence(struct request_shm *request)
+{
+    request->presence_penalty = 0.5f;
+}
+static void ask_frequency(struct request_shm *request)
+{
+    request->frequency_penalty = 0.5f;
+}
+static void ask_repetition(struct request_shm *request)
+{
+    request->repetition_penalty = 1.1f;
+}
+static void ask_min_tokens(struct request_shm *request)
+{
+    request->min_tokens = request->max_tokens;
+}
+
+Test(sched, what_depends_on_the_tokens_before_has_no_drafts)
+{
+    static void (*const asks[])(struct request_shm *) = {ask_grammar,   ask_bias,       ask_presence,
+                                                         ask_frequency, ask_repetition, ask_min_tokens};
+    for (size_t i = 0; i < ARRAY_COUNT(asks); i++) {
+        struct world w;
+        struct plan plan = plan_with_drafts();
+        open_world(&w, &plan);
+        asks[i](prepare(&w, 0, 30, 100));
+        accept(&w, 0);
+        run_until_quiet(&w);
+        cr_assert(is_done(&w, 0));
+        cr_expect_eq(w.sched.drafts.drafted, 0, "%zu", i);
+        close_world(&w);
+    }
+}
+
+Test(sched, drafts_are_worth_their_time_or_are_not_made)
+{
+    struct {
+        struct timing_stage stage;
+        uint32_t period;
+        uint64_t least, most;
+    } cases[] = {
+        {{.weights_us = 5000, .token_us = 10, .row_us = 10}, 6, 100, 600}, /* nearly for nothing */
+        {{.weights_us = 10, .token_us = 1000}, 6, 0, 0},                   /* each as dear as a token of its own */
+        {{.weights_us = 5000, .token_us = 10, .row_us = 10}, 0, 0, 0},     /* nothing ever comes again */
+    };
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        struct world w;
+        struct plan plan = plan_with_drafts();
+        plan.timing.stages[0] = plan.timing.stages[1] = cases[i].stage;
+        period = cases[i].period;
+        open_world(&w, &plan);
+        add(&w, 0, 1, 200);
+        run_until_quiet(&w);
+        check_tokens(&w, 0, 0);
+        uint64_t drafted = w.sched.drafts.drafted;
+        cr_expect(drafted >= cases[i].least && drafted <= cases[i].most, "case %zu: %llu", i,
+                  (unsigned long long)drafted);
+        close_world(&w);
+    }
+}
+
+/* A scheduler dies with drafts in flight, having committed so many of the step's results; and, in the second half, having
+ * taken over the right ones, which it does behind the last of them. */
+Test(sched, a_successor_finds_drafts_in_flight_wherever_their_results_are)
+{
+    uint32_t died = 0;
+    for (uint32_t run = 0; run < 2 * (DRAFTS_MAX + 2); run++) {
+        uint32_t committed = run % (DRAFTS_MAX + 2);
+        bool is_kept = run >= DRAFTS_MAX + 2;
+        struct world w;
+        struct plan plan = plan_with_drafts();
+        plan.enable_prefix_caching = 1;
+        open_world(&w, &plan);
+        add(&w, 0, 30, 400);
+        const struct row_shm *row = NULL;
+        for (uint32_t turn = 0; turn < 15 || step_drafts(row) + 1 < committed; turn++) {
+            if (w.sched.in_flight > 0)
+                return_step(&w);
+            row = arena_step_rows(&w.arena, plan_step(&w));
+        }
+        uint32_t sequence = row->sequence, behind = row->first_pos + 1, right = 1;
+        const uint32_t *drafts = arena_step_tokens(&w.arena, arena_step(&w.arena, w.oldest)) + row->token_first + 1;
+        while (right <= step_drafts(row) && drafts[right - 1] == token_at(1, 0, behind + right - 1))
+            right++;
+        if (committed <= right) {
+            for (uint32_t i = 0; i < committed; i++) {
+                const struct token_shm token = {.token = token_at(1, 0, behind + i)};
+                journal_log_append(&w.arena, sequence, &token, NULL);
+            }
+            if (is_kept && committed == right)
+                arena_sequence(&w.arena, sequence)->computed = behind + committed - 1;
+            died++;
+            sched_fini(&w.sched);
+            sched_init(&w.sched, &w.arena, tested_policy);
+            sched_recover(&w.sched, w.oldest - 1);
+            add(&w, 1, 30, 30);
+        }
+        run_until_quiet(&w);
+        check_tokens(&w, 0, 0);
+        cr_assert_eq(journal_log_committed(sequence_at(&w, 0, 0)), 400);
+        drain(&w, 0);
+        if (committed <= right)
+            drain(&w, 1);
+        check_nothing_is_held(&w);
+        close_world(&w);
+    }
+    cr_expect_gt(died, DRAFTS_MAX);
+}
+
+Test(sched, with_drafts_nothing_is_lost_or_held_either, .timeout = 300)
+{
+    speculates = true;
+    for (size_t i = 0; i < ARRAY_COUNT(policy_names); i++) {
+        struct totals totals = {0};
+        tested_policy = policy_find(policy_names[i]);
+        for (uint64_t seed = 1; seed <= 40; seed++)
+            random_run(seed, 4000, &totals);
+        cr_assert_eq(random_run(50, 3000, &totals), random_run(50, 3000, &totals));
+        fprintf(stderr, "sched: %s: %llu steps, %llu preemptions, %llu drafts, %llu of them right\n",
+                tested_policy->name, (unsigned long long)totals.steps, (unsigned long long)totals.preemptions,
+                (unsigned long long)totals.drafted, (unsigned long long)totals.accepted);
+        cr_assert_gt(totals.accepted, 10000);
+        cr_assert_gt(totals.drafted, totals.accepted);
+    }
+}
+
 /* ---- measured times ---- */
 
 /* Runs one request; every stage takes twice what the table says, alone in flight or not. */
@@ -1307,15 +1540,6 @@ static void run_slowly(struct world *w, uint32_t slot, bool is_lone)
         cr_assert(sched_return(&w->sched, record->step, &result, 1));
     }
     drain(w, slot);
-}
-
-static struct plan plan_with_times(void)
-{
-    struct plan plan = plan_for_tests();
-    plan.timing = (struct timing){.stage_count = 2,
-                                  .stages = {{.row_us = 100, .weights_us = 1000, .token_us = 50},
-                                             {.base_us = 10, .weights_us = 2000, .token_us = 70}}};
-    return plan;
 }
 
 Test(sched, learns_from_measured_times_and_a_successor_knows_what_was_learned)

@@ -294,6 +294,9 @@ static int plan_names(struct plan *plan, const struct config *config, const char
     if (!kv_type_of(config->kv_type, &kv_type))
         return err_set(err, -EINVAL, "--kv-type %s: must be f16 or q8", config->kv_type);
     plan->kv_type = kv_type;
+    if (strcmp(config->speculate, "none") != 0 && strcmp(config->speculate, "ngram") != 0)
+        return err_set(err, -EINVAL, "--speculate %s: must be none or ngram", config->speculate);
+    plan->speculate = strcmp(config->speculate, "ngram") == 0 ? SPECULATE_NGRAM : SPECULATE_NONE;
     static const char *const io_names[] = {[IO_ANY] = "auto", [IO_URING] = "uring", [IO_EPOLL] = "epoll"};
     while (plan->io < ARRAY_COUNT(io_names) && strcmp(config->io, io_names[plan->io]) != 0)
         plan->io++;

@@ -3,6 +3,8 @@
  *
  *   value of a layer at a position = mix(value of the layer before, or the token; values of this layer at all positions before)
  *
+ * Three tokens in four are those of five places before, so that there is something to guess.
+ *
  * The linker puts these functions in the place of those of stages/timed.c (--wrap).
  */
 #include <string.h>
@@ -72,8 +74,9 @@ static struct token_shm result_at(const struct stage *stage, const struct row_sh
 {
     const struct plan *plan = stage->arena->plan;
     uint64_t value = *value_at(stage, slice_of(stage)->layer_count - 1, row, row->first_pos + at);
-    uint32_t top = (uint32_t)(value % plan->vocab_size);
-    uint64_t drawn = row->temperature > 0 ? mix(value ^ (row->seed * 31 + row->choice)) : value;
+    uint64_t source = value % 4 > 0 ? mix((row->first_pos + at) % 5) : value;
+    uint32_t top = (uint32_t)(source % plan->vocab_size);
+    uint64_t drawn = row->temperature > 0 ? mix(source ^ (row->seed * 31 + row->choice)) : source;
     struct token_shm result = {.token = (uint32_t)(drawn % plan->vocab_size), .top_token = top};
     if (row->flags & ROW_LOGITS_HASH)
         result.logits_hash = value;
@@ -92,11 +95,12 @@ void __wrap_timed_results(const struct plan *plan, const struct forward_step *st
     (void)plan;
     for (uint32_t i = 0; i < step->row_count; i++) {
         const struct row_shm *row = &step->rows[i];
-        if (row->result_count == 0)
-            continue;
-        check(row->result_count == 1 && row->flags & ROW_SAMPLE); /* nobody asks for scores here */
-        results[row->result_first] =
-            result_at(stage, row, row->token_count - 1, tops + (size_t)row->result_first * LOGPROBS_MAX);
-        world_point("model/result");
+        check(!(row->flags & ROW_SCORE)); /* nobody asks for scores here */
+        for (uint32_t j = 0; j < row->result_count; j++) {
+            uint32_t result = row->result_first + j;
+            results[result] =
+                result_at(stage, row, row->token_count - row->result_count + j, tops + (size_t)result * LOGPROBS_MAX);
+            world_point("model/result");
+        }
     }
 }

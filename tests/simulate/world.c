@@ -424,6 +424,8 @@ static void choose_plan(struct world *w, size_t vocab_bytes)
     }
     plan->timing.return_us = dice(w, 10);
     plan->timing.plan_us = dice(w, 10);
+    plan->speculate =
+        w->seed != 0 && dice(w, 2) > 0 ? SPECULATE_NGRAM : SPECULATE_NONE; /* not where answers are learned */
     strcpy(plan->policy, policies[dice(w, ARRAY_COUNT(policies))]);
 }
 
