@@ -5,6 +5,7 @@
 #define LATELY       256u       /* steps: what is further back counts ever less */
 #define GAP_MAX_NS   1000000000 /* of one gap, for what is shown as lately: an idle night does not hide a busy minute */
 #define BOUND_STEPS  128u       /* that a bound is about */
+#define LENT_PART    4          /* of a stage's time: with the help of others for more of it, the rest says little */
 #define MICROSECONDS 1000000.0
 
 void account_init(struct account *account, const struct arena *arena)
@@ -15,6 +16,14 @@ void account_init(struct account *account, const struct arena *arena)
 bool account_is_sound(const struct step_time_shm *time, uint64_t number)
 {
     return time->step == number && time->input_ns <= time->begin_ns && time->begin_ns <= time->end_ns;
+}
+
+uint64_t account_cost_ns(const struct plan *plan, const struct step_time_shm *time)
+{
+    uint64_t helpers = plan->lone_threads - plan->threads_per_stage;
+    if (time->lent_ns > time->cpu_ns / LENT_PART)
+        return 0;
+    return time->cpu_ns + time->lent_ns * helpers / plan->threads_per_stage;
 }
 
 /* Part of from..to that lies within begin..end. */
@@ -110,7 +119,7 @@ static void account_bound(struct account *account)
     account->loaded_us = account->request_us = 0;
 }
 
-/* Stages that lend their cores to one step are no pipeline: the bound does not hold for them. */
+/* Stages that lend all their time to one step are no pipeline: the bound does not hold for them. */
 static void account_load(struct account *account, const struct account_step *step, bool is_lone, uint64_t now_us)
 {
     uint64_t from = max_u64(account->returned_us, step->planned_us);
@@ -138,16 +147,18 @@ static void account_load(struct account *account, const struct account_step *ste
 void account_step(struct account *account, uint64_t number, const struct account_step *step,
                   const struct step_time_shm *times, uint64_t now_us)
 {
-    bool is_lone = false;
-    for (uint32_t stage = 0; stage < account->arena->plan->stage_count; stage++) {
+    const struct plan *plan = account->arena->plan;
+    uint32_t lone_stages = 0;
+    for (uint32_t stage = 0; stage < plan->stage_count; stage++) {
         if (!account_is_sound(&times[stage], number))
             continue;
-        is_lone = is_lone || times[stage].is_lone;
+        uint64_t cost_ns = account_cost_ns(plan, &times[stage]);
+        lone_stages += cost_ns == 0;
         account_stage(account, stage, step, times, number);
-        if (step->predicted_us[stage] > 0 && times[stage].cpu_ns > 0 && !times[stage].is_lone)
-            account_error(account, stage, step->predicted_us[stage], times[stage].cpu_ns);
+        if (step->predicted_us[stage] > 0 && cost_ns > 0)
+            account_error(account, stage, step->predicted_us[stage], cost_ns);
     }
-    account_load(account, step, is_lone, now_us);
+    account_load(account, step, lone_stages == plan->stage_count, now_us);
 }
 
 uint64_t account_depth_milli(const struct account *account)

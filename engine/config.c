@@ -33,10 +33,9 @@ static const struct option_spec specs[] = {
     {"threads-per-stage", NULL, 0, OPTION_NUMBER, AT(threads_per_stage), "1", 1, 64, "N",
      "Threads that compute in each stage; results are the same bits for any number"},
     {"lone-threads", NULL, 0, OPTION_NUMBER, AT(lone_threads), "0", 0, 64, "N",
-     "Threads that compute a step in its stage while it is the only one in flight, on the cores of the stages that "
-     "wait; 0: as "
-     "many as there are cores for all stages, up to 16; 1: no more than ever. Results are the same bits for any "
-     "number"},
+     "Threads that compute in a stage while no other stage has anything to do, on their cores as well; 0: as many as "
+     "there are "
+     "cores for all stages, up to 16; 1: no more than ever. Results are the same bits for any number"},
     {"policy", NULL, 0, OPTION_TEXT, AT(policy), "even", 0, 0, "NAME", "Scheduling policy: " POLICY_NAMES},
     {"use-batch-scheduler", NULL, 0, OPTION_FLAG, AT(use_batch_scheduler), NULL, 0, 0, "",
      "The same as --policy batch"},

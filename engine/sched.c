@@ -910,10 +910,11 @@ void sched_measure(struct sched *sched, uint64_t step, const struct step_time_sh
     if (account_is_sound(last, step))
         sched->results_us = last->end_ns / 1000;
     for (uint64_t i = 0; i < timing->stage_count && !sched->plan->freeze_timing; i++) {
-        if (!account_is_sound(&times[i], step) || times[i].is_lone)
+        if (!account_is_sound(&times[i], step))
             continue;
         struct stage_fit_shm *fit = &arena_fits(sched->arena)[i];
-        fit_observe(fit, &sched->plan->timing.stages[i], &flight->shape, (double)times[i].cpu_ns / 1000);
+        fit_observe(fit, &sched->plan->timing.stages[i], &flight->shape,
+                    (double)account_cost_ns(sched->plan, &times[i]) / 1000);
         timing->stages[i] = fit_timing(fit, &sched->plan->timing.stages[i]);
     }
 }

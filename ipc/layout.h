@@ -373,7 +373,7 @@ struct step_time_shm {
     uint64_t begin_ns; /* likewise: when the stage began with it */
     uint64_t end_ns;   /* likewise: when its output was there */
     uint64_t cpu_ns;   /* likewise: of that time, on a processor */
-    uint64_t is_lone;  /* likewise: 1: other stages' cores helped, so the time says nothing of other steps' */
+    uint64_t lent_ns;  /* likewise: of cpu_ns, while other stages' cores helped */
     uint64_t pad[2];
 };
 static_assert(sizeof(struct step_time_shm) == 64, "shared");

@@ -79,7 +79,7 @@ struct plan {
     uint32_t spin_ns; /* how long a process looks again before it sleeps; 0 when processes outnumber cores */
     uint32_t pin;     /* 1: every thread of every stage is pinned to an allowed core of its own (there are enough) */
     uint32_t threads_per_stage;
-    uint32_t lone_threads; /* in each stage, for a step that is alone in flight; threads_per_stage: no more than ever */
+    uint32_t lone_threads; /* while no other stage has anything to do; threads_per_stage: no more than ever */
     uint32_t pipeline_pad;
     uint64_t device_page_bytes; /* memory on devices comes in multiples of it; 0: no stage is on one */
     struct plan_slice slices[STAGES_MAX];

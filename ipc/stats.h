@@ -52,7 +52,7 @@ enum counter_kind { COUNTER, GAUGE };
     X(STAGE_TOKENS, COUNTER, ROLE_STAGE, "stage_tokens_total", "Tokens that went through a stage")                     \
     X(STAGE_BUSY_NS, COUNTER, ROLE_STAGE, "stage_busy_nanoseconds_total", "Time a stage spent computing")              \
     X(STAGE_LONE_STEPS, COUNTER, ROLE_STAGE, "stage_lone_steps_total",                                                 \
-      "Steps that a stage computed with the cores of stages that waited")                                              \
+      "Steps for which a stage had the cores of the others, which had none, for some time or all")                     \
     X(STAGE_EARLY, COUNTER, ROLE_STAGE, "stage_early_steps_total",                                                     \
       "Steps that a stage's device had before their input was there")
 

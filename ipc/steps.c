@@ -29,12 +29,14 @@ bool step_is_published(const struct arena *arena, uint64_t step)
     return atomic_load_explicit(&arena_step(arena, step)->commit, memory_order_acquire) == step + 1;
 }
 
-bool step_is_alone(const struct arena *arena, uint64_t step)
+bool step_is_lone(const struct arena *arena, uint64_t step)
 {
     const struct process_shm *sched = arena_process(arena, ROLE_SCHED, 0);
     /* relaxed: a moment later it may be otherwise, and nothing but time depends on it */
-    return atomic_load_explicit(&sched->consumed_second, memory_order_relaxed) + 1 == step &&
-           atomic_load_explicit(&sched->step, memory_order_relaxed) == step;
+    uint64_t returned = atomic_load_explicit(&sched->consumed_second, memory_order_relaxed);
+    uint64_t planned = atomic_load_explicit(&sched->step, memory_order_relaxed);
+    bool is_first = arena->index == 0, is_last = arena->index + 1 == arena->plan->stage_count;
+    return (is_last || returned + 1 == step) && (is_first || planned == step);
 }
 
 void step_cancel(struct step_shm *record)

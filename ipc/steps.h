@@ -18,9 +18,9 @@ void step_publish(struct step_shm *record);
 /* stages: true when the record of `step` is there (acquire). */
 bool step_is_published(const struct arena *arena, uint64_t step);
 
-/* stages: true while `step` is the only one published and not returned, as far as sched has said: the other stages wait, and
- * their cores do nothing. */
-bool step_is_alone(const struct arena *arena, uint64_t step);
+/* A stage that is at `step`: true while no other one has anything to do, as far as sched has said. Later stages have not once
+ * all steps before are back, earlier ones have not while none behind is planned. */
+bool step_is_lone(const struct arena *arena, uint64_t step);
 
 /* Tokens at a row's end that are guesses. */
 static inline uint32_t step_drafts(const struct row_shm *row)

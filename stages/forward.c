@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "ipc/base.h"
+#include "ipc/clock.h"
 
 /* ---- start ---- */
 
@@ -98,8 +99,9 @@ void forward_free(struct forward *forward)
 struct tile {
     struct forward *forward;
     const struct forward_step *step;
-    float *x;              // (count, width): the residuals
-    uint32_t first, count; /* tokens of the step */
+    float *x;                          // (count, width): the residuals
+    uint32_t first, count;             /* tokens of the step */
+    uint32_t first_layer, layer_count; /* of the slice: the part of its way that is next */
 };
 
 /* Rows that belong to one member, in every operation that works row by row: what it writes there it alone reads until the
@@ -347,13 +349,45 @@ static void feed_forward_branch(const struct tile *tile, uint32_t index, uint32_
     add_branch(forward, x, forward->branch + at, layer->ffn_post_norm, own.count);
 }
 
-/* One member's part of all layers of the slice. */
+/* One member's part of the layers that are next. */
 static void run_layers(void *context, uint32_t part)
 {
     const struct tile *tile = context;
-    for (uint32_t index = 0; index < tile->forward->slice->layer_count; index++) {
+    for (uint32_t index = tile->first_layer; index < tile->first_layer + tile->layer_count; index++) {
         attention_branch(tile, index, part);
         feed_forward_branch(tile, index, part);
+    }
+}
+
+/* Puts this team to work, and notes how long it is the larger one. */
+static void set_team(struct forward *forward, struct team *team)
+{
+    if (team == forward->team)
+        return;
+    uint64_t now_ns = clock_cpu_ns();
+    if (team == forward->lone_team)
+        forward->lent_from_ns = now_ns;
+    else
+        forward->lent_ns += now_ns - forward->lent_from_ns;
+    forward->team = team;
+}
+
+/* Who computes what is next: stages that helped may have work of their own by now. */
+static void choose_team(struct forward *forward, const struct forward_step *step)
+{
+    bool is_lone = forward->lone_team != NULL && step->is_lone != NULL && step->is_lone(step->context);
+    set_team(forward, is_lone ? forward->lone_team : forward->own_team);
+}
+
+/* Through all layers of the slice; one by one where the team may change. */
+static void run_tile(struct forward *forward, const struct forward_step *step, float *x, uint32_t first, uint32_t count)
+{
+    uint32_t layers = forward->slice->layer_count, at_once = forward->lone_team != NULL ? 1 : layers;
+    struct tile tile = {
+        .forward = forward, .step = step, .x = x, .first = first, .count = count, .layer_count = at_once};
+    for (; tile.first_layer < layers; tile.first_layer += at_once) {
+        choose_team(forward, step);
+        team_run(forward->team, run_layers, &tile);
     }
 }
 
@@ -396,6 +430,7 @@ static void flush_wanted(struct forward *forward, const struct forward_step *ste
 {
     if (forward->wanted_count == 0)
         return;
+    choose_team(forward, step);
     const float *logits = forward_logits(forward, forward->wanted_rows, forward->wanted_count);
     for (uint32_t i = 0; i < forward->wanted_count; i++)
         results[forward->wanted[i].result] =
@@ -439,14 +474,6 @@ static void embed(const struct forward *forward, float *x, const uint32_t *token
     }
 }
 
-/* Who computes the next tile. A step that came alone may have company by now, whose stages want their cores back. */
-static void choose_team(struct forward *forward, const struct forward_step *step)
-{
-    bool is_lone = forward->lone_team != NULL && step->is_alone != NULL && step->is_alone(step->context);
-    forward->team = is_lone ? forward->lone_team : forward->own_team;
-    forward->was_lone = forward->was_lone || is_lone;
-}
-
 void forward_run(struct forward *forward, const struct forward_step *step, const float *in, float *out,
                  struct token_shm *results, struct top_shm *tops)
 {
@@ -456,7 +483,7 @@ void forward_run(struct forward *forward, const struct forward_step *step, const
     check(slice->is_first == (in == NULL));
     check(slice->is_last == (out == NULL));
     forward->wanted_count = 0;
-    forward->was_lone = false;
+    forward->lent_ns = 0;
     /* A later tile of a row finds the KV of its earlier tiles stored, in every layer: a chunk of the prompt gives the same
      * bits however it is cut. */
     for (uint32_t first = 0; first < step->token_count; first += FORWARD_TILE) {
@@ -467,12 +494,11 @@ void forward_run(struct forward *forward, const struct forward_step *step, const
             embed(forward, x, step->tokens + first, count);
         else
             memcpy(x, in + (size_t)first * width, (size_t)count * width * sizeof(float));
-        choose_team(forward, step);
-        team_run(forward->team, run_layers,
-                 &(struct tile){.forward = forward, .step = step, .x = x, .first = first, .count = count});
+        run_tile(forward, step, x, first, count);
         if (slice->is_last)
             gather_wanted(forward, step, x, first, results, tops);
     }
     if (slice->is_last)
         flush_wanted(forward, step, results, tops);
+    set_team(forward, forward->own_team);
 }

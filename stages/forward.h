@@ -12,8 +12,8 @@
  * struct attention says.
  *
  * A team of threads shares a tile: rows where rows are independent, outputs in products, query heads in the attention of few
- * rows. Each output is one member's alone and computed as ever, so the bits are the same for a team of any size. Tile by tile
- * it is the team of forward_init(), or a larger one while the step is the only one in flight.
+ * rows. Each output is one member's alone and computed as ever, so the bits are the same for a team of any size. Layer by layer
+ * it is the team of forward_init(), or a larger one while no other stage has anything to do.
  */
 #ifndef EVENFLOW_FORWARD_H
 #define EVENFLOW_FORWARD_H
@@ -51,7 +51,8 @@ struct forward {
     struct team *team;      /* at work: one of the next two */
     struct team *own_team;  /* of forward_init() */
     struct team *lone_team; /* of forward_lend(); NULL: there is none */
-    bool was_lone;          /* some tile of the last step was computed by lone_team */
+    uint64_t lent_from_ns;  /* of the thread's time: when lone_team began, while it is at work */
+    uint64_t lent_ns;       /* of the last step's, with lone_team at work */
     const struct model_desc *desc;
     const struct model_slice *slice;
     struct forward_limits limits;
@@ -92,7 +93,7 @@ void forward_init(struct forward *forward, const struct kernels *kernels, struct
                   const struct model_desc *desc, const struct model_slice *slice, const struct forward_limits *limits,
                   uint8_t *kv);
 
-/* A larger team, likewise the caller's, for steps that are alone. Once, behind forward_init(). */
+/* A larger team, likewise the caller's, for while step->is_lone(). Once, behind forward_init(). */
 void forward_lend(struct forward *forward, struct team *team);
 
 /* Gives the scratch back. For tests and tools. */

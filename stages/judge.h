@@ -25,9 +25,9 @@ struct forward_step {
     void (*history)(void *context, const struct row_shm *row, struct adjust_history *history);
     /* Likewise where its answer keeps to a grammar; NULL: what was read is none, so nobody has a use for the row's result. */
     struct mask_place *(*place)(void *context, const struct row_shm *row);
-    struct masker *masker;           /* whose places these are */
-    bool (*is_alone)(void *context); /* no other step is in flight at the moment; NULL: as if others were */
-    void *context;                   /* of history(), place() and is_alone() */
+    struct masker *masker;          /* whose places these are */
+    bool (*is_lone)(void *context); /* no other stage has anything to do at the moment; NULL: as if they had */
+    void *context;                  /* of history(), place() and is_lone() */
 };
 
 /* A token whose logits are wanted. */

@@ -37,8 +37,8 @@ static int fail(const struct err *err)
     return 1;
 }
 
-/* Each thread of a stage has a core of its own, where there are enough; those for a step that is alone have the next stages',
- * behind the last one the first one's. */
+/* Each thread of a stage has a core of its own, where there are enough; those for while the others wait have the next
+ * stages', behind the last one the first one's. */
 static void start_thread(void *context, uint32_t part)
 {
     const struct arena *arena = context;

@@ -366,10 +366,10 @@ static void prepare_masks(struct stage *stage, uint64_t number)
     }
 }
 
-static bool is_alone(void *context)
+static bool is_lone(void *context)
 {
     const struct stage *stage = context;
-    return step_is_alone(stage->arena, stage->out.next + 1);
+    return step_is_lone(stage->arena, stage->out.next + 1);
 }
 
 /* Copies the record out of shared memory and checks every field of the copy. */
@@ -386,7 +386,7 @@ static int take_record(struct stage *stage, uint64_t number)
                                 .history = find_history,
                                 .place = find_place,
                                 .masker = &stage->masker,
-                                .is_alone = is_alone,
+                                .is_lone = is_lone,
                                 .context = stage};
     stage->step = step;
     stage->block_count = record->block_count;
@@ -631,7 +631,7 @@ int stage_do_work(struct stage *stage)
             return ret;
         time.end_ns = message.sent_ns = clock_ns();
         time.cpu_ns = clock_cpu_ns() - begin_cpu_ns;
-        time.is_lone = !stage->is_on_device && stage->forward.was_lone;
+        time.lent_ns = stage->is_on_device ? 0 : stage->forward.lent_ns;
     }
     fault_point(FAULT_STAGE_COMPUTED);
     *arena_step_time(arena, stage->index, number) = time;
@@ -646,7 +646,7 @@ int stage_do_work(struct stage *stage)
     counter_add(stage->process, COUNTER_STAGE_TOKENS, stage->step.token_count);
     counter_add(stage->process, COUNTER_STAGE_EARLY, is_begun);
     counter_add(stage->process, COUNTER_STAGE_BUSY_NS, time.end_ns - time.begin_ns);
-    counter_add(stage->process, COUNTER_STAGE_LONE_STEPS, time.is_lone);
+    counter_add(stage->process, COUNTER_STAGE_LONE_STEPS, time.lent_ns > 0);
     progress_add(stage->process, 1);
     return 1;
 }

@@ -169,10 +169,10 @@ static bool plan_row(const struct runner *runner, struct runner_request *request
     return true;
 }
 
-static bool is_alone(void *context)
+static bool is_lone(void *context)
 {
     struct runner *runner = context;
-    return runner->tiles++ % 2 == 0;
+    return runner->asked++ % 2 == 0;
 }
 
 /* Takes over the results, up to the first that the draft behind it is not. */
@@ -244,7 +244,7 @@ void runner_run(struct runner *runner, struct runner_request *requests, uint32_t
                                           .tokens = tokens,
                                           .token_count = token_count,
                                           .blocks = runner->blocks,
-                                          .is_alone = is_alone,
+                                          .is_lone = is_lone,
                                           .context = runner};
         for (uint32_t i = 0; i < runner->stage_count; i++)
             run_stage(runner, i, &step);

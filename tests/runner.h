@@ -14,7 +14,7 @@ struct runner {
     const struct kernels *kernels;
     struct team *team;
     struct team *lone_team; /* of runner_lend() */
-    uint32_t tiles;         /* that could have been computed by it */
+    uint32_t asked;         /* how often one could have put it to work */
     struct model_desc desc;
     uint32_t stage_count;
     uint32_t block_size;
@@ -52,7 +52,7 @@ void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa
 /* All stages on that device, which is the caller's. */
 void runner_open_cuda(struct runner *runner, const struct gguf *gguf, struct cuda *cuda, uint32_t stage_count,
                       uint32_t block_size);
-/* Every other tile is computed by another team, of so many threads. On the processor. */
+/* Every other layer is computed by another team, of so many threads. On the processor. */
 void runner_lend(struct runner *runner, uint32_t threads);
 void runner_close(struct runner *runner);
 

@@ -42,7 +42,8 @@ static void step_back(uint64_t number, const struct account_step *step, struct s
 static void step_back_alone(uint64_t number, const struct account_step *step, struct step_time_shm first,
                             struct step_time_shm second)
 {
-    first.is_lone = second.is_lone = 1;
+    first.lent_ns = first.cpu_ns;
+    second.lent_ns = second.cpu_ns;
     step_back(number, step, first, second);
 }
 
@@ -116,6 +117,11 @@ Test(account, the_error_is_of_the_prediction_that_was_planned_by)
     cr_expect_float_eq((double)account_read(&accounts[1].recent_error), 200000, 2);
     step_back_alone(3, &step, took(3, 1100, 1100, 1300, 200), took(3, 1300, 1300, 1500, 200));
     cr_expect_eq(account_read(&accounts[0].predicted_steps), 2, "no prediction is about a step that others help with");
+    plan.lone_threads = 2;
+    struct step_time_shm helped =
+        took(4, 1500, 1500, 1900, 400); /* for a quarter of the time, which did twice as much */
+    helped.lent_ns = 100000;
+    cr_expect_eq(account_cost_ns(&plan, &helped), 500000);
 }
 
 /* Two stages of 1 ms, whatever a step holds, and always two steps of 16 rows in flight: it could not be better. */

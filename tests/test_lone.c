@@ -1,5 +1,5 @@
-/* test_lone.c - steps that are alone in flight are computed with the cores of all stages: the same bits, also when company
- * comes and goes and when stages die. On the real model, through real processes. */
+/* test_lone.c - a stage that alone has something to do computes with the cores of all: the same bits, also when work for the
+ * others comes and goes and when stages die. On the real model, through real processes. */
 #include <criterion/criterion.h>
 #include <pthread.h>
 #include <signal.h>
@@ -72,10 +72,6 @@ Test(lone, the_same_bits_with_the_cores_of_all_stages_whoever_comes_goes_or_dies
 
     engine_complete(&engine, bodies, REQUESTS, 2, seen);
     expect_the_truth("two at a time");
-    uint64_t more_lone = engine_metric(&engine, "evenflow_stage_lone_steps_total") - lone;
-    uint64_t more_steps = engine_metric(&engine, "evenflow_stage_steps_total") - steps;
-    cr_expect_lt(more_lone, more_steps, "all %llu steps were alone", (unsigned long long)more_steps);
-
     cr_assert_eq(pthread_create(&killer, NULL, kill_stages, &engine), 0);
     engine_complete(&engine, bodies, REQUESTS, 1, seen);
     pthread_join(killer, NULL);

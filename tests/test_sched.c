@@ -1521,7 +1521,7 @@ Test(sched, with_drafts_nothing_is_lost_or_held_either, .timeout = 300)
 
 /* ---- measured times ---- */
 
-/* Runs one request; every stage takes twice what the table says, alone in flight or not. */
+/* Runs one request; every stage takes twice what the table says, with the help of others or not. */
 static void run_slowly(struct world *w, uint32_t slot, bool is_lone)
 {
     add(w, slot, 10, 40);
@@ -1534,7 +1534,7 @@ static void run_slowly(struct world *w, uint32_t slot, bool is_lone)
             times[i] = (struct step_time_shm){
                 .step = record->step,
                 .end_ns = 1000000000,
-                .is_lone = is_lone,
+                .lent_ns = is_lone ? 1000000000 : 0,
                 .cpu_ns = (uint64_t)(2000 * timing_stage_us(&w->plan.timing.stages[i], policy_shape(&w->sched)))};
         sched_measure(&w->sched, record->step, times);
         cr_assert(sched_return(&w->sched, record->step, &result, 1));

@@ -173,8 +173,8 @@ static int plan_timed(struct plan *plan, const struct config *config, struct err
     return 0;
 }
 
-/* Threads for a step that is alone in flight: the cores of all stages, since the others wait. Not where stages wait otherwise
- * than asleep, or do not compute. */
+/* Threads of a stage while the others wait: it has their cores too. Not where stages wait otherwise than asleep, or do not
+ * compute. */
 static uint32_t lone_threads(const struct plan *plan, const struct config *config, uint32_t cores)
 {
     uint32_t threads = plan->threads_per_stage;
