@@ -545,8 +545,6 @@ static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence
 void sched_publish_blocks(struct sched *sched, uint32_t sequence)
 {
     struct seq *seq = seq_of(sched, sequence);
-    if (seq->published == seq->hashed)
-        return;
     uint32_t full = seq->computed / sched->plan->block_size;
     for (; seq->published < full && seq->published < seq->hashed; seq->published++) {
         uint32_t block = arena_block_table(sched->arena, sequence)[seq->published];
@@ -578,7 +576,8 @@ bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens)
     check(tokens <= policy_budget(sched));
     check(tokens <= policy_schedulable(sched, sequence));
     check(sched->row_of[sequence] == 0);
-    if (!policy_take_blocks(sched, sequence, tokens))
+    bool has_blocks = seq->computed + tokens <= (uint64_t)seq->block_count * sched->plan->block_size;
+    if (!has_blocks && !policy_take_blocks(sched, sequence, tokens))
         return false;
     fill_row(sched, arena_step_rows(sched->arena, sched->record) + sched->record->row_count, sequence, tokens);
     sched->row_of[sequence] = ++sched->record->row_count;
@@ -587,7 +586,8 @@ bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens)
     shm->planned_step = (uint32_t)sched->next_step;
     journal_order();
     shm->computed = seq->computed += tokens;
-    sched_publish_blocks(sched, sequence);
+    if (seq->published != seq->hashed)
+        sched_publish_blocks(sched, sequence);
     return true;
 }
 
@@ -710,6 +710,7 @@ uint64_t sched_note_flight(struct sched *sched)
     flight->result_count = record->result_count;
     flight->is_cancelled = step_is_cancelled(record);
     flight->shape = sched->shape;
+    flight->has_tops = false;
     note_account(sched, &flight->account);
     for (uint32_t i = 0; i < record->row_count; i++) {
         const struct row_shm *row = &rows[i];
@@ -724,6 +725,7 @@ uint64_t sched_note_flight(struct sched *sched)
                                               .draft_count = step_drafts(row),
                                               .top_logprobs = row->top_logprobs,
                                               .flags = row->flags};
+        flight->has_tops = flight->has_tops || row->top_logprobs > 0;
         sched->row_of[row->sequence] = 0;
         if (seq->row.sequence_generation ==
             row->sequence_generation) /* another one may have the slot, in a step that was planned before */
@@ -864,7 +866,8 @@ static void commit_row(struct sched *sched, const struct flight *flight, const s
         keep_drafts(sched, row);
     if (committed == before)
         return;
-    sched_extend_hashes(sched, row->sequence);
+    if ((seq->hashed + 1) * sched->plan->block_size <= seq->known)
+        sched_extend_hashes(sched, row->sequence);
     sched_add_news(sched, seq->row.request);
     finish_if_ended_by(sched, row->sequence, committed, &results[committed - 1 - entry]);
 }
@@ -885,7 +888,7 @@ static bool results_are_sound(const struct sched *sched, const struct flight *fl
 /* Lists of most probable tokens, copied before they are looked at. */
 static bool take_tops(struct sched *sched, const struct flight *flight)
 {
-    for (uint32_t i = 0; i < flight->row_count; i++) {
+    for (uint32_t i = 0; i < flight->row_count && flight->has_tops; i++) {
         const struct flight_row *row = &flight->rows[i];
         for (uint32_t j = 0; j < row->result_count && row->top_logprobs > 0; j++) {
             size_t at = (size_t)(row->result_first + j) * LOGPROBS_MAX;

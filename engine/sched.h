@@ -47,6 +47,7 @@ struct flight {
     uint64_t step;
     uint32_t row_count, result_count;
     bool is_cancelled; /* its results mean nothing */
+    bool has_tops;     /* some rows ask for lists of most probable tokens */
     struct shape shape;
     struct account_step account;
     struct flight_row *rows; /* (max_num_seqs) */
