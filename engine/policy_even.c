@@ -440,11 +440,12 @@ static bool was_held(const struct sched *sched, uint32_t sequence)
 static void take_decodes(struct sched *sched, const struct pattern *pattern)
 {
     struct even *even = state_of(sched);
-    uint32_t slots = pattern->decode_slots > 0 ? pattern->decode_slots : 1, i = 0;
+    const struct ready *ready = even->ready;
+    uint32_t slots = pattern->decode_slots > 0 ? pattern->decode_slots : 1, count = even->ready_count, i = 0;
     double share = even->decoding_cost / slots, target = share + even->deficit, taken = 0;
-    for (; i < even->ready_count && policy_budget(sched) > 0; i++) {
-        uint32_t sequence = even->ready[i].sequence;
-        double cost = even->ready[i].cost;
+    for (; i < count && policy_budget(sched) > 0; i++) {
+        uint32_t sequence = ready[i].sequence;
+        double cost = ready[i].cost;
         if (taken > 0 && taken + cost / 2 > target && !was_held(sched, sequence))
             break;
         if (!policy_add_row(sched, sequence, 1)) {

@@ -22,7 +22,6 @@ void sched_init(struct sched *sched, const struct arena *arena, const struct pol
         .requests = base_alloc(plan->requests_max * sizeof(*sched->requests)),
         .free_log_pages = base_alloc(plan->log_pages * sizeof(uint32_t)),
         .flights = base_alloc(plan->window * sizeof(*sched->flights)),
-        .row_of = base_alloc(plan->sequences_max * sizeof(uint32_t)),
         .preempted = base_alloc(plan->max_num_seqs * sizeof(uint32_t)),
         .block_tokens = base_alloc(plan->block_size * sizeof(uint32_t)),
         .suspects.until = base_alloc(plan->sequences_max * sizeof(uint32_t)),
@@ -59,7 +58,6 @@ void sched_fini(struct sched *sched)
     free(sched->requests);
     free(sched->free_log_pages);
     free(sched->flights);
-    free(sched->row_of);
     free(sched->preempted);
     free(sched->block_tokens);
     free(sched->suspects.until);
@@ -500,46 +498,48 @@ const struct flight *policy_flight(const struct sched *sched, uint32_t back)
 
 bool policy_has_row(const struct sched *sched, uint32_t sequence)
 {
-    return sched->row_of[sequence] != 0;
+    return seq_of(sched, sequence)->row_of_plan != 0;
 }
 
-/* Blocks that hold so many tokens; mostly those that the sequence has. */
+/* Blocks that hold so many tokens, which it has; mostly all of its blocks. */
 static uint32_t blocks_of(const struct sched *sched, const struct seq *seq, uint32_t tokens)
 {
-    uint64_t room = (uint64_t)seq->block_count * sched->plan->block_size;
-    bool is_all = tokens <= room && tokens > room - sched->plan->block_size;
-    return is_all ? seq->block_count : (uint32_t)div_up_u64(tokens, sched->plan->block_size);
+    uint32_t block_size = sched->plan->block_size;
+    bool is_all = (uint64_t)seq->block_count * block_size - tokens < block_size;
+    return is_all ? seq->block_count : (uint32_t)div_up_u64(tokens, block_size);
 }
 
 static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence, uint32_t tokens)
 {
     const struct seq *seq = seq_of(sched, sequence);
     struct step_shm *record = sched->record;
-    uint32_t *row_tokens = arena_step_tokens(sched->arena, record) + record->token_count;
-    uint32_t end = seq->computed + tokens;
-    bool is_score = seq->computed < seq->row.log_first, samples = seq->has_answer && end == seq->known;
+    uint32_t end = seq->computed + tokens, block_count = blocks_of(sched, seq, end), result_count = 1;
     *row = seq->row;
     row->first_pos = seq->computed;
     row->token_count = tokens;
     row->token_first = record->token_count;
     row->block_first = record->block_count;
-    row->block_count = blocks_of(sched, seq, end);
+    row->block_count = block_count;
     row->result_first = record->result_count;
-    row->result_count = is_score ? tokens : samples;
-    row->flags = seq->row.flags | (is_score ? ROW_SCORE : 0u) | (samples ? ROW_SAMPLE : 0u) |
-                 (samples && end < seq->no_end_before ? ROW_NO_END : 0u);
-    if (tokens == 1 && end == seq->known && end > seq->prompt_tokens)
-        row_tokens[0] = seq->last_token;
-    else
-        sched_copy_tokens(sched, sequence, row->first_pos, tokens, row_tokens);
-    if (is_score && !samples)
-        sched_copy_tokens(sched, sequence, end, 1, &row->score_next);
-    memcpy(arena_step_blocks(sched->arena, record) + row->block_first, arena_block_table(sched->arena, sequence),
-           row->block_count * sizeof(uint32_t));
+    if (tokens == 1 && end == seq->known && end > seq->prompt_tokens) { /* most of them: on with an answer */
+        row->flags = seq->row.flags | ROW_SAMPLE | (end < seq->no_end_before ? ROW_NO_END : 0u);
+        sched->tokens[record->token_count] = seq->last_token;
+    } else {
+        bool is_score = seq->computed < seq->row.log_first, samples = seq->has_answer && end == seq->known;
+        result_count = is_score ? tokens : samples;
+        row->flags = seq->row.flags | (is_score ? ROW_SCORE : 0u) | (samples ? ROW_SAMPLE : 0u) |
+                     (samples && end < seq->no_end_before ? ROW_NO_END : 0u);
+        sched_copy_tokens(sched, sequence, seq->computed, tokens, sched->tokens + record->token_count);
+        if (is_score && !samples)
+            sched_copy_tokens(sched, sequence, end, 1, &row->score_next);
+    }
+    row->result_count = result_count;
+    memcpy(sched->blocks + record->block_count, arena_block_table(sched->arena, sequence),
+           block_count * sizeof(uint32_t));
     record->token_count += tokens;
-    record->block_count += row->block_count;
-    record->result_count += row->result_count;
-    shape_add(&sched->shape, row->first_pos, tokens);
+    record->block_count += block_count;
+    record->result_count += result_count;
+    shape_add(&sched->shape, seq->computed, tokens);
 }
 
 void sched_publish_blocks(struct sched *sched, uint32_t sequence)
@@ -575,12 +575,12 @@ bool policy_add_row(struct sched *sched, uint32_t sequence, uint32_t tokens)
     check(tokens > 0);
     check(tokens <= policy_budget(sched));
     check(tokens <= policy_schedulable(sched, sequence));
-    check(sched->row_of[sequence] == 0);
+    check(seq->row_of_plan == 0);
     bool has_blocks = seq->computed + tokens <= (uint64_t)seq->block_count * sched->plan->block_size;
     if (!has_blocks && !policy_take_blocks(sched, sequence, tokens))
         return false;
-    fill_row(sched, arena_step_rows(sched->arena, sched->record) + sched->record->row_count, sequence, tokens);
-    sched->row_of[sequence] = ++sched->record->row_count;
+    fill_row(sched, sched->rows + sched->record->row_count, sequence, tokens);
+    seq->row_of_plan = ++sched->record->row_count;
     shm->computed_before = seq->computed;
     journal_order();
     shm->planned_step = (uint32_t)sched->next_step;
@@ -635,11 +635,11 @@ bool policy_admit(struct sched *sched, uint32_t sequence, const struct policy_hi
 /* Takes a row out of the step again: those behind it move up, tokens, blocks and results with them. */
 static void undo_row(struct sched *sched, uint32_t sequence)
 {
-    const struct arena *arena = sched->arena;
     struct step_shm *record = sched->record;
-    struct row_shm *rows = arena_step_rows(arena, record);
-    uint32_t *tokens = arena_step_tokens(arena, record), *blocks = arena_step_blocks(arena, record);
-    uint32_t index = sched->row_of[sequence] - 1;
+    struct row_shm *rows = sched->rows;
+    uint32_t *tokens = sched->tokens, *blocks = sched->blocks;
+    struct seq *seq = seq_of(sched, sequence);
+    uint32_t index = seq->row_of_plan - 1;
     struct row_shm gone = rows[index];
     uint32_t token_end = gone.token_first + gone.token_count, block_end = gone.block_first + gone.block_count;
     memmove(tokens + gone.token_first, tokens + token_end, (record->token_count - token_end) * sizeof(*tokens));
@@ -649,11 +649,11 @@ static void undo_row(struct sched *sched, uint32_t sequence)
         rows[i].block_first -= gone.block_count;
         rows[i].result_first -= gone.result_count;
         rows[i - 1] = rows[i];
-        sched->row_of[rows[i].sequence]--;
+        seq_of(sched, rows[i].sequence)->row_of_plan--;
     }
     /* what this row was to compute will not be: nobody may find it */
-    for (uint32_t first = gone.first_pos / sched->plan->block_size; seq_of(sched, sequence)->published > first;) {
-        uint32_t block = arena_block_table(arena, sequence)[--seq_of(sched, sequence)->published];
+    for (uint32_t first = gone.first_pos / sched->plan->block_size; seq->published > first;) {
+        uint32_t block = arena_block_table(sched->arena, sequence)[--seq->published];
         check(sched->kv.blocks[block].references == 1); /* nobody was admitted upon it in this step */
         kv_unpublish(&sched->kv, block);
     }
@@ -662,7 +662,7 @@ static void undo_row(struct sched *sched, uint32_t sequence)
     record->token_count -= gone.token_count;
     record->block_count -= gone.block_count;
     record->result_count -= gone.result_count;
-    sched->row_of[sequence] = 0;
+    seq->row_of_plan = 0;
 }
 
 void sched_take_back(struct sched *sched, uint32_t sequence)
@@ -678,7 +678,7 @@ void sched_take_back(struct sched *sched, uint32_t sequence)
 
 void policy_preempt(struct sched *sched, uint32_t sequence)
 {
-    if (sched->row_of[sequence] != 0)
+    if (policy_has_row(sched, sequence))
         undo_row(sched, sequence);
     check(sched->preempted_count < sched->plan->max_num_seqs);
     sched->preempted[sched->preempted_count++] = sequence;
@@ -726,7 +726,7 @@ uint64_t sched_note_flight(struct sched *sched)
                                               .top_logprobs = row->top_logprobs,
                                               .flags = row->flags};
         flight->has_tops = flight->has_tops || row->top_logprobs > 0;
-        sched->row_of[row->sequence] = 0;
+        seq->row_of_plan = 0;
         if (seq->row.sequence_generation ==
             row->sequence_generation) /* another one may have the slot, in a step that was planned before */
             seq->in_flight++;
@@ -750,6 +750,9 @@ struct step_shm *sched_plan(struct sched *sched)
     if (sched->in_flight >= window || running + sched->table.waiting.count == 0)
         return NULL;
     sched->record = step_begin(sched->arena, sched->next_step);
+    sched->rows = arena_step_rows(sched->arena, sched->record);
+    sched->tokens = arena_step_tokens(sched->arena, sched->record);
+    sched->blocks = arena_step_blocks(sched->arena, sched->record);
     sched->record->planned_us = sched->now_us;
     sched->record->row_count = sched->record->token_count = 0;
     sched->record->block_count = sched->record->result_count = 0;

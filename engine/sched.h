@@ -80,9 +80,10 @@ struct sched {
 
     /* the step that is being planned */
     struct step_shm *record;
-    struct shape shape;  /* of the rows so far */
-    uint32_t *row_of;    /* (sequences_max): its row + 1 in the step being planned, 0: none */
-    uint32_t *preempted; /* (max_num_seqs): in the order of their preemption */
+    struct row_shm *rows;      /* of the record */
+    uint32_t *tokens, *blocks; /* likewise */
+    struct shape shape;        /* of the rows so far */
+    uint32_t *preempted;       /* (max_num_seqs): in the order of their preemption */
     uint32_t preempted_count;
     bool is_finishing;       /* see sched_finish_begun() */
     bool wants_another_plan; /* the last plan gave no step, but preempted: the blocks may serve others at once */

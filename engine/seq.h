@@ -34,6 +34,7 @@ struct seq {
     uint32_t last_token;             /* of the answer, once known > prompt_tokens */
     uint32_t no_end_before;          /* tokens, prompt included, that an answer has at least: see ROW_NO_END */
     bool has_answer;                 /* its request asks for tokens, not for scores alone */
+    uint32_t row_of_plan;            /* its row + 1 in the step being planned, 0: none */
     uint32_t in_flight;              /* steps in flight that hold a row of it */
     uint32_t hashed;                 /* full blocks whose hash is known (arena_block_hashes) */
     uint32_t published;              /* of the blocks it holds, those that can be found by their hash */
