@@ -12,7 +12,8 @@ void kv_init(struct kv *kv, uint32_t block_count)
                       .blocks = base_alloc(block_count * sizeof(*kv->blocks)),
                       .bucket_count = 1,
                       .last_free = block_count - 1};
-    while (kv->bucket_count < block_count)
+    while (kv->bucket_count / 4 <
+           block_count) /* mostly nobody else is in a bucket: another one is another line of memory */
         kv->bucket_count *= 2;
     kv->buckets = base_alloc(kv->bucket_count * sizeof(*kv->buckets));
     for (uint32_t i = 0; i < kv->bucket_count; i++)
@@ -93,6 +94,11 @@ void kv_hold(struct kv *kv, uint32_t block)
 static uint32_t *bucket_of(const struct kv *kv, const struct block_hash_shm *hash)
 {
     return &kv->buckets[hash->low & (kv->bucket_count - 1)];
+}
+
+void kv_expect(const struct kv *kv, const struct block_hash_shm *hash)
+{
+    __builtin_prefetch(bucket_of(kv, hash), 1);
 }
 
 uint32_t kv_find(const struct kv *kv, const struct block_hash_shm *hash)

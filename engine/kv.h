@@ -48,6 +48,9 @@ void kv_give_back(struct kv *kv, const uint32_t *table, uint32_t count);
 /* The block published first under this hash; KV_NONE: there is none. */
 uint32_t kv_find(const struct kv *kv, const struct block_hash_shm *hash);
 
+/* This hash will be looked for, or published, soon: its place is fetched meanwhile. */
+void kv_expect(const struct kv *kv, const struct block_hash_shm *hash);
+
 /* One more sequence holds a block that was found. */
 void kv_hold(struct kv *kv, uint32_t block);
 

@@ -202,6 +202,7 @@ void sched_extend_hashes(struct sched *sched, uint32_t sequence)
         sched_copy_tokens(sched, sequence, seq->hashed * block_size, block_size, sched->block_tokens);
         hashes[seq->hashed] = prefix_hash(sched->plan->prefix_key, seq->hashed > 0 ? &hashes[seq->hashed - 1] : NULL,
                                           sched->block_tokens, block_size);
+        kv_expect(&sched->kv, &hashes[seq->hashed]);
     }
 }
 

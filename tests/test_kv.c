@@ -71,7 +71,8 @@ Test(kv, a_published_block_is_found_until_it_is_taken_again)
     uint32_t table[4], other[4];
     kv_init(&kv, 4);
     cr_assert(kv_take(&kv, table, 2));
-    struct block_hash_shm first = hash(5), second = hash(5 + 4), none = hash(77); /* the first two share a bucket */
+    struct block_hash_shm first = hash(5), second = hash(5 + (1 << 16)),
+                          none = hash(77); /* the first two share a bucket */
     kv_publish(&kv, table[0], &first);
     kv_publish(&kv, table[1], &second);
     cr_assert_eq(kv_find(&kv, &first), table[0]);
