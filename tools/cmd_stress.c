@@ -107,7 +107,7 @@ static const char *const part_names[PART_COUNT] = {"reported", "started", "ready
 /* What is to become of a process. */
 struct doom {
     uint32_t process; /* its number */
-    bool is_spare;    /* not that process dies, but the one that waits for it to */
+    bool is_spare;    /* not that process dies, but the one that waits for it to: a spare, or the standby */
     int signal;
     uint32_t point; /* where; POINT_NONE: at any instant */
     uint32_t countdown;
@@ -175,6 +175,18 @@ static void note(struct stress *s, const char *format, ...)
 static pid_t pid_of(const struct stress *s, uint32_t number)
 {
     return (pid_t)arena_process_id(&s->inside, number);
+}
+
+/* Who waits to be the next life of a process; 0: nobody is prepared. */
+static pid_t spare_of(const struct stress *s, uint32_t number)
+{
+    return (pid_t)(number == ROLE_SUPERVISOR ? arena_standby(&s->inside) : arena_process_spare(&s->inside, number));
+}
+
+/* There should be somebody. */
+static bool has_spare(const struct stress *s, uint32_t number)
+{
+    return number == ROLE_SUPERVISOR || s->inside.plan->spares > 0;
 }
 
 static enum role role_of(uint32_t number)
@@ -354,6 +366,10 @@ static struct fault draw(const struct stress *s, uint64_t number)
         first->is_spare = true;
         fault.count = kind < 7 ? 1 : 2;
         is_at_point = false;
+    } else if (kind == 10) {
+        *first =
+            (struct doom){.process = ROLE_SUPERVISOR, .is_spare = true, .signal = first->signal, .point = POINT_NONE};
+        is_at_point = false;
     }
     for (uint32_t i = 0; i < fault.count && is_at_point; i++) {
         struct doom *doom = &fault.dooms[i];
@@ -385,9 +401,9 @@ static void look_at_victim(struct stress *s, struct victim *v)
     struct pollfd poll_fd = {.fd = v->pidfd, .events = POLLIN};
     if (v->parts_ns[0] == 0 && poll(&poll_fd, 1, 0) == 1)
         v->parts_ns[0] = now_ns;
-    uint32_t spare = arena_process_spare(&s->inside, v->number);
-    bool is_followed = v->is_spare ? s->inside.plan->spares == 0 || (spare != 0 && spare != (uint32_t)v->pid)
-                                   : pid_of(s, v->number) != v->pid;
+    pid_t spare = spare_of(s, v->number);
+    bool is_followed =
+        v->is_spare ? !has_spare(s, v->number) || (spare != 0 && spare != v->pid) : pid_of(s, v->number) != v->pid;
     if (v->parts_ns[0] != 0 && v->parts_ns[1] == 0 && is_followed)
         v->parts_ns[1] = now_ns;
     if (v->number == 0 || v->is_spare)
@@ -483,7 +499,7 @@ static void strike(struct stress *s, struct victim *v)
 static bool await_all(struct stress *s, struct victim *victims, const struct fault *fault, const struct members *before,
                       bool *is_ended)
 {
-    bool may_end = fault->dooms[0].process == ROLE_SUPERVISOR;
+    bool may_end = fault->dooms[0].process == ROLE_SUPERVISOR && !fault->dooms[0].is_spare;
     uint64_t last_ns = max_u64(victims[0].dead_ns, victims[1].dead_ns);
     for (uint64_t begin_ns = clock_ns(), done_ns = 0;;) {
         bool is_done = true;
@@ -654,11 +670,11 @@ static bool await_upgrade(struct stress *s, const struct victim *victims, const 
 static bool find_victim(struct stress *s, struct victim *v, const struct doom *doom)
 {
     *v = (struct victim){.doom = doom, .number = doom->process, .pidfd = -1};
-    if (doom->is_spare && s->inside.plan->spares > 0)
-        for (uint64_t end_ns = clock_ns() + BACK_WAIT_NS; arena_process_spare(&s->inside, v->number) == 0;)
+    if (doom->is_spare && has_spare(s, v->number))
+        for (uint64_t end_ns = clock_ns() + BACK_WAIT_NS; spare_of(s, v->number) == 0;)
             if (clock_ns() > end_ns || !turn(s, 500, false))
                 return fail(s, "process %u has no spare", v->number);
-    pid_t spare = doom->is_spare ? (pid_t)arena_process_spare(&s->inside, v->number) : 0;
+    pid_t spare = doom->is_spare ? spare_of(s, v->number) : 0;
     v->is_spare = spare != 0; /* an upgrade's may have become the process itself */
     v->pid = v->is_spare ? spare : pid_of(s, v->number);
     v->pidfd = (int)syscall(SYS_pidfd_open, v->pid, 0);
@@ -674,7 +690,7 @@ static void strike_all(struct stress *s, struct victim *victims, uint32_t count)
         if (victims[i].dead_ns != 0)
             continue;
         /* its successor's death would be another one, with a wait of its own */
-        if (victims[i].number == ROLE_SUPERVISOR) {
+        if (victims[i].number == ROLE_SUPERVISOR && !victims[i].is_spare) {
             fault_order(s->points.page, ROLE_SUPERVISOR, FAULT_ANYWHERE, 0, 0);
             victims[i].is_taken_back = true;
         }
