@@ -109,6 +109,9 @@ static const struct option_spec specs[] = {
      "Writes all that goes into the scheduler and all its steps to a file, for evenflow sim --replay"},
     {"spares", NULL, 0, OPTION_NUMBER, AT(spares), "0", 0, 1, "N",
      "Processes that wait beside each one, prepared to take over at once should it die"},
+    {"adopt", NULL, 0, OPTION_FLAG, AT(adopt), NULL, 0, 0, "",
+     "No engine of its own: waits beside the one on this socket to be its next supervisor (no model, no other "
+     "options)"},
     {"state", NULL, 0, OPTION_TEXT, AT(state), NULL, 0, 0, "DIR",
      "Keeps a list of accepted, unfinished requests there; the next start says which of them were lost"},
     {"log-level", NULL, 0, OPTION_TEXT, AT(log_level), "info", 0, 0, "LEVEL", "error, warn, info or debug"},
@@ -117,7 +120,7 @@ static const struct option_spec specs[] = {
 };
 
 static const char *const refused[] = {
-    "enable-lora", "lora-modules", "kv-transfer-config", "limit-mm-per-prompt", "async-scheduling", "adopt", NULL,
+    "enable-lora", "lora-modules", "kv-transfer-config", "limit-mm-per-prompt", "async-scheduling", NULL,
 };
 
 const struct option_table config_table = {

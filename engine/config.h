@@ -54,6 +54,7 @@ struct config {
     char record[OPTION_TEXT_MAX];
     char state[OPTION_TEXT_MAX];
     uint64_t spares;
+    bool adopt;
     char log_level[OPTION_TEXT_MAX];
     uint64_t ready_fd;
 };

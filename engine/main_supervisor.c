@@ -5,6 +5,7 @@
 #include "engine/options.h"
 #include "engine/supervisor.h"
 #include "ipc/birth.h"
+#include "ipc/control.h"
 #include "ipc/log.h"
 #include "ipc/version.h"
 
@@ -44,10 +45,22 @@ int main(int argc, char **argv)
         argc = 32;
     if (birth_build(argc, argv))
         return 0;
+    int connection = control_attach(ROLE_SUPERVISOR, argc, argv, &err);
+    if (connection != -1) {
+        struct supervisor *attached;
+        log_open("evenflow-standby", LOG_INFO);
+        int outcome = connection < 0 ? connection : supervisor_attach(&attached, connection, &err);
+        if (outcome == 0)
+            return supervisor_run(attached);
+        log_error("%s", err.text);
+        return 1;
+    }
     int ret = options_parse(&table, &arguments, argc - 1, argv + 1, positional, &positional_count, &err);
     if (ret == 1) {
         printf("usage: evenflow-supervisor --plan-fd FD --vocab-fd FD --model-fd FD\n"
-               "Started by evenflow serve; version " EVENFLOW_VERSION "\n");
+               "       evenflow-supervisor --attach SOCKET\n"
+               "Started by evenflow serve; with --attach the next supervisor of the engine there; "
+               "version " EVENFLOW_VERSION "\n");
         options_print_help(&table, stdout);
         return 0;
     }

@@ -20,7 +20,7 @@
 
 #define STOP_GRACE_NS 5000000000ull /* after COMMAND_STOP a process has so long to leave by itself */
 
-static int create_signals(struct supervisor *s, struct err *err)
+int supervisor_create_signals(struct supervisor *s, struct err *err)
 {
     sigset_t set;
     sigemptyset(&set);
@@ -221,7 +221,7 @@ static int load_plan(struct supervisor *s, const struct supervisor_start *start,
     return 0;
 }
 
-static void raise_descriptor_limit(void)
+void supervisor_raise_descriptor_limit(void)
 {
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
@@ -253,9 +253,9 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     s->keys = start->keys;
     s->ledger = start->ledger;
     s->ready_fd = start->ready_fd;
-    s->standby_pidfd = s->former_standby_pidfd = -1;
+    s->standby_pidfd = s->former_standby_pidfd = s->outsider = -1;
     s->control = s->upgrade.connection = -1;
-    raise_descriptor_limit();
+    supervisor_raise_descriptor_limit();
     supervisor_set_close_on_exec(true); /* what somebody left open for this process is not for its children */
     int ret = load_plan(s, start, err);
     ret = ret ? ret : lifeline_open(&s->lifeline, err);
@@ -265,7 +265,7 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     ret = ret ? ret : supervisor_take_orders(s, err);
     ret = ret ? ret : supervisor_create_regions(s, start->devices, err);
     ret = ret ? ret : supervisor_create_bells(s, err);
-    ret = ret ? ret : create_signals(s, err);
+    ret = ret ? ret : supervisor_create_signals(s, err);
     if (ret != 0) {
         if (s->listener >= 0)
             supervisor_remove_socket(s);

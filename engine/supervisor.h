@@ -44,6 +44,10 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
  * supervisor_upgrade.c. 0, or -errno with err. */
 int supervisor_resume(struct supervisor **supervisor, int carried, struct err *err);
 
+/* A standby that somebody else has started, and that the supervisor at the other end of this connection may have taken for
+ * one: returns when that is dead and this process is the supervisor. 0, or -errno with err. */
+int supervisor_attach(struct supervisor **supervisor, int connection, struct err *err);
+
 /* Until the end. The exit status: 0 after an orderly stop, 1 after a failure. */
 int supervisor_run(struct supervisor *supervisor);
 

@@ -10,6 +10,7 @@
  *   supervisor_watch.c     what a process has to do, and whether it hangs
  *   supervisor_death.c     who died of what; whether there is another life, and when
  *   supervisor_standby.c   the next supervisor, should this one die
+ *   supervisor_outside.c   likewise, where somebody else has started it
  *   supervisor_upgrade.c   other programs in place of those that run
  */
 #ifndef EVENFLOW_SUPERVISOR_INSIDE_H
@@ -120,7 +121,9 @@ struct supervisor {
     uint64_t look_ns;     /* when it is looked whether a process hangs */
     uint64_t deadline_ns; /* of the drain or of the stop; 0: none */
 
-    /* the standby: a fork of this process that sleeps until this one is gone */
+    /* the standby: a fork of this process that sleeps until this one is gone, or (outsider >= 0) a process that does so which
+     * somebody else has started, and which is told all that a fork would know */
+    int outsider; /* its connection; -1: the standby is a fork */
     pid_t standby;
     int standby_pidfd;        /* -1: there is none */
     int former_standby_pidfd; /* no longer named, and about to be ended: a birth does not wait for that; -1: none */
@@ -179,6 +182,8 @@ bool supervisor_use_spare(struct supervisor *s, struct child *child, struct born
 /* It has said something. */
 void supervisor_hear_spare(struct supervisor *s, struct child *child);
 void supervisor_on_spare_death(struct supervisor *s, struct child *child);
+/* Who is at the other end, as a pidfd; -1: nobody knows. */
+int supervisor_peer(int connection, pid_t *pid);
 /* A process that waits to take over can run: it is neither stopped nor dead. */
 bool supervisor_is_able(pid_t pid);
 /* Ends those that are stopped: they could not take over. */
@@ -202,6 +207,10 @@ static inline bool supervisor_is_preparing(const struct supervisor *s)
 }
 /* Whatever can be done now. */
 void supervisor_turn_upgrade(struct supervisor *s);
+/* What this process knows, for another that has its descriptors under the same numbers: a memfd, or -1. */
+int supervisor_carry(const struct supervisor *s);
+/* There. 0, or -errno with err. */
+int supervisor_unpack(struct supervisor **supervisor, int carried, struct err *err);
 /* Nothing comes of it, for this reason; what has been replaced stays so. */
 void supervisor_end_upgrade(struct supervisor *s, const char *reason);
 
@@ -228,6 +237,10 @@ void supervisor_begin_successors(struct supervisor *s);
 
 /* Returns in this process, and later perhaps in the standby, which is the supervisor then. */
 void supervisor_renew_standby(struct supervisor *s);
+/* A process that somebody else has started becomes the standby. 0, or -errno with err: the connection stays the caller's. */
+int supervisor_adopt_standby(struct supervisor *s, int connection, struct err *err);
+/* In a standby: the supervisor before is proven dead. */
+void supervisor_take_over(struct supervisor *s);
 /* If the standby has client connections that it needs no longer, there will be another one. */
 void supervisor_front_is_back(struct supervisor *s);
 /* When another standby is to be forked; 0: no need. */
@@ -238,7 +251,15 @@ void supervisor_end_standby(struct supervisor *s);
 /* Ends one that is stopped, as with spares. */
 void supervisor_look_at_standby(const struct supervisor *s);
 
+/* ---- supervisor_outside.c ---- */
+
+/* All that it has to know by now. False: it cannot be told. */
+bool supervisor_tell_outsider(const struct supervisor *s);
+
 /* ---- supervisor.c ---- */
+
+int supervisor_create_signals(struct supervisor *s, struct err *err);
+void supervisor_raise_descriptor_limit(void);
 
 /* Every descriptor, over an exec or not; the three standard ones are children's, too. */
 void supervisor_set_close_on_exec(bool is_closed);

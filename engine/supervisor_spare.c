@@ -71,7 +71,7 @@ void supervisor_begin_spares(struct supervisor *s)
     }
 }
 
-static int pidfd_of(int connection, pid_t *pid)
+int supervisor_peer(int connection, pid_t *pid)
 {
     struct ucred peer;
     socklen_t size = sizeof(peer), pidfd_size = sizeof(int);
@@ -98,7 +98,7 @@ int supervisor_adopt_spare(struct supervisor *s, uint32_t role, uint32_t index, 
     if (child->spare.pidfd >= 0)
         return err_set(err, -EEXIST, "%s %u has a spare", role_name(child->role), index);
     pid_t pid = 0;
-    int pidfd = pidfd_of(connection, &pid);
+    int pidfd = supervisor_peer(connection, &pid);
     int ret = pidfd < 0 ? err_set(err, -errno, "process %d cannot be watched: %s", (int)pid, strerror(errno))
                         : supervisor_show_all(s, child, connection, err);
     if (ret != 0) {

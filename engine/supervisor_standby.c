@@ -1,6 +1,7 @@
 #include "engine/supervisor_inside.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -54,8 +55,7 @@ void supervisor_end_standby(struct supervisor *s)
     end_process(&s->standby_pidfd);
 }
 
-/* The supervisor before is proven dead. */
-static void take_over(struct supervisor *s)
+void supervisor_take_over(struct supervisor *s)
 {
     const struct process_shm *front = s->processes[process_number(ROLE_FRONT, 0)];
     struct signalfd_siginfo info;
@@ -132,10 +132,10 @@ static void stand_by(struct supervisor *s, int supervisor_pidfd)
     while (poll(&poll_fd, 1, -1) != 1)
         check(errno == EINTR);
     close(supervisor_pidfd);
-    /* acquire: pairs with the release in supervisor_renew_standby() */
+    /* acquire: pairs with the release in name_standby() */
     if (atomic_load_explicit(&s->shm->standby, memory_order_acquire) != (uint32_t)getpid())
         _exit(0);
-    take_over(s);
+    supervisor_take_over(s);
 }
 
 /* Client connections are front's and ours; while front is ended or begins, a standby has to have them, too. */
@@ -154,9 +154,58 @@ void supervisor_front_is_back(struct supervisor *s)
         s->is_standby_outdated = true;
 }
 
+/* It counts from now on; the one before is about to be ended. */
+static void name_standby(struct supervisor *s, pid_t standby, int pidfd)
+{
+    /* release: pairs with the acquire in stand_by() and supervisor_attach() */
+    fault_point(FAULT_SUPERVISOR_STANDBY);
+    atomic_store_explicit(&s->shm->standby, standby > 0 ? (uint32_t)standby : 0, memory_order_release);
+    fault_point(FAULT_SUPERVISOR_STANDBY);
+    supervisor_end_former_standby(s);
+    s->former_standby_pidfd = s->standby_pidfd;
+    s->standby = standby;
+    s->standby_pidfd = pidfd;
+    s->standby_born_ns = clock_ns();
+    s->is_standby_outdated = false;
+}
+
+static void hang_up(struct supervisor *s)
+{
+    if (s->outsider >= 0)
+        close(s->outsider);
+    s->outsider = -1;
+}
+
+int supervisor_adopt_standby(struct supervisor *s, int connection, struct err *err)
+{
+    pid_t pid = 0;
+    if (s->phase != PHASE_SERVING && s->phase != PHASE_DRAINING)
+        return err_set(err, -EAGAIN, "the engine starts or ends; try again");
+    if (s->outsider >= 0)
+        return err_set(err, -EEXIST, "there is one that somebody else has started");
+    int pidfd = supervisor_peer(connection, &pid);
+    if (pidfd < 0)
+        return err_set(err, -errno, "process %d cannot be watched: %s", (int)pid, strerror(errno));
+    fcntl(connection, F_SETFL, O_NONBLOCK);
+    s->outsider = connection;
+    s->is_keeping = is_front_away(s);
+    if (!supervisor_tell_outsider(s)) {
+        s->outsider = -1;
+        close(pidfd);
+        return err_set(err, -EPIPE, "process %d cannot be told what it has to know", (int)pid);
+    }
+    log_info("process %d, which somebody else has started, is the standby", (int)pid);
+    name_standby(s, pid, pidfd);
+    return 0;
+}
+
 void supervisor_renew_standby(struct supervisor *s)
 {
     s->is_keeping = is_front_away(s);
+    s->is_standby_outdated = false;
+    if (s->outsider >= 0 && supervisor_tell_outsider(s))
+        return;
+    hang_up(s);
     int own = (int)syscall(SYS_pidfd_open, getpid(), 0);
     pid_t standby = own >= 0 ? fork() : -1;
     if (standby == 0) {
@@ -167,18 +216,9 @@ void supervisor_renew_standby(struct supervisor *s)
     int pidfd = standby > 0 ? (int)syscall(SYS_pidfd_open, standby, 0) : -1;
     if (pidfd < 0)
         log_error("cannot start a standby: %s; the engine would not survive its supervisor", strerror(errno));
-    /* release: pairs with the acquire in stand_by() */
-    fault_point(FAULT_SUPERVISOR_STANDBY);
-    atomic_store_explicit(&s->shm->standby, standby > 0 ? (uint32_t)standby : 0, memory_order_release);
-    fault_point(FAULT_SUPERVISOR_STANDBY);
-    supervisor_end_former_standby(s);
-    s->former_standby_pidfd = s->standby_pidfd;
+    name_standby(s, standby, pidfd);
     if (own >= 0)
         close(own);
-    s->standby = standby;
-    s->standby_pidfd = pidfd;
-    s->standby_born_ns = clock_ns();
-    s->is_standby_outdated = false;
 }
 
 void supervisor_look_at_standby(const struct supervisor *s)
@@ -191,5 +231,6 @@ void supervisor_look_at_standby(const struct supervisor *s)
 void supervisor_on_standby_death(struct supervisor *s)
 {
     supervisor_end_standby(s);
+    hang_up(s);
     s->is_standby_outdated = true;
 }

@@ -177,6 +177,16 @@ void supervisor_on_order(struct supervisor *s)
     struct err err = {0};
     int ret = birth_receive(s->upgrade.connection, &order, fds, &err);
     if (ret == 0 && order.part == BIRTH_WANTED && order.item_count == 0) {
+        if (order.role == ROLE_SUPERVISOR) {
+            int connection = s->upgrade.connection;
+            s->upgrade.connection = -1;
+            forget_order(s);
+            if (supervisor_adopt_standby(s, connection, &err) != 0) {
+                log_info("a process that would be the standby is sent away: %s", err.text);
+                close(connection);
+            }
+            return;
+        }
         if (supervisor_adopt_spare(s, order.role, order.index, s->upgrade.connection, &err) == 0)
             s->upgrade.connection = -1; /* the spare's */
         else
@@ -335,7 +345,7 @@ static bool write_all(int fd, const void *data, size_t bytes)
     return true;
 }
 
-static int carry(const struct supervisor *s)
+int supervisor_carry(const struct supervisor *s)
 {
     const struct carried carried = {.layout_hash = LAYOUT_HASH,
                                     .supervisor_bytes = sizeof(*s),
@@ -358,7 +368,7 @@ static void become_new_program(struct supervisor *s)
     if (s->upgrade.phase != UPGRADE_LAST)
         return; /* in a standby that has taken over: the new supervisor has not come up */
     snprintf(name, sizeof(name), "%s/evenflow-supervisor", s->plan->program_dir);
-    int carried = carry(s);
+    int carried = supervisor_carry(s);
     snprintf(option, sizeof(option), "--carried-fd=%d", carried);
     char *const argv[] = {name, option, NULL};
     if (carried >= 0) {
@@ -370,7 +380,7 @@ static void become_new_program(struct supervisor *s)
     supervisor_end_upgrade(s, "the new supervisor cannot be executed; every other process is of the new programs");
 }
 
-int supervisor_resume(struct supervisor **supervisor, int carried_fd, struct err *err)
+int supervisor_unpack(struct supervisor **supervisor, int carried_fd, struct err *err)
 {
     static struct carried carried;
     bool is_read = pread(carried_fd, &carried, sizeof(carried), 0) == (ssize_t)sizeof(carried);
@@ -393,6 +403,16 @@ int supervisor_resume(struct supervisor **supervisor, int carried_fd, struct err
         return err_set(err, -EPROTO, "what the old supervisor has left is not whole");
     s->keeper.table.kept_count = carried.supervisor.keeper.table.kept_count;
     close(carried_fd);
+    return 0;
+}
+
+int supervisor_resume(struct supervisor **supervisor, int carried_fd, struct err *err)
+{
+    int ret = supervisor_unpack(supervisor, carried_fd, err);
+    if (ret != 0)
+        return ret;
+    struct supervisor *s = *supervisor;
+    close_if_open(&s->outsider); /* it is of the old program: whoever has started it starts the new one */
     fault_begin(process_number(ROLE_SUPERVISOR, 0));
     control_say(s->upgrade.connection, "supervisor 0: process %d", (int)getpid());
     control_say(s->upgrade.connection, CONTROL_DONE "%s", s->plan->fingerprint);

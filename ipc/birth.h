@@ -26,9 +26,10 @@ enum birth_kind {
     BIRTH_KEYS, /* front: the API keys of the TCP listener */
     BIRTH_KEEP, /* front's end of its keep sockets, see keep.h */
     BIRTH_LEDGER,
-    BIRTH_DEVICE,   /* number: enum region_id, KV, weights or edge: memory of a CUDA device */
-    BIRTH_PROGRAM,  /* number: enum role; a file to execute */
-    BIRTH_LIFELINE, /* for a process that the supervisor has not started: see lifeline.h */
+    BIRTH_DEVICE,     /* number: enum region_id, KV, weights or edge: memory of a CUDA device */
+    BIRTH_PROGRAM,    /* number: enum role; a file to execute */
+    BIRTH_DESCRIPTOR, /* number: that it has in the supervisor; for a standby (supervisor_outside.c) */
+    BIRTH_LIFELINE,   /* for a process that the supervisor has not started: see lifeline.h */
 };
 
 enum birth_part {

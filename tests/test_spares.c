@@ -188,6 +188,10 @@ static pid_t attach(const char *role, const char *index)
     const char *build = getenv("EVENFLOW_BUILD");
     snprintf(program, sizeof(program), "%s/bin/evenflow-%s", build != NULL ? build : "build", role);
     pid_t pid = fork();
+    if (pid == 0 && strcmp(index, "adopt") == 0) {
+        *strrchr(program, '-') = '\0';
+        execl(program, program, "serve", "--adopt", "--socket", engine.socket, (char *)NULL);
+    }
     if (pid == 0) {
         execl(program, program, "--attach", engine.socket, "--index", index, (char *)NULL);
         _exit(127);
@@ -227,6 +231,55 @@ Test(spares, may_be_started_by_somebody_else, .timeout = 120)
     status_of(attached[1]);
     status_of(attached[2]);
     cr_expect_eq(WEXITSTATUS(status_of(attach("stage", "0"))), 1, "there is no engine");
+}
+
+static void await_standby(pid_t wanted)
+{
+    for (int tries = 0; standby_pid() != wanted; tries++, wait_ms(5))
+        cr_assert_lt(tries, 2000, "process %d does not become the standby", (int)wanted);
+}
+
+Test(spares, of_the_supervisor_may_be_started_by_somebody_else, .timeout = 120)
+{
+    start("--log-level error --backend timed --cost tests/data/timed_fast.pipeline.json --num-blocks 400 ", 150);
+    pid_t gone = attach("supervisor", "0");
+    await_standby(gone);
+    cr_expect_eq(WEXITSTATUS(status_of(attach("supervisor", "0"))), 1, "there is one already");
+    kill(gone, SIGTERM); /* its service is stopped: the supervisor has another one */
+    cr_expect(WIFSIGNALED(status_of(gone)));
+    pid_t outsider = attach("supervisor", "0");
+    await_standby(outsider);
+    for (int i = 0; i < 3; i++) { /* it learns of each */
+        pid_t stage = (pid_t)number_of("stage", i, "pid");
+        kill(stage, SIGKILL);
+        await_other("stage", i, stage);
+    }
+    pid_t front = (pid_t)number_of("front", 0, "pid");
+    kill(front, SIGKILL);
+    await_other("front", 0, front);
+    expect_the_truth();
+    cr_expect_eq(standby_pid(), outsider);
+    kill(engine.pid, SIGKILL);
+    expect_the_truth();
+    cr_expect_eq(number_of("supervisor", 0, "pid"), outsider);
+    cr_expect_eq(number_of("supervisor", 0, "restarts"), 1);
+    pid_t next = attach("supervisor", "adopt");
+    await_standby(next);
+    const char *const roles[] = {"stage", "sched", "front"};
+    for (int i = 0; i < 3; i++) {
+        pid_t victim = (pid_t)number_of(roles[i], 0, "pid");
+        kill(victim, SIGKILL);
+        await_other(roles[i], 0, victim);
+        expect_the_truth();
+    }
+    kill(outsider, SIGKILL);
+    cr_expect(WIFSIGNALED(status_of(outsider)));
+    expect_the_truth();
+    cr_expect_eq(number_of("supervisor", 0, "pid"), next);
+    kill(next, SIGTERM);
+    cr_expect_eq(status_of(next), 0);
+    waitpid(engine.pid, NULL, 0);
+    own_engine_forget(&engine);
 }
 
 Test(spares, that_somebody_else_has_started_end_with_the_last_supervisor, .timeout = 120)

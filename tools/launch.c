@@ -283,6 +283,20 @@ static int plan_backend(struct plan *plan, const struct config *config, struct e
     return 0;
 }
 
+static int find_programs(char directory[PATH_MAX_BYTES], struct err *err)
+{
+    ssize_t size = readlink("/proc/self/exe", directory, PATH_MAX_BYTES - 1);
+    if (size <= 0)
+        return err_set(err, -errno, "/proc/self/exe: %s; is /proc mounted?", strerror(errno));
+    directory[size] = '\0';
+    *strrchr(directory, '/') = '\0';
+    /* tests run from the folder beside bin/ */
+    const char *given = getenv("EVENFLOW_PROGRAM_DIR");
+    if (given != NULL)
+        snprintf(directory, PATH_MAX_BYTES, "%s", given);
+    return 0;
+}
+
 static int plan_names(struct plan *plan, const struct config *config, const char *model_path, struct err *err)
 {
     const struct policy *policy = policy_find(config->use_batch_scheduler ? "batch" : config->policy);
@@ -323,16 +337,7 @@ static int plan_names(struct plan *plan, const struct config *config, const char
     if (realpath(model_path, plan->model_path) == NULL)
         return err_set(err, -errno, "model %s: %s", model_path, strerror(errno));
     config_socket_path(plan->socket_path, sizeof(plan->socket_path), config->socket);
-    ssize_t size = readlink("/proc/self/exe", plan->program_dir, sizeof(plan->program_dir) - 1);
-    if (size <= 0)
-        return err_set(err, -errno, "/proc/self/exe: %s; is /proc mounted?", strerror(errno));
-    plan->program_dir[size] = '\0';
-    *strrchr(plan->program_dir, '/') = '\0';
-    /* tests run from the folder beside bin/ */
-    const char *given = getenv("EVENFLOW_PROGRAM_DIR");
-    if (given != NULL)
-        snprintf(plan->program_dir, sizeof(plan->program_dir), "%s", given);
-    return 0;
+    return find_programs(plan->program_dir, err);
 }
 
 /* ---- memory ---- */
@@ -578,6 +583,8 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
                               .keys_fd = -1,
                               .ledger_fd = -1,
                               .devices_fd = -1};
+    if (config->adopt)
+        return err_set(err, -EINVAL, "--adopt is for evenflow serve alone");
     struct device_kind kinds[DEVICES_MAX];
     enum edges_wish edges;
     if (config->record[0] != '\0') {
@@ -669,6 +676,18 @@ int launch_exec(const struct launch *launch, int ready_fd, struct err *err)
         argv[count++] = options[i];
     }
     execv(program, argv);
+    return err_set(err, -errno, "cannot start %s: %s; is the installation complete?", program, strerror(errno));
+}
+
+int launch_adopt(const struct config *config, struct err *err)
+{
+    char socket[OPTION_TEXT_MAX], directory[PATH_MAX_BYTES], program[PATH_MAX_BYTES + 32];
+    config_socket_path(socket, sizeof(socket), config->socket);
+    int ret = find_programs(directory, err);
+    if (ret != 0)
+        return ret;
+    snprintf(program, sizeof(program), "%s/evenflow-supervisor", directory);
+    execl(program, program, "--attach", socket, (char *)NULL);
     return err_set(err, -errno, "cannot start %s: %s; is the installation complete?", program, strerror(errno));
 }
 

@@ -36,6 +36,9 @@ uint64_t launch_available_bytes(void);
 /* Becomes the supervisor. Returns only on failure: -errno with err. */
 int launch_exec(const struct launch *launch, int ready_fd, struct err *err);
 
+/* Becomes a standby of the engine on that socket, for --adopt. Returns only on failure: -errno with err. */
+int launch_adopt(const struct config *config, struct err *err);
+
 /* An engine of one's own: a child on a private socket, for commands that need an engine only for themselves. */
 struct own_engine {
     pid_t pid;
