@@ -24,8 +24,10 @@ static const struct option_spec specs[] = {
      "Layers of each stage (default: measured at start so that stages take equal time, output head included)"},
     {"devices", NULL, 0, OPTION_TEXT, AT(devices), NULL, 0, 0, "A,B,...",
      "What each stage computes on, cpu or cuda:0, cuda:1, ...: one for each stage, or one for all (default: cpu)"},
-    {"gpu-memory", NULL, 0, OPTION_TEXT, AT(gpu_memory), "vmm", 0, 0, "NAME",
-     "How memory of devices outlives stages: vmm (virtual memory management: descriptors that the supervisor keeps)"},
+    {"gpu-memory", NULL, 0, OPTION_TEXT, AT(gpu_memory), "auto", 0, 0, "NAME",
+     "How memory of devices outlives stages: vmm (virtual memory management: descriptors that the supervisor keeps), "
+     "ipc (a "
+     "process of its own holds it, and names it to stages by CUDA IPC) or auto (vmm, where devices can do that)"},
     {"edges", NULL, 0, OPTION_TEXT, AT(edges), "auto", 0, 0, "NAME",
      "How stages on devices hand activations on: device (into the next one's device, where no processor is on the "
      "way), host "

@@ -176,6 +176,17 @@ static void on_deadline(struct supervisor *s)
     supervisor_kill_all(s);
 }
 
+/* Weights and KV on devices have gone with it: there is nothing to go on from. */
+static void on_holder_death(struct supervisor *s)
+{
+    log_error(
+        "the process that held the memory of devices is gone, and weights and KV cache with it; ending the engine");
+    close(s->holder);
+    s->holder = -1;
+    supervisor_stop(s, 1);
+    supervisor_kill_all(s);
+}
+
 static int milliseconds_to(uint64_t deadline_ns)
 {
     uint64_t now = clock_ns();
@@ -252,6 +263,7 @@ int supervisor_init(struct supervisor **supervisor, const struct supervisor_star
     s->listener_tcp = start->listen;
     s->keys = start->keys;
     s->ledger = start->ledger;
+    s->holder = -1;
     s->ready_fd = start->ready_fd;
     s->standby_pidfd = s->former_standby_pidfd = s->outsider = -1;
     s->control = s->upgrade.connection = -1;
@@ -298,7 +310,7 @@ struct polls {
     struct pollfd children[PROCESSES_MAX]; /* [0]: the supervisor's own bell */
     struct pollfd spares[PROCESSES_MAX];   /* [0]: signals */
     struct pollfd words[PROCESSES_MAX];    /* of spares that are not prepared yet; [0] is unused */
-    struct pollfd keeper, standby, control;
+    struct pollfd keeper, standby, holder, control;
 };
 
 static void fill_polls(const struct supervisor *s, struct polls *polls)
@@ -316,6 +328,7 @@ static void fill_polls(const struct supervisor *s, struct polls *polls)
     polls->spares[0].fd = s->upgrade.phase == UPGRADE_REPLACING ? -1 : s->signals;
     polls->keeper = keeper_poll(&s->keeper);
     polls->standby = (struct pollfd){.fd = s->standby_pidfd, .events = POLLIN};
+    polls->holder = (struct pollfd){.fd = s->holder, .events = POLLIN};
     bool is_asked = s->upgrade.phase == UPGRADE_ASKED, takes_orders = s->upgrade.phase == UPGRADE_NOT;
     polls->control = (struct pollfd){.fd = is_asked       ? s->upgrade.connection
                                            : takes_orders ? s->control
@@ -348,6 +361,8 @@ int supervisor_run(struct supervisor *s)
             on_bell(s);
         if (polls.standby.revents)
             supervisor_on_standby_death(s);
+        if (polls.holder.revents)
+            on_holder_death(s);
         if (polls.control.revents && s->upgrade.phase == UPGRADE_ASKED)
             supervisor_on_order(s);
         else if (polls.control.revents && s->upgrade.phase == UPGRADE_NOT)

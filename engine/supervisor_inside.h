@@ -108,6 +108,7 @@ struct supervisor {
     int listener_tcp; /* -1: none */
     int keys;         /* for it; -1: none */
     int ledger;       /* -1: none is kept */
+    int holder;       /* a socket: the process that holds the devices' memory has the other end; -1: none is needed */
     struct keeper keeper;
     int front_keep; /* the end of the keep sockets that the next life of front is born with */
     int listener;

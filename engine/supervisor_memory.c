@@ -46,13 +46,16 @@ static int watch_process(struct supervisor *s, enum role role, uint32_t index, u
     return 0;
 }
 
-/* Memory of devices was taken before there was a supervisor, which knows nothing of any: its descriptors lie in a socket. */
+/* Memory of devices was taken before there was a supervisor, which knows nothing of any: its descriptors lie in a socket. The
+ * socket's other end is the holder's, where there is one: it lives as long as this end is open somewhere. */
 static int take_device_regions(struct supervisor *s, int devices, struct err *err)
 {
     struct birth birth = {0};
     int fds[BIRTH_ITEMS_MAX];
     int ret = devices >= 0 ? birth_receive(devices, &birth, fds, err) : 0;
-    if (devices >= 0)
+    if (devices >= 0 && s->plan->device_memory == DEVICE_MEMORY_IPC)
+        s->holder = devices;
+    else if (devices >= 0)
         close(devices);
     for (uint32_t i = 0; ret == 0 && i < birth.item_count; i++) {
         if (birth.items[i].kind != BIRTH_DEVICE || birth.items[i].number >= REGION_COUNT)

@@ -43,6 +43,12 @@ enum speculation { SPECULATE_NONE, SPECULATE_NGRAM };
 #define DEVICE_CPU  0u
 #define DEVICES_MAX 64u
 
+/* What memory of CUDA devices lives with. */
+enum device_memory {
+    DEVICE_MEMORY_VMM, /* its descriptors, which the supervisor holds */
+    DEVICE_MEMORY_IPC, /* a process that holds it, and which ends with the last supervisor; descriptors are of its names */
+};
+
 /* How a stage hands its activations to the next one. */
 enum edge {
     EDGE_HOST, /* through its region of shared memory */
@@ -118,9 +124,10 @@ struct plan {
     uint32_t header_timeout_ms;  /* a header section that is not complete so long after its first byte is refused */
     uint32_t drain_timeout_ms;   /* after SIGTERM; 0: no limit */
 
-    uint32_t log_level; /* enum log_level */
-    uint32_t spares;    /* of each process: prepared to take over; 0 or 1 */
-    uint32_t speculate; /* enum speculation */
+    uint32_t log_level;     /* enum log_level */
+    uint32_t spares;        /* of each process: prepared to take over; 0 or 1 */
+    uint32_t speculate;     /* enum speculation */
+    uint32_t device_memory; /* enum device_memory */
     uint64_t vocab_bytes;
     uint64_t prefix_key[2]; /* of the hashes of KV blocks; drawn at start */
     uint64_t created_s;     /* wall clock at start: "created" of the model */

@@ -6,10 +6,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "kernels/internal.h"
 
-#define DRIVER_VERSION_MIN 12000 /* CUDA 12.0, drivers from 525 on */
+#define IPC_GRANULARITY    (2u << 20) /* smaller memory shares its block with others, which would go over with it */
+#define DRIVER_VERSION_MIN 12000      /* CUDA 12.0, drivers from 525 on */
 
 /* The kernels as nvcc made them: machine code for each capability, and PTX for those to come. */
 #ifdef EVENFLOW_FATBIN
@@ -109,11 +112,8 @@ static int find_device(struct cuda *cuda, uint32_t ordinal)
     if (cuda->failed == 0 && cuda->capability < 80)
         return fail(cuda, -ENOTSUP, "cuda:%u (%s) has compute capability %d.%d: 8.0 or later is needed", ordinal,
                     cuda->name, cuda->capability / 10, cuda->capability % 10);
-    bool can_export =
+    cuda->can_export =
         attribute(cuda, CUDA_ATTRIBUTE_HAS_VIRTUAL_MEMORY) && attribute(cuda, CUDA_ATTRIBUTE_EXPORTS_DESCRIPTORS);
-    if (cuda->failed == 0 && !can_export)
-        return fail(cuda, -ENOTSUP, "cuda:%u (%s) cannot export memory as descriptors, which stages on it need",
-                    ordinal, cuda->name);
     return cuda->failed;
 }
 
@@ -144,7 +144,9 @@ int cuda_open(struct cuda *cuda, uint32_t ordinal)
     CALL(cuda, stream_create, &cuda->aside, CUDA_STREAM_ALONE);
     cuda->wait_flags =
         CUDA_WAIT_REACHED | (attribute(cuda, CUDA_ATTRIBUTE_CAN_FLUSH_REMOTE_WRITES) ? CUDA_WAIT_FLUSH : 0);
-    CALL(cuda, memory_granularity, &cuda->granularity, &allocation, 0);
+    cuda->granularity = IPC_GRANULARITY;
+    if (cuda->can_export)
+        CALL(cuda, memory_granularity, &cuda->granularity, &allocation, 0);
     CALL(cuda, memory_info, &cuda->free_bytes, &total);
     if (cuda->failed == 0)
         load_kernels(cuda);
@@ -174,12 +176,40 @@ bool cuda_reaches(struct cuda *cuda, const struct cuda *other)
     return is_possible != 0;
 }
 
-int cuda_create(struct cuda *cuda, size_t bytes)
+/* A handle as a file that a process can be given. */
+static int write_handle(struct cuda *cuda, const struct cuda_handle *handle)
+{
+    int descriptor = memfd_create("evenflow-device", MFD_CLOEXEC);
+    if (descriptor >= 0 && pwrite(descriptor, handle, sizeof(*handle), 0) == (ssize_t)sizeof(*handle))
+        return descriptor;
+    int error = errno;
+    if (descriptor >= 0)
+        close(descriptor);
+    return fail(cuda, -error, "cuda:%d: no file for the name of its memory: %s", cuda->device, strerror(error));
+}
+
+static int export_handle(struct cuda *cuda, size_t bytes, cuda_address *address)
+{
+    struct cuda_handle handle;
+    *address = cuda_alloc(cuda, bytes);
+    CALL(cuda, handle_get, &handle, *address);
+    return cuda->failed != 0 ? cuda->failed : write_handle(cuda, &handle);
+}
+
+static cuda_address map_handle(struct cuda *cuda, int descriptor)
+{
+    struct cuda_handle handle;
+    cuda_address address = 0;
+    if (pread(descriptor, &handle, sizeof(handle), 0) != (ssize_t)sizeof(handle))
+        fail(cuda, -EPROTO, "cuda:%d: descriptor %d does not name memory; mixed builds?", cuda->device, descriptor);
+    return CALL(cuda, handle_open, &address, handle, CUDA_HANDLE_PEERS) ? address : 0;
+}
+
+static int export_descriptor(struct cuda *cuda, size_t bytes)
 {
     const struct cuda_allocation allocation = allocation_of(cuda);
     uint64_t handle;
     int descriptor = -1;
-    CALL(cuda, context_set, cuda->context); /* who takes memory may have opened other devices since */
     if (!CALL(cuda, memory_create, &handle, bytes, &allocation, 0))
         return cuda->failed;
     CALL(cuda, memory_export, &descriptor, handle, CUDA_HANDLE_DESCRIPTOR, 0);
@@ -187,7 +217,7 @@ int cuda_create(struct cuda *cuda, size_t bytes)
     return cuda->failed != 0 ? cuda->failed : descriptor;
 }
 
-cuda_address cuda_map(struct cuda *cuda, int descriptor, size_t bytes)
+static cuda_address map_descriptor(struct cuda *cuda, int descriptor, size_t bytes)
 {
     const struct cuda_access access = {.location = {CUDA_LOCATION_DEVICE, cuda->device}, .flags = CUDA_READ_WRITE};
     uint64_t handle;
@@ -199,6 +229,28 @@ cuda_address cuda_map(struct cuda *cuda, int descriptor, size_t bytes)
     CALL(cuda, memory_set_access, address, bytes, &access, 1);
     CALL(cuda, memory_release, handle);
     return cuda->failed != 0 ? 0 : address;
+}
+
+int cuda_create(struct cuda *cuda, size_t bytes, size_t cleared)
+{
+    const bool is_ipc = cuda->memory == CUDA_MEMORY_IPC;
+    cuda_address address;
+    CALL(cuda, context_set, cuda->context); /* who takes memory may have opened other devices since */
+    int descriptor = is_ipc ? export_handle(cuda, bytes, &address) : export_descriptor(cuda, bytes);
+    if (descriptor < 0 || cleared == 0)
+        return descriptor;
+    if (!is_ipc)
+        address = map_descriptor(cuda, descriptor, bytes);
+    CALL(cuda, clear, address, 0, cleared, cuda->stream);
+    if (cuda_wait(cuda) == 0)
+        return descriptor;
+    close(descriptor);
+    return cuda->failed;
+}
+
+cuda_address cuda_map(struct cuda *cuda, int descriptor, size_t bytes)
+{
+    return cuda->memory == CUDA_MEMORY_IPC ? map_handle(cuda, descriptor) : map_descriptor(cuda, descriptor, bytes);
 }
 
 cuda_address cuda_alloc(struct cuda *cuda, size_t bytes)

@@ -1,4 +1,4 @@
-/* cuda.h - a CUDA device: memory that outlives its processes, one stream, our kernels.
+/* cuda.h - a CUDA device: memory that outlives the processes that use it, one stream, our kernels.
  *
  * Used by: stages on devices; the launcher's child that takes their memory.   Owns: what cuda_open() and the calls behind it
  * take, until cuda_close() or the end of the process; descriptors are the caller's.
@@ -26,6 +26,12 @@ enum cuda_kernel {
         CUDA_KERNEL_COUNT,
 };
 
+/* How several processes have the same memory, and what keeps it. */
+enum cuda_memory {
+    CUDA_MEMORY_VMM, /* a descriptor of it, in whatever process */
+    CUDA_MEMORY_IPC, /* the process that has taken it; its name for others lies in a file of its own */
+};
+
 struct cuda {
     struct cuda_driver driver;
     void *library;
@@ -34,12 +40,14 @@ struct cuda {
     struct cuda_stream *stream, *aside; /* aside: for what must not stand behind what waits in the other */
     unsigned wait_flags;
     struct cuda_function *kernels[CUDA_KERNEL_COUNT];
-    char name[64];      /* of the device */
-    int capability;     /* 90: compute capability 9.0 */
-    size_t granularity; /* sizes of memory that can be exported are multiples of it */
-    size_t free_bytes;  /* when it was opened */
-    int failed;         /* -errno of what failed first; 0: nothing has */
-    char error[256];    /* its text */
+    char name[64];           /* of the device */
+    int capability;          /* 90: compute capability 9.0 */
+    bool can_export;         /* memory as descriptors */
+    enum cuda_memory memory; /* W: the caller, before cuda_create() and cuda_map(); VMM otherwise */
+    size_t granularity;      /* sizes of memory for several processes are multiples of it */
+    size_t free_bytes;       /* when it was opened */
+    int failed;              /* -errno of what failed first; 0: nothing has */
+    char error[256];         /* its text */
 };
 
 /* 0, or -errno with cuda->error: -ENOENT no driver, -ENODEV no such device, -ENOTSUP not one that we can use. */
@@ -49,10 +57,11 @@ void cuda_close(struct cuda *cuda);
 /* Whether it can read and write memory on another device, or on itself. */
 bool cuda_reaches(struct cuda *cuda, const struct cuda *other);
 
-/* Memory that lives as long as its descriptor is open in any process, whatever becomes of the others: a descriptor, or -errno.
- * bytes: a multiple of the granularity. */
-int cuda_create(struct cuda *cuda, size_t bytes);
-/* The whole of it in this process; 0 when that failed. The descriptor may be closed. */
+/* Memory for several processes: a descriptor for cuda_map(), or -errno. It lives as long as a descriptor of it (VMM), or as
+ * this process (IPC). bytes: a multiple of the granularity. The first `cleared` of them are 0. */
+int cuda_create(struct cuda *cuda, size_t bytes, size_t cleared);
+/* The whole of it in this process, or, by IPC, in another one than has created it; 0 when that failed. The descriptor may be
+ * closed. */
 cuda_address cuda_map(struct cuda *cuda, int descriptor, size_t bytes);
 
 /* This process's own. */

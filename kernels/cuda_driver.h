@@ -36,6 +36,7 @@ enum cuda_attribute {
 #define CUDA_LOCATION_DEVICE   1
 #define CUDA_HANDLE_DESCRIPTOR 1 /* a POSIX file descriptor */
 #define CUDA_READ_WRITE        3
+#define CUDA_HANDLE_PEERS      1u         /* opened for every device that reaches the memory */
 #define CUDA_STREAM_ALONE      1u         /* waits for no other stream */
 #define CUDA_WAIT_REACHED      0u         /* until (int32_t)(word - value) >= 0 */
 #define CUDA_WAIT_FLUSH        (1u << 30) /* and until what other devices wrote before it has arrived */
@@ -56,6 +57,11 @@ struct cuda_allocation {
 struct cuda_access {
     struct cuda_location location;
     int flags;
+};
+
+/* Names memory of one process to others. */
+struct cuda_handle {
+    uint8_t bytes[64];
 };
 
 struct cuda_context;
@@ -88,6 +94,7 @@ struct cuda_stream;
     X(copy_to_host, cuMemcpyDtoHAsync_v2, (void *to, cuda_address from, size_t bytes, struct cuda_stream *stream))     \
     X(copy_on_device, cuMemcpyDtoDAsync_v2,                                                                            \
       (cuda_address to, cuda_address from, size_t bytes, struct cuda_stream * stream))                                 \
+    X(clear, cuMemsetD8Async, (cuda_address at, uint8_t value, size_t bytes, struct cuda_stream * stream))             \
     X(wait_word, cuStreamWaitValue32_v2,                                                                               \
       (struct cuda_stream * stream, cuda_address word, uint32_t value, unsigned flags))                                \
     X(write_word, cuStreamWriteValue32_v2,                                                                             \
@@ -107,6 +114,8 @@ struct cuda_stream;
       (cuda_address address, size_t bytes, size_t offset, uint64_t handle, unsigned long long flags))                  \
     X(memory_set_access, cuMemSetAccess,                                                                               \
       (cuda_address address, size_t bytes, const struct cuda_access *access, size_t count))                            \
+    X(handle_get, cuIpcGetMemHandle, (struct cuda_handle * handle, cuda_address address))                              \
+    X(handle_open, cuIpcOpenMemHandle_v2, (cuda_address * address, struct cuda_handle handle, unsigned flags))         \
     X(launch, cuLaunchKernel,                                                                                          \
       (struct cuda_function * function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,           \
        unsigned block_y, unsigned block_z, unsigned shared_bytes, struct cuda_stream *stream, void **parameters,       \

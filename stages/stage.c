@@ -122,6 +122,7 @@ static int open_device(struct stage *stage, struct arena *arena, const struct ke
     if (ret < 0)
         return ret;
     cuda_open(&stage->cuda, slice->device - 1);
+    stage->cuda.memory = plan->device_memory == DEVICE_MEMORY_IPC ? CUDA_MEMORY_IPC : CUDA_MEMORY_VMM;
     cuda_address kv = cuda_map(&stage->cuda, arena->device_kv, kv_bytes);
     cuda_address weights = cuda_map(&stage->cuda, arena->device_weights, weights_bytes);
     stage->edge_in = map_edge(stage, arena->device_in, stage->index - 1);

@@ -364,7 +364,7 @@ Test(cuda, memory_is_found_again_by_its_descriptor)
 {
     open_device();
     size_t bytes = cuda.granularity;
-    int descriptor = cuda_create(&cuda, bytes);
+    int descriptor = cuda_create(&cuda, bytes, 0);
     cr_assert_geq(descriptor, 0, "%s", cuda.error);
     uint32_t number = 77, seen = 0;
     cuda_address here = cuda_map(&cuda, descriptor, bytes);
@@ -399,7 +399,7 @@ static void put_number(struct cuda *on, cuda_address at, uint32_t number)
 static void expect_wait(struct cuda *other, uint32_t before, uint32_t value)
 {
     size_t bytes = cuda.granularity;
-    int descriptor = cuda_create(&cuda, bytes);
+    int descriptor = cuda_create(&cuda, bytes, 0);
     cuda_address word = cuda_map(&cuda, descriptor, bytes), flag = word + 64, one = word + 128;
     cuda_address seen_word = cuda_map(other, descriptor, bytes), seen_flag = seen_word + 64;
     close(descriptor);
@@ -449,7 +449,7 @@ _Noreturn static void write_without_end(int socket)
     struct err err;
     if (cuda_open(&cuda, 0) != 0)
         _exit(1);
-    int descriptor = cuda_create(&cuda, WRITTEN_BYTES);
+    int descriptor = cuda_create(&cuda, WRITTEN_BYTES, 0);
     cuda_address memory = cuda_map(&cuda, descriptor, WRITTEN_BYTES), sources[2];
     uint8_t *pattern = base_alloc(WRITTEN_BYTES);
     for (int i = 0; i < 2; i++) {
@@ -553,7 +553,6 @@ Test(cuda, what_cannot_be_used_is_refused_and_says_why)
     expect_refusal("devices=0", 0, -ENODEV, "finds no device");
     expect_refusal("devices=1", 1, -ENODEV, "there is no device cuda:1");
     expect_refusal("driver=11080", 0, -ENOTSUP, "is of CUDA 11.8: 12.0 or later is needed");
-    expect_refusal("export=0", 0, -ENOTSUP, "cannot export memory");
     setenv("EVENFLOW_LIBCUDA", "/nowhere/libcuda.so.1", 1);
     cr_expect_eq(cuda_open(&cuda, 0), -ENOENT);
     cr_expect_not_null(strstr(cuda.error, "no CUDA driver"), "%s", cuda.error);
@@ -563,9 +562,9 @@ Test(cuda, memory_that_is_not_there_is_an_error_that_says_so)
 {
     fake_cuda_wish("memory=4194304");
     cr_assert_eq(cuda_open(&cuda, 0), 0, "%s", cuda.error);
-    int descriptor = cuda_create(&cuda, 2 * cuda.granularity);
+    int descriptor = cuda_create(&cuda, 2 * cuda.granularity, 0);
     cr_assert_geq(descriptor, 0);
-    cr_assert_eq(cuda_create(&cuda, cuda.granularity), -ENOMEM);
+    cr_assert_eq(cuda_create(&cuda, cuda.granularity, 0), -ENOMEM);
     cr_assert_not_null(strstr(cuda.error, "CUDA_ERROR_OUT_OF_MEMORY"), "%s", cuda.error);
 }
 

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -128,10 +129,12 @@ Test(devices, what_cannot_be_had_is_refused_at_the_start_and_says_why, .init = s
     expect_refusal("devices=1", "--devices cuda:0,cuda:1", 1, "there is no device cuda:1: the CUDA driver finds 1");
     expect_refusal("devices=0", "--devices cuda:0", 1, "finds no device");
     expect_refusal("driver=11080", "--devices cuda:0", 1, "12.0 or later is needed");
-    expect_refusal("export=0", "--devices cuda:0", 1, "cannot export memory");
+    expect_refusal("export=0", "--devices cuda:0 --gpu-memory vmm", 1, "cannot export memory");
+    expect_refusal("memory=4194304", "--devices cuda:0 --gpu-memory ipc", 1,
+                   "the KV cache; 4 MiB were free at the start");
     expect_refusal("memory=4194304", "--devices cuda:0", 1, "the KV cache; 4 MiB were free at the start");
     expect_refusal("", "--devices cuda:0,cpu,cpu", 2, "names 3 for 2 stages");
-    expect_refusal("", "--devices cuda:0 --gpu-memory ipc", 2, "this build has: vmm");
+    expect_refusal("", "--devices cuda:0 --gpu-memory managed", 2, "must be auto, vmm or ipc");
     expect_refusal("peer=0", "--devices cuda:0,cuda:1 --edges device", 1, "cuda:0 cannot write to memory of cuda:1");
     expect_refusal("", "--devices cuda:0,cpu --edges device", 1, "cuda:0 cannot write to memory of cpu");
     expect_refusal("", "--edges device", 2, "no stage is on a device");
@@ -331,20 +334,16 @@ static void spoil_the_model(void)
     close(fd);
 }
 
-Test(devices, successors_of_stages_go_on_from_what_lies_on_their_devices, .init = set_up, .fini = tear_down,
-     .timeout = 90)
+/* Stages of two are killed in turn in the middle of answers, which stay the truth. */
+static void kill_stages(uint32_t count)
 {
-    use_devices();
-    start("--log-level error -p 2 --devices cuda:0,%s");
-    engine_complete(&engine, bodies, REQUESTS, 6, truth);
-    spoil_the_model();
     uint32_t kills = 0;
     json_int_t steps[2] = {0}; /* that it had published when it was killed last */
-    while (kills < KILLS) {
+    while (kills < count) {
         pthread_t thread;
         is_over = false;
         cr_assert_eq(pthread_create(&thread, NULL, complete_on, NULL), 0);
-        while (!is_over && kills < KILLS) {
+        while (!is_over && kills < count) {
             int victim = (int)(kills % 2);
             pid_t pid = engine_pid(&engine, "stage", victim);
             if (steps_of(victim) == steps[victim]) { /* lives without a step would be a reason to end the engine */
@@ -361,7 +360,85 @@ Test(devices, successors_of_stages_go_on_from_what_lies_on_their_devices, .init 
         expect_the_truth("killed");
     }
     printf("%u stages killed\n", kills);
+}
+
+Test(devices, successors_of_stages_go_on_from_what_lies_on_their_devices, .init = set_up, .fini = tear_down,
+     .timeout = 90)
+{
+    use_devices();
+    start("--log-level error -p 2 --devices cuda:0,%s");
+    engine_complete(&engine, bodies, REQUESTS, 6, truth);
+    spoil_the_model();
+    kill_stages(KILLS);
     cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
+/* The process that holds memory of devices, a child of who has started the engine; 0: there is none. */
+static pid_t holder(void)
+{
+    char path[64], name[32];
+    snprintf(path, sizeof(path), "/proc/self/task/%d/children", (int)getpid());
+    FILE *children = fopen(path, "re");
+    cr_assert_not_null(children);
+    int pid = 0, found = 0;
+    while (fscanf(children, "%d", &pid) == 1) {
+        snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+        FILE *file = fopen(path, "re");
+        if (file != NULL && fgets(name, sizeof(name), file) != NULL && strcmp(name, "evenflow-holder\n") == 0)
+            found = pid;
+        if (file != NULL)
+            fclose(file);
+    }
+    fclose(children);
+    return found;
+}
+
+static int wait_for_end(pid_t pid)
+{
+    int status = 0;
+    cr_assert_eq(waitpid(pid, &status, 0), pid);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+Test(devices, memory_that_a_process_holds_outlives_stages_and_supervisors_and_ends_with_the_engine, .init = set_up,
+     .fini = tear_down, .timeout = 90)
+{
+    use_devices();
+    answers_of("-p 2 --devices cuda:0,%s --gpu-memory vmm", truth);
+    cr_expect_eq(holder(), 0);
+    start("--log-level error -p 2 --devices cuda:0,%s --gpu-memory ipc");
+    pid_t holds = holder();
+    cr_assert_gt(holds, 0);
+    engine_complete(&engine, bodies, REQUESTS, 6, seen);
+    expect_the_truth("held");
+    spoil_the_model();
+    kill_stages(KILLS / 2);
+    pid_t supervisor = engine_pid(&engine, "supervisor", 0);
+    kill(supervisor, SIGKILL);
+    while (engine_pid(&engine, "supervisor", 0) == supervisor)
+        wait_a_little();
+    engine_complete(&engine, bodies, REQUESTS, 6, seen); /* for a while: who dies with the supervisor ends the engine */
+    wait_ms(150);
+    kill_stages(2);
+    kill(engine_pid(&engine, "supervisor", 0), SIGTERM);
+    cr_expect_eq(wait_for_end(holds), 0);
+    wait_for_end(engine.pid);
+    own_engine_forget(&engine);
+}
+
+Test(devices, a_device_that_exports_nothing_is_held_by_a_process_and_without_that_the_engine_ends, .init = set_up,
+     .fini = tear_down, .timeout = 60)
+{
+    fake_cuda_wish("export=0");
+    second = "cuda:1";
+    start("--log-level error -p 2 --devices cuda:0,%s");
+    pid_t holds = holder();
+    cr_assert_gt(holds, 0);
+    engine_complete(&engine, bodies, REQUESTS, 6, truth);
+    kill(holds, SIGKILL);
+    cr_expect_eq(wait_for_end(engine.pid), 1);
+    cr_expect_eq(wait_for_end(holds), -1);
+    own_engine_forget(&engine);
 }
 
 /* Every life of a process with a device ends in the middle of an operation there, another one each time: between activations

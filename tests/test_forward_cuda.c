@@ -221,7 +221,7 @@ Test(forward_cuda, a_stage_may_begin_before_its_input_is_there, .timeout = 60)
     const struct forward_step step = {
         .rows = &row, .row_count = 1, .tokens = tokens, .token_count = TOKENS, .blocks = runners[0]->blocks};
     size_t bytes = align_up_u64(4096 + TOKENS * runners[0]->desc.width * sizeof(float), cuda.granularity);
-    int descriptor = cuda_create(&second, bytes);
+    int descriptor = cuda_create(&second, bytes, 0);
     cuda_address theirs = cuda_map(&second, descriptor, bytes), ours = cuda_map(&cuda, descriptor, bytes);
     close(descriptor);
     const uint32_t none = 0;

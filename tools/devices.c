@@ -1,15 +1,18 @@
 #include "tools/devices.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "ipc/birth.h"
 #include "ipc/layout.h"
+#include "ipc/sandbox.h"
 #include "kernels/cuda.h"
 
 /* ---- the option ---- */
@@ -58,15 +61,22 @@ int devices_parse(const char *text, uint32_t stage_count, uint32_t devices[STAGE
     return 0;
 }
 
-int devices_parse_edges(const char *text, enum edges_wish *wish, struct err *err)
+static int parse_name(const char *option, const char *text, const char *const names[3], struct err *err)
 {
-    static const char *const names[] = {[EDGES_AUTO] = "auto", [EDGES_HOST] = "host", [EDGES_DEVICE] = "device"};
-    for (uint32_t i = 0; i < ARRAY_COUNT(names); i++) {
-        *wish = (enum edges_wish)i;
+    for (int i = 0; i < 3; i++)
         if (strcmp(text, names[i]) == 0)
-            return 0;
-    }
-    return err_set(err, -EINVAL, "--edges %s: must be auto, host or device", text);
+            return i;
+    return err_set(err, -EINVAL, "%s %s: must be %s, %s or %s", option, text, names[0], names[1], names[2]);
+}
+
+int devices_parse_wish(struct devices_wish *wish, const char *edges, const char *memory, struct err *err)
+{
+    static const char *const edge_names[] = {[EDGES_AUTO] = "auto", [EDGES_HOST] = "host", [EDGES_DEVICE] = "device"};
+    static const char *const memory_names[] = {[MEMORY_AUTO] = "auto", [MEMORY_VMM] = "vmm", [MEMORY_IPC] = "ipc"};
+    int edge = parse_name("--edges", edges, edge_names, err);
+    int kind = edge < 0 ? edge : parse_name("--gpu-memory", memory, memory_names, err);
+    *wish = (struct devices_wish){(enum edges_wish)edge, (enum memory_wish)kind};
+    return kind < 0 ? kind : 0;
 }
 
 /* ---- the child ---- */
@@ -78,6 +88,7 @@ struct answer {
     uint64_t page_bytes;
     struct device_kind kinds[DEVICES_MAX];
     uint32_t edges[STAGES_MAX]; /* enum edge */
+    uint32_t memory;            /* enum device_memory */
 };
 
 /* Opens each device once; the largest of their pages counts. */
@@ -93,6 +104,25 @@ static bool open_devices(struct cuda *cuda, const struct plan *plan, struct answ
         answer->page_bytes = max_u64(answer->page_bytes, cuda[i].granularity);
     }
     return answer->code == 0;
+}
+
+/* What memory lives with: the same for all devices. */
+static void choose_memory(struct cuda *cuda, struct plan *plan, enum memory_wish wish, struct answer *answer)
+{
+    plan->device_memory = wish == MEMORY_IPC ? DEVICE_MEMORY_IPC : DEVICE_MEMORY_VMM;
+    for (uint32_t i = 0; i < DEVICES_MAX && answer->code == 0; i++) {
+        if (!plan_uses_device(plan, i + 1) || cuda[i].can_export)
+            continue;
+        plan->device_memory = DEVICE_MEMORY_IPC;
+        if (wish == MEMORY_VMM) {
+            answer->code = -ENOTSUP;
+            snprintf(answer->text, sizeof(answer->text),
+                     "cuda:%u (%s) cannot export memory as descriptors; try --gpu-memory ipc", i, cuda[i].name);
+        }
+    }
+    for (uint32_t i = 0; i < DEVICES_MAX; i++)
+        cuda[i].memory = plan->device_memory == DEVICE_MEMORY_IPC ? CUDA_MEMORY_IPC : CUDA_MEMORY_VMM;
+    answer->memory = plan->device_memory;
 }
 
 /* How each stage hands its activations to the next one. */
@@ -112,12 +142,15 @@ static void choose_edges(struct cuda *cuda, struct plan *plan, enum edges_wish w
     }
 }
 
-/* Memory for one region of a stage; its descriptor, or less than 0. */
-static int take_region(struct cuda *cuda, uint32_t region, size_t bytes, struct birth *birth, int *fds,
-                       struct answer *answer)
+/* Memory for one region. */
+static void take_region(struct cuda *cuda, uint32_t region, const struct layout *layout, struct birth *birth, int *fds,
+                        struct answer *answer)
 {
     const bool is_weights = region >= REGION_WEIGHTS, is_kv = !is_weights && region >= REGION_KV;
-    int fd = answer->code == 0 ? cuda_create(cuda, bytes) : -1;
+    const size_t bytes = layout->region_bytes[region];
+    /* an edge's words: no step has come */
+    const size_t cleared = is_weights || is_kv ? 0 : layout->edge_activations;
+    int fd = answer->code == 0 ? cuda_create(cuda, bytes, cleared) : -1;
     if (fd >= 0) {
         birth_add(birth, fds, BIRTH_DEVICE, region, fd);
     } else if (answer->code == 0) {
@@ -132,17 +165,6 @@ static int take_region(struct cuda *cuda, uint32_t region, size_t bytes, struct 
                  : is_kv    ? "; lower --kv-memory"
                             : "; lower --max-num-batched-tokens");
     }
-    return fd;
-}
-
-/* The words of an edge: no step has come. */
-static void clear_words(struct cuda *cuda, int fd, const struct layout *layout, size_t bytes, struct answer *answer)
-{
-    void *zeros = base_alloc(layout->edge_activations);
-    cuda_upload(cuda, cuda_map(cuda, fd, bytes), zeros, layout->edge_activations);
-    answer->code = cuda_wait(cuda);
-    snprintf(answer->text, sizeof(answer->text), "%s", cuda->error);
-    free(zeros);
 }
 
 /* All that stages find on their devices. An edge lies on the device of its reader. */
@@ -155,19 +177,41 @@ static void take_regions(struct cuda *cuda, const struct plan *plan, struct birt
     for (uint32_t stage = 0; stage < plan->stage_count; stage++) {
         const struct plan_slice *slice = &plan->slices[stage];
         for (size_t i = 0; i < ARRAY_COUNT(own) && slice->device != DEVICE_CPU; i++)
-            take_region(&cuda[slice->device - 1], own[i] + stage, layout.region_bytes[own[i] + stage], birth, fds,
-                        answer);
-        if (slice->edge != EDGE_DEVICE)
-            continue;
-        struct cuda *reader = &cuda[slice[1].device - 1];
-        size_t bytes = layout.region_bytes[REGION_EDGE + stage];
-        int fd = take_region(reader, REGION_EDGE + stage, bytes, birth, fds, answer);
-        if (fd >= 0)
-            clear_words(reader, fd, &layout, bytes, answer);
+            take_region(&cuda[slice->device - 1], own[i] + stage, &layout, birth, fds, answer);
+        if (slice->edge == EDGE_DEVICE)
+            take_region(&cuda[slice[1].device - 1], REGION_EDGE + stage, &layout, birth, fds, answer);
     }
 }
 
-_Noreturn static void be_child(const struct plan *given, enum edges_wish wish, int socket)
+/* Until nobody is left whose memory this is. */
+_Noreturn static void hold(int socket)
+{
+    struct err err;
+    char byte;
+    ssize_t got;
+    if (sandbox_enter_with_device(&err) != 0) {
+        fprintf(stderr, "evenflow: %s\n", err.text);
+        _exit(1); /* which the supervisor notices */
+    }
+    do {
+        got = read(socket, &byte, 1);
+    } while (got < 0 && errno == EINTR);
+    _exit(0);
+}
+
+/* Nothing of the launcher's but the socket, no signals that are for others. */
+static void be_alone(int socket)
+{
+    prctl(PR_SET_NAME, "evenflow-holder");
+    setpgid(0, 0);
+    signal(SIGINT, SIG_IGN);
+    signal(SIGTERM, SIG_IGN);
+    if (socket > STDERR_FILENO + 1)
+        close_range(STDERR_FILENO + 1, (unsigned)socket - 1, 0);
+    close_range((unsigned)socket + 1, ~0u, 0);
+}
+
+_Noreturn static void be_child(const struct plan *given, const struct devices_wish *wish, int socket)
 {
     static struct cuda cuda[DEVICES_MAX];
     static struct answer answer;
@@ -175,14 +219,18 @@ _Noreturn static void be_child(const struct plan *given, enum edges_wish wish, i
     struct birth birth = {.magic = BIRTH_MAGIC, .part = BIRTH_WHOLE};
     int fds[BIRTH_ITEMS_MAX];
     plan = *given;
+    be_alone(socket);
     if (open_devices(cuda, &plan, &answer)) {
         plan.device_page_bytes = answer.page_bytes;
-        choose_edges(cuda, &plan, wish, &answer);
+        choose_memory(cuda, &plan, wish->memory, &answer);
+        choose_edges(cuda, &plan, wish->edges, &answer);
         take_regions(cuda, &plan, &birth, fds, &answer);
     }
     struct err err;
     bool is_sent = write(socket, &answer, sizeof(answer)) == (ssize_t)sizeof(answer) &&
                    (answer.code != 0 || birth_send(socket, &birth, fds, &err) == 0);
+    if (is_sent && answer.code == 0 && answer.memory == DEVICE_MEMORY_IPC)
+        hold(socket);
     _exit(is_sent ? 0 : 1);
 }
 
@@ -195,7 +243,8 @@ static int ask(int socket, pid_t child, struct answer *answer, struct err *err)
     do {
         got = recv(socket, answer, sizeof(*answer), MSG_WAITALL);
     } while (got < 0 && errno == EINTR);
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+    bool stays = got == (ssize_t)sizeof(*answer) && answer->code == 0 && answer->memory == DEVICE_MEMORY_IPC;
+    while (!stays && waitpid(child, &status, 0) < 0 && errno == EINTR)
         continue;
     if (got != (ssize_t)sizeof(*answer) || status != 0)
         return err_set(err, -ECHILD, "--devices: the process that opens them %s %d; does the driver work at all?",
@@ -204,7 +253,8 @@ static int ask(int socket, pid_t child, struct answer *answer, struct err *err)
     return answer->code == 0 ? 0 : err_set(err, answer->code, "--devices: %s", answer->text);
 }
 
-int devices_take(struct plan *plan, enum edges_wish wish, struct device_kind kinds[DEVICES_MAX], struct err *err)
+int devices_take(struct plan *plan, const struct devices_wish *wish, struct device_kind kinds[DEVICES_MAX],
+                 struct err *err)
 {
     struct answer answer = {0};
     int sockets[2];
@@ -224,6 +274,7 @@ int devices_take(struct plan *plan, enum edges_wish wish, struct device_kind kin
         return ret;
     }
     plan->device_page_bytes = answer.page_bytes;
+    plan->device_memory = answer.memory;
     memcpy(kinds, answer.kinds, sizeof(answer.kinds));
     for (uint32_t stage = 0; stage < plan->stage_count; stage++)
         plan->slices[stage].edge = answer.edges[stage];

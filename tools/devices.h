@@ -4,9 +4,10 @@
  * child opens the devices (a second or so for each).
  *
  * The supervisor knows nothing of CUDA and cannot: so, before there is one, a child of the launcher opens the devices, takes
- * memory there for weights and KV of every stage and for what stages hand on without the processor, leaves its descriptors
- * in a socket (a birth message of BIRTH_DEVICE items) and ends. Memory lives as long as a descriptor of it does, in the
- * socket or in the supervisor.
+ * memory there for weights and KV of every stage and for what stages hand on without the processor, and leaves its
+ * descriptors in a socket (a birth message of BIRTH_DEVICE items). Where memory lives as long as a descriptor of it does
+ * (DEVICE_MEMORY_VMM), the child ends. Where it lives as long as the process that has taken it (DEVICE_MEMORY_IPC), the child
+ * stays, as the holder: it does nothing, in a stage's sandbox, and ends when nobody has the socket's other end any more.
  */
 #ifndef EVENFLOW_TOOLS_DEVICES_H
 #define EVENFLOW_TOOLS_DEVICES_H
@@ -28,11 +29,24 @@ enum edges_wish {
     EDGES_DEVICE, /* through the reader's device, or not at all */
 };
 
-/* "auto", "host" or "device". 0, or -EINVAL with err. */
-int devices_parse_edges(const char *text, enum edges_wish *wish, struct err *err);
+/* What memory on devices is to live with. */
+enum memory_wish {
+    MEMORY_AUTO, /* with descriptors where every device can do that, else with a holder */
+    MEMORY_VMM,
+    MEMORY_IPC,
+};
 
-/* Takes the memory that the plan's slices need on their devices, and completes the plan: pages, edges, and in `kinds` of which
- * kind each device is, by number. The socket, or -errno with err. */
-int devices_take(struct plan *plan, enum edges_wish wish, struct device_kind kinds[DEVICES_MAX], struct err *err);
+struct devices_wish {
+    enum edges_wish edges;
+    enum memory_wish memory;
+};
+
+/* "auto", "host" or "device"; "auto", "vmm" or "ipc". 0, or -EINVAL with err. */
+int devices_parse_wish(struct devices_wish *wish, const char *edges, const char *memory, struct err *err);
+
+/* Takes the memory that the plan's slices need on their devices, and completes the plan: pages, edges, what memory lives
+ * with, and in `kinds` of which kind each device is, by number. The socket, or -errno with err. */
+int devices_take(struct plan *plan, const struct devices_wish *wish, struct device_kind kinds[DEVICES_MAX],
+                 struct err *err);
 
 #endif

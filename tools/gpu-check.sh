@@ -53,9 +53,11 @@ grep -q 'stand-in' "$out/roofline.txt" && say "stand-in, no GPU result: this run
 tail -n +2 "$out/roofline.txt" | tee -a "$report"
 
 # Two processes that hand on to each other, without a processor on the way: on one device, and on two where there are.
-step hand-off 30 "$build/bin/bench-hand-off" && cat "$out/hand-off.txt" | tee -a "$report"
+for memory in vmm ipc; do
+    step hand-off-$memory 30 "$build/bin/bench-hand-off" 0 0 $memory && tee -a "$report" <"$out/hand-off-$memory.txt"
+done
 if [ "$(nvidia-smi -L 2>/dev/null | wc -l)" -ge 2 ]; then
-    step hand-off-peers 30 "$build/bin/bench-hand-off" 0 1 && cat "$out/hand-off-peers.txt" | tee -a "$report"
+    step hand-off-peers 30 "$build/bin/bench-hand-off" 0 1 && tee -a "$report" <"$out/hand-off-peers.txt"
 else
     say "not run  hand-off-peers: it needs two GPUs"
 fi

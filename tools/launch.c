@@ -114,8 +114,6 @@ static int plan_slices(struct plan *plan, const struct config *config, const str
 static int plan_devices(struct plan *plan, const struct config *config, const struct model_desc *desc, struct err *err)
 {
     uint32_t devices[STAGES_MAX];
-    if (strcmp(config->gpu_memory, "vmm") != 0)
-        return err_set(err, -EINVAL, "--gpu-memory %s: this build has: vmm", config->gpu_memory);
     int ret = devices_parse(config->devices, plan->stage_count, devices, err);
     for (uint32_t stage = 0; stage < plan->stage_count && ret == 0; stage++) {
         plan->slices[stage].device = devices[stage];
@@ -586,7 +584,7 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
     if (config->adopt)
         return err_set(err, -EINVAL, "--adopt is for evenflow serve alone");
     struct device_kind kinds[DEVICES_MAX];
-    enum edges_wish edges;
+    struct devices_wish wish;
     if (config->record[0] != '\0') {
         launch->record_fd = open(config->record, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
         if (launch->record_fd < 0)
@@ -617,8 +615,8 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
         ret = plan->backend == BACKEND_TIMED ? plan_timed(plan, config, err)
                                              : plan_slices(plan, config, gguf, desc, kernels, err);
     ret = ret ? ret : plan_devices(plan, config, desc, err);
-    ret = ret ? ret : devices_parse_edges(config->edges, &edges, err);
-    if (ret == 0 && edges == EDGES_DEVICE && !plan_uses_devices(plan))
+    ret = ret ? ret : devices_parse_wish(&wish, config->edges, config->gpu_memory, err);
+    if (ret == 0 && wish.edges == EDGES_DEVICE && !plan_uses_devices(plan))
         ret = err_set(err, -EINVAL, "--edges device: no stage is on a device; say which with --devices");
     ret = ret ? ret : plan_window(plan, config, err);
     void *vocab = NULL;
@@ -633,7 +631,7 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
     if (ret == 0 && plan_uses_devices(plan) && plan->kv_type != KV_F16)
         ret = err_set(err, -EINVAL, "--kv-type %s: stages on devices keep f16", config->kv_type);
     if (ret == 0 && plan_uses_devices(plan)) {
-        launch->devices_fd = devices_take(plan, edges, kinds, err);
+        launch->devices_fd = devices_take(plan, &wish, kinds, err);
         ret = launch->devices_fd < 0 ? launch->devices_fd : 0;
     }
     if (ret == 0)

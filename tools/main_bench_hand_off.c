@@ -1,8 +1,10 @@
 /* main_bench_hand_off.c - how long activations take from one stage's device to the next one's: make bench-hand-off.
  *
- * Two processes, each with a stream that writes into the other's slot and then its word, and waits for its own: as stages do,
- * enqueued ahead, so no processor is on the way. Half a round is a hand-off: a copy as long as the activations, and what the
- * words add. On what stands in for a driver its times mean nothing. */
+ * Two processes, each with a stream that writes into the other's slot and then its word, and waits for its own: as stages
+ * do, enqueued ahead, so no processor is on the way. A third one has taken the memory. Half a round is a hand-off: a copy as
+ * long as the activations, and what the words add. On what stands in for a driver its times mean nothing.
+ *
+ *   bench-hand-off [DEVICE [DEVICE [ipc]]] */
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -20,6 +22,11 @@
 #define ROUNDS     100u /* enqueued together: few enough to fit a stream */
 #define BATCHES    20u
 #define SLOT_BYTES (4u << 20)
+
+struct players {
+    uint32_t ordinals[2]; /* of their devices */
+    enum cuda_memory memory;
+};
 
 static struct cuda cuda;
 
@@ -82,59 +89,72 @@ static void play_all(cuda_address memory, bool is_first)
     }
 }
 
-/* The second process: takes the memory, on its own device, and gives the descriptor to the first. */
-static int be_second(uint32_t ordinal, int socket)
+/* Takes the memory and gives its descriptor over the socket, whose end it then waits for. */
+static int hold(const struct players *players, int socket)
 {
     struct birth birth = {.magic = BIRTH_MAGIC, .part = BIRTH_WHOLE};
     int fds[BIRTH_ITEMS_MAX];
     struct err err = {0};
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (cuda_open(&cuda, ordinal) != 0)
+    char byte;
+    if (cuda_open(&cuda, players->ordinals[1]) != 0)
         return fail(cuda.error);
-    size_t bytes = align_up_u64(4096 + 2 * SLOT_BYTES, cuda.granularity);
-    int descriptor = cuda_create(&cuda, bytes);
+    cuda.memory = players->memory;
+    const size_t bytes = align_up_u64(4096 + 2 * SLOT_BYTES, cuda.granularity);
+    int descriptor = cuda_create(&cuda, bytes, 4096);
     if (descriptor < 0)
-        return fail(cuda.error);
-    cuda_address memory = cuda_map(&cuda, descriptor, bytes);
-    const uint8_t none[256] = {0};
-    cuda_upload(&cuda, memory, none, sizeof(none));
-    if (cuda_wait(&cuda) != 0)
         return fail(cuda.error);
     birth.epoch = (uint32_t)bytes;
     birth_add(&birth, fds, BIRTH_DEVICE, 0, descriptor);
     if (birth_send(socket, &birth, fds, &err) != 0)
         return fail(err.text);
-    play_all(memory, false);
+    return read(socket, &byte, 1) == 0 ? 0 : 1;
+}
+
+/* One of the two that hand on to each other. */
+static int be_player(const struct players *players, int which, int descriptor, size_t bytes)
+{
+    if (cuda_open(&cuda, players->ordinals[which]) != 0)
+        return fail(cuda.error);
+    cuda.memory = players->memory;
+    cuda_address memory = cuda_map(&cuda, descriptor, bytes);
+    if (cuda.failed != 0)
+        return fail(cuda.error);
+    if (which == 0)
+        printf("cuda:%u to cuda:%u, memory by %s, %s%s\n", players->ordinals[0], players->ordinals[1],
+               players->memory == CUDA_MEMORY_IPC ? "ipc" : "vmm", cuda.name,
+               strncmp(cuda.name, "stand-in", 8) == 0 ? ": stand-in, no GPU result" : "");
+    fflush(stdout);
+    play_all(memory, which == 0);
     return 0;
 }
 
 int main(int argc, char **argv)
 {
-    uint32_t first = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 0;
-    uint32_t second = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : first;
-    int sockets[2], fds[BIRTH_ITEMS_MAX];
+    struct players players = {.memory = CUDA_MEMORY_VMM};
+    int sockets[2], fds[BIRTH_ITEMS_MAX], status = 1;
     struct birth birth;
     struct err err = {0};
+    for (int i = 0; i < 2 && argc > 1; i++)
+        players.ordinals[i] = (uint32_t)strtoul(argv[argc > 1 + i ? 1 + i : 1], NULL, 10);
+    if (argc > 3 && strcmp(argv[3], "ipc") == 0)
+        players.memory = CUDA_MEMORY_IPC;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) != 0)
         return fail(strerror(errno));
-    pid_t other = fork(); /* before this process knows of any device, as the driver wants it */
-    if (other == 0) {
+    if (fork() == 0) { /* all before this process knows of any device, as the driver wants it */
         close(sockets[0]);
-        return be_second(second, sockets[1]);
+        _exit(hold(&players, sockets[1]));
     }
     close(sockets[1]);
-    if (cuda_open(&cuda, first) != 0)
-        return fail(cuda.error);
     if (birth_receive(sockets[0], &birth, fds, &err) != 0)
         return fail(err.text);
-    cuda_address memory = cuda_map(&cuda, fds[0], birth.epoch);
-    printf("cuda:%u to cuda:%u, %s%s\n", first, second, cuda.name,
-           strncmp(cuda.name, "stand-in", 8) == 0 ? ": stand-in, no GPU result" : "");
-    fflush(stdout);
-    if (cuda.failed != 0)
-        return fail(cuda.error);
-    play_all(memory, true);
-    int status = 0;
-    waitpid(other, &status, 0);
-    return status == 0 ? 0 : 1;
+    pid_t second = fork();
+    if (second == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        _exit(be_player(&players, 1, fds[0], birth.epoch));
+    }
+    int ret = be_player(&players, 0, fds[0], birth.epoch);
+    if (ret != 0)
+        kill(second, SIGKILL);
+    waitpid(second, &status, 0);
+    return ret != 0 || status != 0;
 }

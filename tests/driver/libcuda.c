@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -57,7 +58,7 @@ static int state(void)
 /* ---- streams ---- */
 
 struct operation {
-    enum { OPERATION_KERNEL, OPERATION_COPY, OPERATION_WAIT, OPERATION_WRITE } kind;
+    enum { OPERATION_KERNEL, OPERATION_COPY, OPERATION_FILL, OPERATION_WAIT, OPERATION_WRITE } kind;
     const struct simt_kernel *kernel;
     uint32_t grid[3], threads;
     uint8_t args[ARGS_MAX];
@@ -94,6 +95,9 @@ static void run(const struct operation *o)
         memcpy(o->to, o->from, dies ? o->bytes / 2 : o->bytes);
         if (dies)
             raise(SIGKILL);
+        return;
+    case OPERATION_FILL:
+        memset(o->to, (int)o->value, o->bytes);
         return;
     case OPERATION_WAIT:
         if (dies)
@@ -210,6 +214,11 @@ int cuMemcpyDtoDAsync_v2(cuda_address to, cuda_address from, size_t bytes, struc
     return put_copy(stream, (void *)to, (const void *)from, bytes);
 }
 
+int cuMemsetD8Async(cuda_address at, uint8_t value, size_t bytes, struct cuda_stream *stream)
+{
+    return put(stream, &(struct operation){.kind = OPERATION_FILL, .to = (void *)at, .bytes = bytes, .value = value});
+}
+
 static int put_word(struct cuda_stream *stream, int kind, cuda_address word, uint32_t value)
 {
     return word % sizeof(uint32_t) != 0
@@ -272,6 +281,21 @@ int cuLaunchKernel(struct cuda_function *function, unsigned grid_x, unsigned gri
 
 /* ---- memory ---- */
 
+/* Large memory of cuMemAlloc(), which other processes may be told of. */
+struct block {
+    void *memory;
+    int descriptor;
+};
+
+static struct block blocks[1024];
+static uint32_t block_count;
+
+/* What a handle says: /proc/PROCESS/fd/DESCRIPTOR, there as long as the process is. */
+struct name {
+    int process, descriptor;
+    size_t bytes;
+};
+
 static int take(size_t bytes)
 {
     taken_bytes += bytes;
@@ -285,12 +309,55 @@ int cuMemGetInfo_v2(size_t *free_bytes, size_t *total)
     return state();
 }
 
+static void *alloc_block(size_t bytes)
+{
+    struct block *block = &blocks[block_count];
+    block->descriptor = memfd_create("device memory", MFD_CLOEXEC);
+    if (block_count + 1 == sizeof(blocks) / sizeof(blocks[0]) || ftruncate(block->descriptor, (off_t)bytes) != 0)
+        return NULL;
+    block->memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, block->descriptor, 0);
+    return block->memory == MAP_FAILED ? NULL : blocks[block_count++].memory;
+}
+
+int cuIpcGetMemHandle(struct cuda_handle *handle, cuda_address address)
+{
+    for (uint32_t i = 0; i < block_count; i++) {
+        if (blocks[i].memory != (void *)address)
+            continue;
+        struct stat stat;
+        fstat(blocks[i].descriptor, &stat);
+        const struct name name = {(int)getpid(), blocks[i].descriptor, (size_t)stat.st_size};
+        *handle = (struct cuda_handle){{0}};
+        memcpy(handle, &name, sizeof(name));
+        return state();
+    }
+    return CUDA_INVALID_VALUE;
+}
+
+int cuIpcOpenMemHandle_v2(cuda_address *address, struct cuda_handle handle, unsigned flags)
+{
+    struct name name;
+    char path[64];
+    memcpy(&name, &handle, sizeof(name));
+    snprintf(path, sizeof(path), "/proc/%d/fd/%d", name.process, name.descriptor);
+    int descriptor = name.process != (int)getpid() && flags == CUDA_HANDLE_PEERS ? open(path, O_RDWR | O_CLOEXEC) : -1;
+    if (descriptor < 0)
+        return CUDA_INVALID_VALUE;
+    void *memory = mmap(NULL, name.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+    close(descriptor);
+    *address = (cuda_address)(uintptr_t)memory;
+    return memory != MAP_FAILED ? state() : CUDA_OUT_OF_MEMORY;
+}
+
 int cuMemAlloc_v2(cuda_address *address, size_t bytes)
 {
     int result = take(bytes);
-    void *memory = result == CUDA_OK ? aligned_alloc(256, (bytes + 255) / 256 * 256) : NULL;
+    bool is_block = bytes > 0 && bytes % GRANULARITY == 0;
+    void *memory = result != CUDA_OK ? NULL
+                   : is_block        ? alloc_block(bytes)
+                                     : aligned_alloc(256, (bytes + 255) / 256 * 256);
     *address = (cuda_address)(uintptr_t)memory;
-    if (memory != NULL)
+    if (memory != NULL && !is_block)
         memset(memory, 0xff, bytes); /* what nobody has written is no number */
     return result != CUDA_OK ? result : memory != NULL ? CUDA_OK : CUDA_OUT_OF_MEMORY;
 }
