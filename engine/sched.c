@@ -32,8 +32,6 @@ void sched_init(struct sched *sched, const struct arena *arena, const struct pol
     drafts_init(&sched->drafts, plan);
     hitrate_init(&sched->hitrate, HITRATE_WINDOW_MAX);
     seq_init(&sched->table, arena);
-    for (uint32_t i = 0; i < plan->window; i++)
-        sched->flights[i].rows = base_alloc(plan->max_num_seqs * sizeof(struct flight_row));
     for (uint32_t page = plan->log_pages; page-- > 0;)
         sched->free_log_pages[sched->free_log_page_count++] = page;
     if (arena_timing(arena)->stage_count == 0)
@@ -53,8 +51,6 @@ void sched_set_time(struct sched *sched, uint64_t now_us)
 
 void sched_fini(struct sched *sched)
 {
-    for (uint32_t i = 0; i < sched->plan->window; i++)
-        free(sched->flights[i].rows);
     free(sched->requests);
     free(sched->free_log_pages);
     free(sched->flights);
@@ -705,8 +701,8 @@ uint64_t sched_note_flight(struct sched *sched)
     uint64_t prompt_tokens = 0;
     const struct step_shm *record = sched->record;
     struct flight *flight = &sched->flights[record->step % sched->plan->window];
-    const struct row_shm *rows = arena_step_rows(sched->arena, record);
     flight->step = record->step;
+    flight->rows = arena_step_rows(sched->arena, record);
     flight->row_count = record->row_count;
     flight->result_count = record->result_count;
     flight->is_cancelled = step_is_cancelled(record);
@@ -714,18 +710,8 @@ uint64_t sched_note_flight(struct sched *sched)
     flight->has_tops = false;
     note_account(sched, &flight->account);
     for (uint32_t i = 0; i < record->row_count; i++) {
-        const struct row_shm *row = &rows[i];
+        const struct row_shm *row = &flight->rows[i];
         struct seq *seq = seq_of(sched, row->sequence);
-        flight->rows[i] = (struct flight_row){.sequence = row->sequence,
-                                              .generation = row->sequence_generation,
-                                              .first_pos = row->first_pos,
-                                              .token_count = row->token_count,
-                                              .result_first = row->result_first,
-                                              .result_count = row->result_count,
-                                              .draft_first = row->token_first + row->token_count - step_drafts(row),
-                                              .draft_count = step_drafts(row),
-                                              .top_logprobs = row->top_logprobs,
-                                              .flags = row->flags};
         flight->has_tops = flight->has_tops || row->top_logprobs > 0;
         seq->row_of_plan = 0;
         if (seq->row.sequence_generation ==
@@ -814,20 +800,21 @@ void sched_finish_if_ended(struct sched *sched, uint32_t sequence)
 }
 
 /* The list of most probable tokens beside a row's result; NULL when none was asked for. */
-static const struct top_shm *tops_of(const struct sched *sched, const struct flight_row *row, uint32_t result)
+static const struct top_shm *tops_of(const struct sched *sched, const struct row_shm *row, uint32_t result)
 {
     return row->top_logprobs > 0 ? sched->tops + (size_t)(row->result_first + result) * LOGPROBS_MAX : NULL;
 }
 
 /* Results of a row that mean something: behind a draft that is not what came, or behind an end, there are none. */
-static uint32_t count_results(const struct sched *sched, const struct flight *flight, const struct flight_row *row,
+static uint32_t count_results(const struct sched *sched, const struct flight *flight, const struct row_shm *row,
                               const struct token_shm *results)
 {
-    const uint32_t *drafts = arena_step_tokens(sched->arena, arena_step(sched->arena, flight->step)) + row->draft_first;
+    const uint32_t *tokens = arena_step_tokens(sched->arena, arena_step(sched->arena, flight->step)) + row->token_first;
     const struct request_shm *request = policy_request(sched, row->sequence);
-    uint32_t generated = row->first_pos + row->token_count - row->draft_count - request->prompt_tokens;
-    for (uint32_t i = 0; i < row->draft_count; i++)
-        if (results[i].token != drafts[i] ||
+    uint32_t count = step_drafts(row), sure = row->token_count - count; /* tokens that are no drafts */
+    uint32_t generated = row->first_pos + sure - request->prompt_tokens;
+    for (uint32_t i = 0; i < count; i++)
+        if (results[i].token != tokens[sure + i] ||
             end_by(sched->plan, request, &results[i], generated + i + 1) != FINISH_NONE)
             return i + 1;
     return row->result_count;
@@ -835,10 +822,10 @@ static uint32_t count_results(const struct sched *sched, const struct flight *fl
 
 /* Drafts that were right are computed like any other token, once they are committed; unless it was preempted, or a predecessor
  * had come so far. */
-static void keep_drafts(struct sched *sched, const struct flight_row *row)
+static void keep_drafts(struct sched *sched, const struct row_shm *row)
 {
     struct seq *seq = seq_of(sched, row->sequence);
-    if (seq->computed != row->first_pos + row->token_count - row->draft_count)
+    if (seq->computed != row->first_pos + row->token_count - step_drafts(row))
         return;
     journal_order(); /* the tokens before what stands on them */
     sched->drafts.accepted += seq->known - 1 - seq->computed;
@@ -848,32 +835,32 @@ static void keep_drafts(struct sched *sched, const struct flight_row *row)
 /* What a row gave: into the sequence's log first, then everything that follows from it. Entries that are there already are the
  * same bits again: scores from before a preemption, or what a predecessor committed that died before it let go of the step's
  * results; what follows from these was made up for at the start. */
-static void commit_row(struct sched *sched, const struct flight *flight, const struct flight_row *row,
+static void commit_row(struct sched *sched, const struct flight *flight, const struct row_shm *row,
                        const struct token_shm *results)
 {
     struct seq *seq = seq_of(sched, row->sequence);
     uint32_t position = row->first_pos + row->token_count - row->result_count + 1; /* of the first result's token */
     uint32_t entry = seq->row.log_first + position - seq->prompt_tokens;
-    uint32_t committed = journal_log_committed(arena_sequence(sched->arena, row->sequence)), before = committed;
-    uint32_t count = row->draft_count > 0 ? count_results(sched, flight, row, results) : row->result_count;
-    for (uint32_t i = 0; i < count; i++)
-        if (entry + i == committed) {
-            journal_log_append(sched->arena, row->sequence, &results[i], tops_of(sched, row, i));
-            committed++;
-            if (position + i >= seq->prompt_tokens) { /* of the answer */
-                seq->known = position + i + 1;
-                seq->last_token = results[i].token;
-                sched->generated_tokens++;
-            }
-        }
-    if (row->draft_count > 0)
+    uint32_t committed = journal_log_committed(arena_sequence(sched->arena, row->sequence));
+    uint32_t drafts = step_drafts(row),
+             count = drafts > 0 ? count_results(sched, flight, row, results) : row->result_count;
+    check(entry <= committed);                                  /* results come in order */
+    uint32_t first = committed - entry, end = position + count; /* of the new ones; tokens known with them */
+    for (uint32_t i = first; i < count; i++)
+        journal_log_append(sched->arena, row->sequence, &results[i], tops_of(sched, row, i));
+    if (first < count && end > seq->prompt_tokens) { /* of the answer */
+        sched->generated_tokens += end - (uint32_t)max_u64(position + first, seq->prompt_tokens);
+        seq->known = end;
+        seq->last_token = results[count - 1].token;
+    }
+    if (drafts > 0)
         keep_drafts(sched, row);
-    if (committed == before)
+    if (first >= count)
         return;
     if ((seq->hashed + 1) * sched->plan->block_size <= seq->known)
         sched_extend_hashes(sched, row->sequence);
     sched_add_news(sched, seq->row.request);
-    finish_if_ended_by(sched, row->sequence, committed, &results[committed - 1 - entry]);
+    finish_if_ended_by(sched, row->sequence, entry + count, &results[count - 1]);
 }
 
 static bool results_are_sound(const struct sched *sched, const struct flight *flight, const struct token_shm *results,
@@ -893,7 +880,7 @@ static bool results_are_sound(const struct sched *sched, const struct flight *fl
 static bool take_tops(struct sched *sched, const struct flight *flight)
 {
     for (uint32_t i = 0; i < flight->row_count && flight->has_tops; i++) {
-        const struct flight_row *row = &flight->rows[i];
+        const struct row_shm *row = &flight->rows[i];
         for (uint32_t j = 0; j < row->result_count && row->top_logprobs > 0; j++) {
             size_t at = (size_t)(row->result_first + j) * LOGPROBS_MAX;
             memcpy(sched->tops + at, arena_tops(sched->arena, flight->step) + at,
@@ -934,9 +921,9 @@ bool sched_return(struct sched *sched, uint64_t step, const struct token_shm *re
         return false;
     sched->in_flight--;
     for (uint32_t i = 0; i < flight->row_count; i++) {
-        const struct flight_row *row = &flight->rows[i];
+        const struct row_shm *row = &flight->rows[i];
         struct seq *seq = seq_of(sched, row->sequence);
-        if (seq->row.sequence_generation != row->generation)
+        if (seq->row.sequence_generation != row->sequence_generation)
             continue; /* the slot has another sequence by now */
         seq->in_flight--;
         if (!seq_is_live(&sched->table, row->sequence))

@@ -32,17 +32,6 @@
 
 struct policy;
 
-/* One row of a step in flight: what its results mean. */
-struct flight_row {
-    uint32_t sequence, generation;
-    uint32_t first_pos;
-    uint32_t token_count;
-    uint32_t result_first, result_count;
-    uint32_t draft_first, draft_count; /* of its tokens: indices in the step */
-    uint32_t top_logprobs;
-    uint32_t flags; /* enum row_flag */
-};
-
 struct flight {
     uint64_t step;
     uint32_t row_count, result_count;
@@ -50,7 +39,7 @@ struct flight {
     bool has_tops;     /* some rows ask for lists of most probable tokens */
     struct shape shape;
     struct account_step account;
-    struct flight_row *rows; /* (max_num_seqs) */
+    const struct row_shm *rows; /* (row_count): in its record, which stays as it is until its results are back */
 };
 
 /* What only the scheduler knows of a request slot. */

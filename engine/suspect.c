@@ -24,7 +24,7 @@ static void mark(struct sched *sched, const struct flight *flight)
         uint32_t sequence = flight->rows[i].sequence;
         const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
         bool is_alive =
-            shm->generation == flight->rows[i].generation && journal_sequence_state(shm) == SEQUENCE_WAITING;
+            shm->generation == flight->rows[i].sequence_generation && journal_sequence_state(shm) == SEQUENCE_WAITING;
         if (!is_alive || sched->suspects.until[sequence] != 0)
             continue;
         sched->suspects.until[sequence] = sched->table.seqs[sequence].known;
@@ -40,7 +40,7 @@ void suspect_step(struct sched *sched, uint64_t step)
     check(flight->step == step);
     uint32_t sequence = flight->rows[0].sequence;
     bool was_alone = sched->suspects.is_on && flight->row_count == 1 && sched->suspects.until[sequence] != 0 &&
-                     arena_sequence(sched->arena, sequence)->generation == flight->rows[0].generation;
+                     arena_sequence(sched->arena, sequence)->generation == flight->rows[0].sequence_generation;
     suspect_start_over(sched);
     if (was_alone) {
         log_warn("request %u alone makes a stage fail; it is ended with an error",
