@@ -119,7 +119,7 @@ enum sequence_state journal_sequence_state(const struct sequence_shm *sequence)
     return (enum sequence_state)atomic_load_explicit(&sequence->state, memory_order_acquire);
 }
 
-static struct token_shm *log_entry(const struct arena *arena, uint32_t sequence, uint32_t index)
+static inline struct token_shm *log_entry(const struct arena *arena, uint32_t sequence, uint32_t index)
 {
     check(index / LOG_PAGE_TOKENS < arena->layout.log_pages_per_sequence);
     uint32_t page = arena_log_list(arena, sequence)[index / LOG_PAGE_TOKENS];
@@ -156,6 +156,14 @@ static struct top_shm *log_tops(const struct arena *arena, uint32_t sequence, ui
     return (struct top_shm *)(void *)arena_log_page(arena, page) + (size_t)(index % per_page) * request->top_logprobs;
 }
 
+/* Few have them: kept apart, so that the others pay nothing for it. */
+static __attribute__((noinline)) void write_tops(const struct arena *arena, uint32_t sequence, uint32_t index,
+                                                 const struct top_shm *tops)
+{
+    const struct request_shm *request = arena_request(arena, arena_sequence(arena, sequence)->request);
+    memcpy(log_tops(arena, sequence, index), tops, request->top_logprobs * sizeof(*tops));
+}
+
 void journal_log_append(const struct arena *arena, uint32_t sequence, const struct token_shm *token,
                         const struct top_shm *tops)
 {
@@ -164,8 +172,7 @@ void journal_log_append(const struct arena *arena, uint32_t sequence, const stru
     uint32_t index = atomic_load_explicit(&shm->committed, memory_order_relaxed);
     *log_entry(arena, sequence, index) = *token;
     if (tops != NULL)
-        memcpy(log_tops(arena, sequence, index), tops,
-               arena_request(arena, shm->request)->top_logprobs * sizeof(*tops));
+        write_tops(arena, sequence, index, tops);
     /* release: pairs with the acquire in journal_log_committed(): the entry (and its page number) before its count */
     fault_point(FAULT_JOURNAL_LOG);
     atomic_store_explicit(&shm->committed, index + 1, memory_order_release);
@@ -176,12 +183,6 @@ void journal_log_clear(struct sequence_shm *sequence)
 {
     /* relaxed: nobody looks before the answer names the sequence, with release, in journal_answer_set() */
     atomic_store_explicit(&sequence->committed, 0, memory_order_relaxed);
-}
-
-uint32_t journal_log_committed(const struct sequence_shm *sequence)
-{
-    /* acquire: pairs with journal_log_append() */
-    return atomic_load_explicit(&sequence->committed, memory_order_acquire);
 }
 
 const struct token_shm *journal_log_entry(const struct arena *arena, uint32_t sequence, uint32_t index)

@@ -78,7 +78,11 @@ void journal_log_append(const struct arena *arena, uint32_t sequence, const stru
                         const struct top_shm *tops);
 /* sched, for a new sequence: the log is empty. */
 void journal_log_clear(struct sequence_shm *sequence);
-uint32_t journal_log_committed(const struct sequence_shm *sequence); /* acquire */
+static inline uint32_t journal_log_committed(const struct sequence_shm *sequence)
+{
+    /* acquire: pairs with journal_log_append() */
+    return atomic_load_explicit(&sequence->committed, memory_order_acquire);
+}
 const struct token_shm *journal_log_entry(const struct arena *arena, uint32_t sequence, uint32_t index);
 /* The tokens of entries first..first + count - 1. */
 void journal_log_read(const struct arena *arena, uint32_t sequence, uint32_t first, uint32_t count, uint32_t *tokens);
