@@ -2,7 +2,8 @@
  *
  * A front in a process of its own, on both back ends, with a model's vocabulary; this process plays scheduler, keeper and
  * clients. What the front has used is the kernel's account of it (/proc/PID/schedstat), system calls included; the others'
- * time is not in it, so it may be measured beside a load. usage: bench-front MODEL.gguf */
+ * time is not in it, so it may be measured beside a load. The last line is the floor: a process that makes the blocking system
+ * calls without which it cannot be done, with as many bytes, and does nothing else. usage: bench-front MODEL.gguf */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -31,6 +32,8 @@
 #define CLIENTS_MAX 64u
 #define TOKENS      2000u
 #define REQUESTS    5000u
+#define EVENT_BYTES 230 /* of a token's event, and of a small answer: what front sends */
+#define REPLY_BYTES 430
 
 static struct plan plan;
 static struct arena arena;
@@ -42,6 +45,7 @@ static struct bell_pull front_bell;
 static char directory[] = "/tmp/evenflow-bench-XXXXXX";
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static pid_t front_pid;
+static bool is_bare; /* front is the floor */
 
 static void set_up(enum io_choice choice, void *vocab, size_t vocab_bytes)
 {
@@ -71,6 +75,7 @@ static void set_up(enum io_choice choice, void *vocab, size_t vocab_bytes)
     arena.regions[REGION_VOCAB] = vocab;
     arena.bells[process_number(ROLE_FRONT, 0)] = eventfd(0, EFD_CLOEXEC);
     arena.bells[process_number(ROLE_SCHED, 0)] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    arena.bells[process_number(ROLE_SUPERVISOR, 0)] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     atomic_store(&arena_process(&arena, ROLE_SCHED, 0)->sleeping, 1); /* it always sleeps, in poll() */
     atomic_store(&arena_sup(&arena)->ready, 1);
     snprintf(address.sun_path, sizeof(address.sun_path), "%s/s", directory);
@@ -104,6 +109,79 @@ static void start_front(void)
         while (front_do_work(front, true) >= 0) {
         }
         _exit(0);
+    }
+    close(pair[1]);
+}
+
+/* ---- the floor ---- */
+
+static char bare_bytes[4096];
+
+static void bare_wait(void)
+{
+    uint64_t rings;
+    check(read(arena.bells[process_number(ROLE_FRONT, 0)], &rings, sizeof(rings)) == sizeof(rings));
+}
+
+static void bare_send(int fd, size_t size)
+{
+    check(send(fd, bare_bytes, size, MSG_NOSIGNAL) == (ssize_t)size);
+}
+
+static int bare_accept(void)
+{
+    struct keep_message message;
+    struct ucred peer;
+    socklen_t size = sizeof(peer);
+    int fds[KEEP_ENTRIES_MAX], fd = accept4(arena.listener, NULL, NULL, SOCK_CLOEXEC);
+    check(fd >= 0 && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0);
+    keep_begin(&message);
+    keep_add(&message, fds, KEEP_HOLD, (uint32_t)fd % plan.connections_max, 1, fd);
+    check(keep_send(arena.keep, &message, fds) == 0);
+    return fd;
+}
+
+static void bare_stream(uint32_t clients)
+{
+    int fds[CLIENTS_MAX];
+    for (uint32_t i = 0; i < clients; i++) {
+        fds[i] = bare_accept();
+        check(recv(fds[i], bare_bytes, sizeof(bare_bytes), 0) > 0);
+        bare_send(fds[i], EVENT_BYTES);
+    }
+    for (;;) {
+        bare_wait();
+        for (uint32_t i = 0; i < clients; i++)
+            bare_send(fds[i], EVENT_BYTES);
+    }
+}
+
+static void bare_requests(uint32_t clients)
+{
+    (void)clients;
+    for (;;) {
+        int fd = bare_accept();
+        while (recv(fd, bare_bytes, sizeof(bare_bytes), 0) > 0) {
+            bell_ring_always(&(struct bell_pull){.fd = arena.bells[process_number(ROLE_SCHED, 0)]});
+            bare_wait();
+            bare_send(fd, REPLY_BYTES);
+        }
+        close(fd);
+    }
+}
+
+static void start_bare(void (*serve)(uint32_t clients), uint32_t clients)
+{
+    int pair[2];
+    check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0);
+    keep_socket = pair[0];
+    arena.keep = pair[1];
+    atomic_store(&arena_process(&arena, ROLE_FRONT, 0)->sleeping,
+                 1); /* a bell that is rung before it is waited for waits */
+    front_pid = fork();
+    if (front_pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        serve(clients);
     }
     close(pair[1]);
 }
@@ -151,9 +229,9 @@ static void sched_turn(bool answers)
     struct keep_message message;
     int fds[KEEP_ENTRIES_MAX];
     uint64_t rings;
-    ssize_t got = read(arena.bells[process_number(ROLE_SCHED, 0)], &rings, sizeof(rings));
-    (void)got;
-    bool wakes = false;
+    ssize_t got = read(arena.bells[process_number(ROLE_SUPERVISOR, 0)], &rings, sizeof(rings));
+    got = read(arena.bells[process_number(ROLE_SCHED, 0)], &rings, sizeof(rings));
+    bool wakes = is_bare && got == sizeof(rings);
     for (; ring_peek(&from_front, &msg) == RING_OK; ring_release(&from_front)) {
         if (msg.kind == MSG_REQUEST_ACCEPTED) {
             wakes = true; /* for what is forgotten, sched does not */
@@ -193,8 +271,9 @@ static void ask(int fd, const char *body)
 static void await(int fd, bool answers)
 {
     static char text[1 << 16];
-    struct pollfd polls[] = {
-        {fd, POLLIN, 0}, {arena.bells[process_number(ROLE_SCHED, 0)], POLLIN, 0}, {keep_socket, POLLIN, 0}};
+    struct pollfd polls[] = {{fd, POLLIN, 0},
+                             {arena.bells[process_number(ROLE_SCHED, 0)], POLLIN, 0},
+                             {arena.bells[process_number(ROLE_SUPERVISOR, 0)], POLLIN, 0}};
     while (!(polls[0].revents & POLLIN)) {
         check(poll(polls, ARRAY_COUNT(polls), 10000) > 0);
         sched_turn(answers);
@@ -202,7 +281,7 @@ static void await(int fd, bool answers)
     ssize_t got = recv(fd, text, sizeof(text) - 1, 0);
     check(got > 0);
     text[got] = '\0';
-    if (strncmp(text, "HTTP/1.1 ", 9) == 0 && strncmp(text + 9, "200", 3) != 0) {
+    if (!is_bare && strncmp(text, "HTTP/1.1 ", 9) == 0 && strncmp(text + 9, "200", 3) != 0) {
         fprintf(stderr, "%s\n", text);
         exit(1);
     }
@@ -278,6 +357,22 @@ int main(int argc, char **argv)
         stop_front();
         arena_in_memory_free(&arena);
     }
+    is_bare = true;
+    set_up(IO_ANY, vocab, vocab_bytes);
+    printf("%-12s", "bare calls");
+    static const uint32_t streams[] = {1, 16, 64};
+    for (size_t i = 0; i < ARRAY_COUNT(streams); i++) {
+        start_bare(bare_stream, streams[i]);
+        printf("%10.2f", streamed_token_us(streams[i]));
+        stop_front();
+    }
+    for (int reconnects = 0; reconnects < 2; reconnects++) {
+        start_bare(bare_requests, 1);
+        printf("%*.1f", reconnects ? 10 : 22, small_request_us(reconnects));
+        stop_front();
+    }
+    printf("\n");
+    arena_in_memory_free(&arena);
     unlink(address.sun_path);
     rmdir(directory);
     return 0;
