@@ -207,7 +207,8 @@ static struct pattern decode_only(const struct timing *timing, const struct load
     for (uint32_t slots = 1; slots <= decode_slots_max(load, aims); slots++) {
         struct shape shape = decode_share(load, slots);
         struct times times = times_of(timing, &shape);
-        double cycle = fmax(times.way_us, busiest_us(timing, &times, slots, &times, 0));
+        double cycle = slots == 1 ? times.way_us / aims->lone_speed
+                                  : fmax(times.way_us, busiest_us(timing, &times, slots, &times, 0));
         if (cycle < best.cycle_us * 0.999)
             best = (struct pattern){.decode_slots = slots, .cycle_us = cycle};
     }

@@ -28,6 +28,7 @@ struct aims {
     double prompt_rate;  /* tokens of prompt per microsecond that suffice: more only if it costs nobody time */
     bool has_target;     /* what prompt_rate says is a promise: where nothing keeps it, prompts come first */
     double urgency;      /* likewise, as a share of the most prompt that can be computed per time */
+    double lone_speed;   /* times that a slot is faster while it is the only one: stages that wait help; 1: no faster */
     double cycle_max_us; /* between two tokens of an answer, where that is possible; 0: any */
 };
 

@@ -401,6 +401,7 @@ static const struct pattern *choose_pattern(struct sched *sched, const struct lo
                         .prompt_rate = rate,
                         .has_target = sched->plan->ttft_slo_ms > 0,
                         .urgency = hurry,
+                        .lone_speed = sched->lone_speed,
                         .cycle_max_us = sched->plan->itl_slo_ms * 1e3};
     even->choice = (struct choice){.pattern = pattern_choose(&even->timing, load, &aims),
                                    .load = *load,

@@ -17,6 +17,7 @@ void sched_init(struct sched *sched, const struct arena *arena, const struct pol
         .plan = plan,
         .policy = policy,
         .next_step = 1,
+        .lone_speed = 1,
         .intake_first = SEQ_NONE,
         .intake_last = SEQ_NONE,
         .requests = base_alloc(plan->requests_max * sizeof(*sched->requests)),
@@ -893,6 +894,23 @@ static bool take_tops(struct sched *sched, const struct flight *flight)
     return true;
 }
 
+#define LONE_GAIN (1.0 / 8) /* of the newest step, in the speed of those that are alone */
+
+/* All stages had the cores of the others nearly all the time: how much faster was the step for that, from plan to results? */
+static void measure_lone(struct sched *sched, const struct flight *flight, const struct step_time_shm *times)
+{
+    const uint32_t stages = sched->plan->stage_count;
+    for (uint32_t i = 0; i < stages; i++)
+        if (!account_is_sound(&times[i], flight->step) || times[i].lent_ns == 0 ||
+            times[i].lent_ns < times[i].cpu_ns - times[i].cpu_ns / 8)
+            return;
+    double took_us = (double)(times[stages - 1].end_ns / 1000) - (double)flight->account.planned_us;
+    double speed = timing_traversal_us(arena_timing(sched->arena), &flight->shape) / took_us;
+    if (took_us <= 0 || !(speed > 0))
+        return;
+    sched->lone_speed = sched->lone_speed == 1 ? speed : sched->lone_speed + LONE_GAIN * (speed - sched->lone_speed);
+}
+
 void sched_measure(struct sched *sched, uint64_t step, const struct step_time_shm *times)
 {
     const struct flight *flight = &sched->flights[step % sched->plan->window];
@@ -903,6 +921,7 @@ void sched_measure(struct sched *sched, uint64_t step, const struct step_time_sh
     account_step(&sched->account, step, &flight->account, times, sched->now_us);
     if (account_is_sound(last, step))
         sched->results_us = last->end_ns / 1000;
+    measure_lone(sched, flight, times);
     for (uint64_t i = 0; i < timing->stage_count && !sched->plan->freeze_timing; i++) {
         if (!account_is_sound(&times[i], step))
             continue;

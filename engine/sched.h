@@ -87,6 +87,7 @@ struct sched {
     uint32_t *news; /* (requests_max): slots, oldest first */
     uint32_t news_count;
 
+    double lone_speed;   /* times that a step alone in flight is faster than predicted, of late; 1: nothing is known */
     uint64_t results_us; /* when the last results had ended; 0: there were none */
     struct account account;
 

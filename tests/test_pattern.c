@@ -17,7 +17,7 @@ static struct timing four_stages(double link_us)
 }
 
 static const struct aims saturated = {
-    .depth = 8, .tokens_max = 2048, .rows_later = 100, .prompt_share = 4, .prompt_rate = INFINITY};
+    .depth = 8, .tokens_max = 2048, .rows_later = 100, .prompt_share = 4, .prompt_rate = INFINITY, .lone_speed = 1};
 
 Test(pattern, decoding_rows_share_as_many_slots_as_a_traversal_has_room_for)
 {
@@ -40,6 +40,19 @@ Test(pattern, there_are_no_more_slots_than_rows)
         struct load load = {.rows = rows, .context = 100 * rows};
         cr_expect_eq(pattern_choose(&timing, &load, &saturated).decode_slots, rows);
     }
+}
+
+Test(pattern, few_rows_share_one_slot_where_stages_help_one_that_is_alone)
+{
+    struct timing timing = four_stages(0);
+    struct load few = {.rows = 4, .context = 400}, many = {.rows = 400, .context = 40000};
+    struct aims aims = saturated;
+    cr_expect_gt(pattern_choose(&timing, &few, &aims).decode_slots, 1);
+    aims.lone_speed = 3;
+    struct pattern pattern = pattern_choose(&timing, &few, &aims);
+    cr_expect_eq(pattern.decode_slots, 1);
+    cr_expect_float_eq(pattern.cycle_us, 4 * 10080.0 / 3, 1);
+    cr_expect_eq(pattern_choose(&timing, &many, &aims).decode_slots, 4); /* enough work for all without helping */
 }
 
 Test(pattern, rows_are_not_split_where_that_cannot_pay)

@@ -1568,6 +1568,28 @@ Test(sched, learns_nothing_from_steps_that_other_stages_helped_with)
     close_world(&w);
 }
 
+Test(sched, notes_how_much_faster_steps_are_that_other_stages_helped_with)
+{
+    static struct world w;
+    struct plan plan = plan_with_times();
+    open_world(&w, &plan);
+    cr_expect_eq(w.sched.lone_speed, 1);
+    add(&w, 0, 10, 3);
+    while (!is_done(&w, 0)) {
+        const struct step_shm *record = sched_plan(&w.sched);
+        const struct token_shm result = {.token = 500};
+        double took_us = timing_traversal_us(&plan.timing, policy_shape(&w.sched)) / 1.5;
+        struct step_time_shm times[2] = {{.step = record->step, .cpu_ns = 9, .lent_ns = 9},
+                                         {.step = record->step, .cpu_ns = 9, .lent_ns = 9}};
+        times[1].end_ns = record->planned_us * 1000 + (uint64_t)(1000 * took_us);
+        sched_measure(&w.sched, record->step, times);
+        cr_expect_float_eq(w.sched.lone_speed, 1.5, 0.01);
+        cr_assert(sched_return(&w.sched, record->step, &result, 1));
+    }
+    drain(&w, 0);
+    close_world(&w);
+}
+
 Test(sched, a_frozen_model_stays_as_it_is)
 {
     static struct world w;
