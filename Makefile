@@ -117,6 +117,8 @@ $(BUILD)/bin/bench-front:         $(BUILD)/tests/main_bench_front.o $(BUILD)/tes
 $(BUILD)/bin/bench-ipc:           $(BUILD)/ipc/main_bench_ipc.o $(IPC)
 $(BUILD)/bin/logits:              $(BUILD)/tests/main_logits.o $(STAGES) $(KERNELS) $(IPC)
 $(BUILD)/bin/threads:             $(BUILD)/tests/main_threads.o $(IPC)
+$(BUILD)/bin/tiny-model:          $(addprefix $(BUILD)/tests/,main_tiny_model.o tiny_model.o tiny_vocab.o) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
+$(BUILD)/bin/tiny-model: LIBS += -lcriterion -lpthread
 
 $(BUILD)/bin/%:
 	@mkdir -p $(@D)
@@ -201,7 +203,7 @@ exact: all model $(BUILD)/tests/test_exact ## The same bits in nine configuratio
 simulate: $(BUILD)/bin/simulate ## A whole engine in one process, stepped by a seed, its processes dying: a million turns and more (SEED=1 SECONDS=60)
 	$(Q)EVENFLOW_POINTS=1 $< --seed $(or $(SEED),1) --seconds $(or $(SECONDS),60)
 
-stress-long: all points model ## An hour of deaths: both back ends and an engine that lasts, side by side (SECONDS=3600 KILLS=10000 SEED=1)
+stress-long: all points model $(BUILD)/bin/tiny-model ## An hour of deaths: four engines side by side (SECONDS=3600 KILLS=10000 SEED=1)
 	$(Q)tools/stress-long.sh $(BUILD) $(MODEL) $(or $(SECONDS),3600)
 
 .PHONY: venv

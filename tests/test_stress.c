@@ -9,6 +9,8 @@
 #include <unistd.h>
 
 #include "tests/engine.h"
+#include "tests/tiny_model.h"
+#include "tests/tiny_vocab.h"
 
 static const char *setting(const char *name, const char *otherwise)
 {
@@ -16,13 +18,13 @@ static const char *setting(const char *name, const char *otherwise)
     return text != NULL ? text : otherwise;
 }
 
-static json_t *run_stress(const char *folder, const char *options)
+#define TIMED "-p 3 --backend timed --cost tests/data/timed_fast.pipeline.json --num-blocks 400 "
+
+static json_t *run_stress(const char *folder, const char *options, const char *model)
 {
     char command[1024], text[32768];
-    snprintf(command, sizeof(command),
-             "%s/points/evenflow stress --json --seconds 120 --seed %s --artefacts %s -p 3 --backend timed --cost "
-             "tests/data/timed_fast.pipeline.json --num-blocks 400 %s %s",
-             setting("EVENFLOW_BUILD", "build"), setting("EVENFLOW_SEED", "1"), folder, options, engine_model_path());
+    snprintf(command, sizeof(command), "%s/points/evenflow stress --json --seconds 120 --seed %s --artefacts %s %s %s",
+             setting("EVENFLOW_BUILD", "build"), setting("EVENFLOW_SEED", "1"), folder, options, model);
     FILE *pipe = popen(command, "re");
     cr_assert_not_null(pipe);
     size_t size = fread(text, 1, sizeof(text) - 1, pipe);
@@ -40,10 +42,10 @@ static json_int_t figure(json_t *verdict, const char *name)
 
 static char folder[] = "/tmp/evenflow-stress-XXXXXX";
 
-static json_t *stress_cleanly(const char *options)
+static json_t *stress_cleanly(const char *options, const char *model)
 {
     cr_assert_not_null(mkdtemp(folder));
-    json_t *verdict = run_stress(folder, options);
+    json_t *verdict = run_stress(folder, options, model);
     cr_assert_not_null(verdict);
     cr_assert_str_eq(json_string_value(json_object_get(verdict, "verdict")), "clean", "see %s", folder);
     cr_expect_geq(figure(verdict, "rounds"), 1);
@@ -59,9 +61,9 @@ static void remove_artefacts(void) /* what is left of a failure stays */
 
 static void die_at_every_point(const char *io)
 {
-    char options[128];
-    snprintf(options, sizeof(options), "--io %s --every-point --kills %s", io, setting("EVENFLOW_KILLS", "100"));
-    json_t *verdict = stress_cleanly(options);
+    char options[256];
+    snprintf(options, sizeof(options), TIMED "--io %s --every-point --kills %s", io, setting("EVENFLOW_KILLS", "100"));
+    json_t *verdict = stress_cleanly(options, engine_model_path());
     cr_expect_gt(figure(verdict, "kills_at_points"), figure(verdict, "points_within_reach") - 1);
     cr_expect_eq(figure(verdict, "points_died_at"), figure(verdict, "points_within_reach"));
     cr_expect_gt(figure(verdict, "answers"), 200);
@@ -81,7 +83,7 @@ Test(stress, no_answer_is_lost_repeated_or_changed_on_epoll, .timeout = 200)
 
 Test(stress, spares_die_too_while_programs_are_replaced, .timeout = 200)
 {
-    json_t *verdict = stress_cleanly("--spares 1 --upgrade-every 5 --kills 60");
+    json_t *verdict = stress_cleanly(TIMED "--spares 1 --upgrade-every 5 --kills 60", engine_model_path());
     cr_expect_gt(figure(verdict, "upgrades"), 2);
     cr_expect_gt(figure(verdict, "answers"), 200);
     json_decref(verdict);
@@ -90,9 +92,27 @@ Test(stress, spares_die_too_while_programs_are_replaced, .timeout = 200)
 
 Test(stress, one_engine_lasts_where_no_supervisor_dies_together_with_another, .timeout = 200)
 {
-    json_t *verdict = stress_cleanly("--lasting --kills 40 --round 20");
+    json_t *verdict = stress_cleanly(TIMED "--lasting --kills 40 --round 20", engine_model_path());
     cr_expect_eq(figure(verdict, "ended_with_supervisor"), 0);
     cr_expect_geq(figure(verdict, "rounds"), 2);
     json_decref(verdict);
     remove_artefacts();
+}
+
+Test(stress, stages_that_compute_go_on_with_the_same_bits_drafts_and_a_cache_of_bytes_included, .timeout = 200)
+{
+    char path[] = "/tmp/evenflow-tiny-XXXXXX";
+    struct tiny_model tiny = tiny_model_variant(0);
+    int fd = mkstemp(path);
+    tiny.has_tokenizer = true;
+    tiny.vocab_size = TINY_COUNT;
+    cr_assert_geq(fd, 0);
+    tiny_model_write(&tiny, path);
+    json_t *verdict =
+        stress_cleanly("-p 2 --num-blocks 400 --no-weights-cache --kv-type q8 --speculate ngram --kills 40", path);
+    cr_expect_gt(figure(verdict, "answers"), 100);
+    json_decref(verdict);
+    remove_artefacts();
+    close(fd);
+    unlink(path);
 }

@@ -4,9 +4,10 @@
 #   uring, epoll   an engine on each back end, at every named point at least once, every kind of fault; a new engine where one
 #                  ended with its supervisor
 #   lasting        one engine for all that time, with spares and upgrades, a fault every second: its memory stays what it was
+#   computing      likewise, two stages that compute a tiny model, with a cache of bytes and drafts
 #
 # Each says a line a minute. A failure is counted and kept, and the next engine goes on. SEED=1, KILLS=10000: fewer in all have
-# failed, too. Artefacts: BUILD/stress-uring, -epoll, -lasting.
+# failed, too. Artefacts: BUILD/stress-uring, -epoll, -lasting, -computing.
 set -eu
 build=$1 model=$2 seconds=$3
 seed=${SEED:-1} kills=${KILLS:-10000}
@@ -15,26 +16,30 @@ run() { # NAME OPTIONS...
     name=$1
     shift
     mkdir -p "$build/stress-$name"
-    "$build/points/evenflow" stress --json --keep-going --seconds "$seconds" --kills 1000000000 --seed "$seed" -p 3 --backend timed \
-        --cost tests/data/timed_fast.pipeline.json --num-blocks 400 --artefacts "$build/stress-$name" "$@" "$model" \
-        >"$build/stress-$name/verdict.json" 2>"$build/stress-$name/progress" &
+    "$build/points/evenflow" stress --json --keep-going --seconds "$seconds" --kills 1000000000 --seed "$seed" --num-blocks 400 \
+        --artefacts "$build/stress-$name" "$@" >"$build/stress-$name/verdict.json" 2>"$build/stress-$name/progress" &
     started="$started $!"
 }
 
 started=""
 trap 'kill $started 2>/dev/null' EXIT
 trap 'exit 130' INT TERM
-run uring --io uring --every-point --every 150
-run epoll --io epoll --every-point --every 150
-run lasting --lasting --every 1000 --round 60 --spares 1 --upgrade-every 15
-tail -q -F "$build/stress-uring/progress" "$build/stress-epoll/progress" "$build/stress-lasting/progress" 2>/dev/null &
+timed="-p 3 --backend timed --cost tests/data/timed_fast.pipeline.json"
+tiny="$build/tiny.gguf"
+"$build/bin/tiny-model" "$tiny"
+run uring --io uring --every-point --every 150 $timed "$model"
+run epoll --io epoll --every-point --every 150 $timed "$model"
+run lasting --lasting --every 1000 --round 60 --spares 1 --upgrade-every 15 $timed "$model"
+run computing --lasting --every 1000 --round 60 --spares 1 --upgrade-every 15 -p 2 --kv-type q8 --speculate ngram --no-weights-cache "$tiny"
+tail -q -F "$build/stress-uring/progress" "$build/stress-epoll/progress" "$build/stress-lasting/progress" \
+    "$build/stress-computing/progress" 2>/dev/null &
 shown=$!
 for process in $started; do
     wait "$process" || true
 done
 kill $shown
 trap - EXIT
-python3 - "$kills" "$build" uring epoll lasting <<'PYTHON'
+python3 - "$kills" "$build" uring epoll lasting computing <<'PYTHON'
 import json, sys
 
 wanted, build, names = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
