@@ -41,8 +41,9 @@ struct talker {
     size_t sent_ahead;               /* of it */
     size_t sent, leaves_at;          /* bytes of the answer after which it leaves; SIZE_MAX: never */
     bool is_slow, is_trickling;
-    bool has_read;     /* something on this connection */
-    uint64_t moved_ns; /* when it last got on */
+    bool half_closes, is_half_closed; /* says that nothing follows its last request, and listens */
+    bool has_read;                    /* something on this connection */
+    uint64_t moved_ns;                /* when it last got on */
 
     http_parser parser;
     bool is_head_done, is_complete, closes;
@@ -300,6 +301,8 @@ static void begin(struct talker *t)
     t->following = NULL;
     t->is_slow = dice(t, 5) == 0;
     t->is_trickling = dice(t, 6) == 0;
+    t->half_closes = dice(t, 6) == 0;
+    t->is_half_closed = false;
     t->requests_left = 1 + dice(t, TALK_MAX);
     next_request(t);
 }
@@ -316,10 +319,20 @@ static size_t wanted(const struct request *request, bool is_continued)
     return request->head_size > 0 && !is_continued ? request->head_size : request->size;
 }
 
+static void half_close(struct talker *t)
+{
+    bool is_all = t->requests_left == 0 && t->following == NULL && t->sent == t->request->size;
+    if (!t->half_closes || t->is_half_closed || !is_all)
+        return;
+    t->is_half_closed = true;
+    shutdown(t->fd, SHUT_WR);
+}
+
 /* What is left of the request, and with its last byte the beginning of the following one. */
 static void send_some(struct talker *t)
 {
     const struct request *request = t->request, *following = t->following;
+    half_close(t);
     size_t left = wanted(request, t->is_continued) - t->sent;
     bool goes_on = following != NULL && t->sent + left == request->size;
     size_t ahead = goes_on ? wanted(following, false) - t->sent_ahead : 0;
@@ -472,7 +485,7 @@ int load_learn(struct load *load, void (*meanwhile)(void *context), void *contex
         if (!connect_to(t))
             return err_set(err, -errno, "nobody listens on %s", load->address.sun_path);
         request->reference_size = ANSWER_BYTES;
-        t->is_slow = t->is_trickling = false;
+        t->is_slow = t->is_trickling = t->half_closes = false;
         t->requests_left = 1;
         t->following = NULL;
         next_request(t);

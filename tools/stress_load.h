@@ -4,7 +4,8 @@
  *
  * Requests are drawn from a seed. load_learn() holds each of them once, undisturbed: its head and body are the reference.
  * Then clients send them again and again: at once or in pieces, several on a connection, reading slowly, leaving in the
- * middle. Ids, times and counts of cached tokens differ from run to run and are left out of the comparison; nothing else is.
+ * middle, closing their own side after the last one. Ids, times and counts of cached tokens differ from run to run and are
+ * left out of the comparison; nothing else is.
  */
 #ifndef EVENFLOW_STRESS_LOAD_H
 #define EVENFLOW_STRESS_LOAD_H
