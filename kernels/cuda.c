@@ -259,6 +259,23 @@ cuda_address cuda_alloc(struct cuda *cuda, size_t bytes)
     return CALL(cuda, memory_alloc, &address, bytes) ? address : 0;
 }
 
+void *cuda_alloc_host(struct cuda *cuda, size_t bytes)
+{
+    void *memory = NULL;
+    return CALL(cuda, host_alloc, &memory, bytes) ? memory : NULL;
+}
+
+void cuda_free_host(struct cuda *cuda, void *memory)
+{
+    if (memory != NULL)
+        cuda->driver.host_free(memory);
+}
+
+bool cuda_pin(struct cuda *cuda, void *memory, size_t bytes)
+{
+    return cuda->failed == 0 && cuda->driver.host_register(memory, bytes, 0) == CUDA_OK;
+}
+
 /* ---- the stream ---- */
 
 void cuda_upload(struct cuda *cuda, cuda_address to, const void *from, size_t bytes)

@@ -67,6 +67,13 @@ cuda_address cuda_map(struct cuda *cuda, int descriptor, size_t bytes);
 /* This process's own. */
 cuda_address cuda_alloc(struct cuda *cuda, size_t bytes);
 
+/* Host memory that devices read and write by themselves. A copy from or to any other may keep who calls until the stream has
+ * come to it. NULL when there is none. */
+void *cuda_alloc_host(struct cuda *cuda, size_t bytes);
+void cuda_free_host(struct cuda *cuda, void *memory);
+/* Makes whole pages of the caller's such memory; false: it stays as it was, which is no failure. */
+bool cuda_pin(struct cuda *cuda, void *memory, size_t bytes);
+
 /* In the order of the stream. Host memory stays untouched until cuda_wait(). */
 void cuda_upload(struct cuda *cuda, cuda_address to, const void *from, size_t bytes);
 void cuda_download(struct cuda *cuda, void *to, cuda_address from, size_t bytes);

@@ -89,6 +89,9 @@ struct cuda_stream;
     X(stream_wait, cuStreamSynchronize, (struct cuda_stream * stream))                                                 \
     X(stream_destroy, cuStreamDestroy_v2, (struct cuda_stream * stream))                                               \
     X(memory_alloc, cuMemAlloc_v2, (cuda_address * address, size_t bytes))                                             \
+    X(host_alloc, cuMemAllocHost_v2, (void **memory, size_t bytes))                                                    \
+    X(host_free, cuMemFreeHost, (void *memory))                                                                        \
+    X(host_register, cuMemHostRegister_v2, (void *memory, size_t bytes, unsigned flags))                               \
     X(copy_to_device, cuMemcpyHtoDAsync_v2,                                                                            \
       (cuda_address to, const void *from, size_t bytes, struct cuda_stream *stream))                                   \
     X(copy_to_host, cuMemcpyDtoHAsync_v2, (void *to, cuda_address from, size_t bytes, struct cuda_stream *stream))     \

@@ -82,14 +82,13 @@ int forward_cuda_init(struct forward_cuda *forward, struct cuda *cuda, const str
     f->gate_up = take(f, rows * 2 * desc->feed_forward * sizeof(float));
     f->inner = take(f, rows * desc->feed_forward * HALF_BYTES);
     f->branch = take(f, rows * desc->width * sizeof(float));
-    f->host_rows = base_alloc(limits->step_tokens_max * sizeof(*f->host_rows));
+    f->host_rows = cuda_alloc_host(cuda, limits->step_tokens_max * sizeof(*f->host_rows));
     upload_angles(f);
     if (slice->is_last) {
         f->wanted = take(f, rows * sizeof(uint32_t));
         f->logits = take(f, rows * desc->vocab_size * sizeof(float));
-        f->host_wanted = base_alloc(rows * sizeof(*f->host_wanted));
-        f->host_logits =
-            base_alloc_aligned(KERNEL_ALIGN, align_up_u64(rows * desc->vocab_size * sizeof(float), KERNEL_ALIGN));
+        f->host_wanted = cuda_alloc_host(cuda, rows * sizeof(*f->host_wanted));
+        f->host_logits = cuda_alloc_host(cuda, align_up_u64(rows * desc->vocab_size * sizeof(float), KERNEL_ALIGN));
         f->judgings = base_alloc(rows * sizeof(*f->judgings));
         judge_init(&f->judge, kernels, desc->vocab_size);
     }
@@ -99,10 +98,10 @@ int forward_cuda_init(struct forward_cuda *forward, struct cuda *cuda, const str
 
 void forward_cuda_free(struct forward_cuda *forward)
 {
-    free(forward->host_rows);
+    cuda_free_host(forward->cuda, forward->host_rows);
     if (forward->slice->is_last) {
-        free(forward->host_wanted);
-        free(forward->host_logits);
+        cuda_free_host(forward->cuda, forward->host_wanted);
+        cuda_free_host(forward->cuda, forward->host_logits);
         free(forward->judgings);
         judge_free(&forward->judge);
     }

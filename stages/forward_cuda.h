@@ -86,8 +86,8 @@ int forward_cuda_init(struct forward_cuda *forward, struct cuda *cuda, const str
 void forward_cuda_free(struct forward_cuda *forward);
 
 /* Puts a step into the stream as far as that needs nobody: the first tile, behind a wait for its input where that comes through
- * a device. in: NULL for the first stage; out: NULL for the last one. The step, and input in host memory, stay as they are
- * until forward_cuda_finish(). */
+ * a device. Does not wait itself, unless out is host memory that is not pinned. in: NULL for the first stage; out: NULL for
+ * the last one. The step, and input in host memory, stay as they are until forward_cuda_finish(). */
 void forward_cuda_begin(struct forward_cuda *forward, const struct forward_step *step,
                         const struct forward_cuda_place *in, const struct forward_cuda_place *out);
 

@@ -109,6 +109,14 @@ static cuda_address map_edge(struct stage *stage, int descriptor, uint32_t from)
     return edge;
 }
 
+/* Those in shared memory that this stage writes. */
+static bool pin_activations(struct stage *stage)
+{
+    const struct layout *layout = &stage->arena->layout;
+    return cuda_pin(&stage->cuda, arena_activations(stage->arena, stage->index, 0),
+                    layout->activation_slots * layout->activation_stride);
+}
+
 /* The slice on a device, whose memory for weights and KV outlives this process. */
 static int open_device(struct stage *stage, struct arena *arena, const struct kernels *kernels, const struct gguf *gguf,
                        struct err *err)
@@ -135,7 +143,9 @@ static int open_device(struct stage *stage, struct arena *arena, const struct ke
         ret = upload_weights(stage, arena, weights, weights_bytes, gguf, err);
     if (ret < 0)
         return ret;
-    stage->begins_early = stage->edge_in != 0 && slice->layer_count <= FORWARD_CUDA_EARLY_LAYERS_MAX;
+    /* a copy out to memory that is not pinned would wait for the input, in the driver */
+    bool has_output = stage->is_last || stage->edge_out != 0 || pin_activations(stage);
+    stage->begins_early = stage->edge_in != 0 && has_output && slice->layer_count <= FORWARD_CUDA_EARLY_LAYERS_MAX;
     model_bind(&stage->slice, &stage->desc, slice->first_layer, slice->layer_count, (const void *)(uintptr_t)weights);
     const struct forward_cuda_limits limits = {
         .common = {.positions_max = plan->max_model_len, .block_size = plan->block_size},

@@ -276,6 +276,9 @@ Test(devices, activations_go_where_devices_reach_each_other_and_the_bits_are_the
     answers_of("-p 4 --devices cuda:0,%s,cpu,cuda:0", truth); /* with a stage on the processor bits are others */
     expect_edges("-p 4 --devices cuda:0,%s,cpu,cuda:0 --edges host", "host host host ");
     expect_edges("-p 4 --devices cuda:0,%s,cpu,cuda:0", "device host host ");
+    fake_cuda_wish("pin=0"); /* what goes to the host then cannot stand behind a wait */
+    answers_of("-p 4 --devices cuda:0,cuda:0,cuda:0,cpu --edges host", truth);
+    expect_edges("-p 4 --devices cuda:0,cuda:0,cuda:0,cpu", "device device host ");
 }
 
 Test(devices, only_stages_and_the_launcher_hold_anything_of_cuda)

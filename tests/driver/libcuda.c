@@ -1,10 +1,11 @@
 /* libcuda.c - stands in for CUDA's driver where there is no GPU: the functions that kernels/cuda.c calls, with threads as
- * streams, memfds as exported memory, and the same kernels compiled as C. Built as libcuda.so.1; EVENFLOW_LIBCUDA names it.
+ * streams, memfds as exported memory, and the same kernels compiled as C. Copies from and to host memory that is not pinned
+ * keep who calls until they are done, as a real driver's may. Built as libcuda.so.1; EVENFLOW_LIBCUDA names it.
  *
  * EVENFLOW_FAKE_CUDA, words separated by commas, makes a device that is not as it should be:
  *   devices=N (2)   how many        driver=11080   of which CUDA the driver is      memory=BYTES   what can be taken
  *   export=0        no memory as descriptors       vanish=N   gone behind N kernels of a process
- *   peer=0          no device reaches another's memory
+ *   peer=0          no device reaches another's memory       pin=0   no memory of the caller's can be pinned
  *   die=N           the process is killed in the middle of the Nth operation in its streams, with half of it done
  */
 #include <errno.h>
@@ -194,6 +195,53 @@ int cuStreamDestroy_v2(struct cuda_stream *stream)
     return CUDA_OK;
 }
 
+/* ---- host memory ---- */
+
+static struct {
+    const uint8_t *memory;
+    size_t bytes;
+} pinned[64];
+static uint32_t pinned_count;
+
+static int pin(const void *memory, size_t bytes)
+{
+    if (memory == NULL || pinned_count == sizeof(pinned) / sizeof(pinned[0]))
+        return CUDA_OUT_OF_MEMORY;
+    pinned[pinned_count].memory = memory;
+    pinned[pinned_count++].bytes = bytes;
+    return state();
+}
+
+static bool is_pinned(const void *memory)
+{
+    for (uint32_t i = 0; i < pinned_count; i++)
+        if ((const uint8_t *)memory >= pinned[i].memory && (const uint8_t *)memory < pinned[i].memory + pinned[i].bytes)
+            return true;
+    return false;
+}
+
+int cuMemAllocHost_v2(void **memory, size_t bytes)
+{
+    *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    return pin(*memory, bytes);
+}
+
+int cuMemFreeHost(void *memory)
+{
+    for (uint32_t i = 0; i < pinned_count; i++)
+        if (pinned[i].memory == memory) {
+            pinned[i] = pinned[--pinned_count];
+            free(memory);
+            return CUDA_OK;
+        }
+    return CUDA_INVALID_VALUE;
+}
+
+int cuMemHostRegister_v2(void *memory, size_t bytes, unsigned flags)
+{
+    return wish("pin", 1) == 0 || flags != 0 || (uintptr_t)memory % 4096 != 0 ? CUDA_NOT_SUPPORTED : pin(memory, bytes);
+}
+
 static int put_copy(struct cuda_stream *stream, void *to, const void *from, size_t bytes)
 {
     return put(stream, &(struct operation){.kind = OPERATION_COPY, .to = to, .from = from, .bytes = bytes});
@@ -201,12 +249,14 @@ static int put_copy(struct cuda_stream *stream, void *to, const void *from, size
 
 int cuMemcpyHtoDAsync_v2(cuda_address to, const void *from, size_t bytes, struct cuda_stream *stream)
 {
-    return put_copy(stream, (void *)to, from, bytes);
+    int result = put_copy(stream, (void *)to, from, bytes);
+    return result != CUDA_OK || is_pinned(from) ? result : cuStreamSynchronize(stream);
 }
 
 int cuMemcpyDtoHAsync_v2(void *to, cuda_address from, size_t bytes, struct cuda_stream *stream)
 {
-    return put_copy(stream, to, (const void *)from, bytes);
+    int result = put_copy(stream, to, (const void *)from, bytes);
+    return result != CUDA_OK || is_pinned(to) ? result : cuStreamSynchronize(stream);
 }
 
 int cuMemcpyDtoDAsync_v2(cuda_address to, cuda_address from, size_t bytes, struct cuda_stream *stream)
