@@ -128,7 +128,7 @@ static void expect_same_bits(const struct run *first, const struct run *runs, si
         if (runs[i].must_hit)
             cr_expect_gt(counts.cached_tokens, 100, "%s: nothing was cached, so nothing was shown", runs[i].options);
         if (runs[i].must_guess)
-            cr_expect_gt(counts.accepted_drafts, 100, "%s: nothing was guessed, so nothing was shown", runs[i].options);
+            cr_expect_gt(counts.accepted_drafts, 20, "%s: nothing was guessed, so nothing was shown", runs[i].options);
     }
 }
 
@@ -144,7 +144,7 @@ Test(exact, same_bits_whatever_the_batch_the_chunks_the_stages_and_the_blocks, .
         {"-p 3 --policy throttle --block-size 8 --max-num-batched-tokens 37 --max-num-seqs 32", 20, false, true, false},
         {"-p 5 --policy default --block-size 64 --num-blocks 40 --window 7 --no-enable-prefix-caching", 32, true, false,
          false},
-        {"-p 3 --speculate ngram --num-blocks 48 --policy default", 4, false, true, true},
+        {"-p 3 --speculate ngram --num-blocks 48 --policy default", 4, true, true, true},
     };
     const struct run alone = {"-p 1 --no-enable-prefix-caching", 1, false, false, false};
     expect_same_bits(&alone, runs, ARRAY_COUNT(runs));

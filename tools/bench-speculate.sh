@@ -1,17 +1,18 @@
 #!/bin/sh
 # bench-speculate.sh MODEL [OPTIONS OF SERVE...]: tokens a second with and without --speculate ngram, in turns.
 #
-# Greedy answers of 128 tokens to three kinds of prompts: source files to be written out again with a change (edit), paragraphs
+# Greedy answers of TOKENS (128) to three kinds of prompts: source files to be written out again with a change (edit), paragraphs
 # to be summarised (summary), and stories to be told (story), of which nothing stands in the prompt. drafted: drafts for each
 # token of an answer; right: the share of them that was taken over.
 set -eu
 model=$1
 shift
 . "$(dirname "$0")/bench-engine.sh"
-python3 - "$work" "$(dirname "$0")/.." <<'END'
+length=${TOKENS:-128}
+python3 - "$work" "$(dirname "$0")/.." "$length" <<'END'
 import glob, json, sys
 
-folder, root = sys.argv[1:]
+folder, root, length = sys.argv[1:]
 sources = [open(name).read()[:1500] for name in sorted(glob.glob(f"{root}/engine/*.c"))[:16]]
 pages = [open(name).read()[500:2000] for name in sorted(glob.glob(f"{root}/docs/*.md"))]
 things = ["the sea", "a clock", "bread", "a bridge", "rain", "chess", "a lighthouse", "a train"]
@@ -23,7 +24,7 @@ kinds = {
 for kind, prompts in kinds.items():
     with open(f"{folder}/{kind}.jsonl", "w") as lines:
         for prompt in prompts:
-            lines.write(json.dumps({"prompt": prompt, "max_tokens": 128, "temperature": 0, "ignore_eos": True}) + "\n")
+            lines.write(json.dumps({"prompt": prompt, "max_tokens": int(length), "temperature": 0, "ignore_eos": True}) + "\n")
 END
 tokens() # NAME: of tokens, as the engine counts them
 {
@@ -32,7 +33,7 @@ tokens() # NAME: of tokens, as the engine counts them
 for round in $(seq "${ROUNDS:-3}"); do
     for speculate in none ngram; do
         start_engine "$model" --speculate $speculate --no-enable-prefix-caching "$@"
-        for kind in edit summary story; do
+        for kind in ${KINDS:-edit summary story}; do
             for clients in 1 8; do
                 prompts=$((clients == 1 ? 4 : 16))
                 drafted=$(tokens drafted) accepted=$(tokens accepted)
@@ -40,7 +41,7 @@ for round in $(seq "${ROUNDS:-3}"); do
                     --max-concurrency $clients --json >"$work/result"
                 echo "$kind $clients $speculate $(number median_tpot_ms <"$work/result")" \
                     "$(number output_throughput <"$work/result") $(($(tokens drafted) - drafted))" \
-                    "$(($(tokens accepted) - accepted)) $((128 * prompts))" >>"$work/results"
+                    "$(($(tokens accepted) - accepted)) $((length * prompts))" >>"$work/results"
             done
         done
         stop_engine
