@@ -1,8 +1,9 @@
 """bench-peers.py MODEL BUILD FOLDER PEERS: evenflow beside what else would serve the same model file on the same cores.
 
-PEERS, separated by commas: evenflow, evenflow-threads, llama, openvino. Each in the configuration in which it is fastest:
+PEERS, separated by commas: evenflow, evenflow-threads, evenflow-unlent, llama, openvino. Each in the configuration in which it is fastest:
   evenflow          -p 2, one thread a stage, over its socket, for all rows
   evenflow-threads  -p 1 with two threads, likewise
+  evenflow-unlent   as evenflow, but no stage lends its core to the other (--lone-threads 1)
   llama             llama.cpp, two threads: its own llama-bench (prompt) and llama-batched-bench (decoding), llama-server for requests;
                     the model requantised to Q4_0, the type that it has repacked kernels for
   openvino          OpenVINO GenAI, continuous batching, in process, the model file itself
@@ -179,6 +180,7 @@ class Llama(Process):
 
 
 KINDS = {"evenflow": lambda: Evenflow(["-p", "2"]), "evenflow-threads": lambda: Evenflow(["-p", "1", "--threads-per-stage", "2"]),
+         "evenflow-unlent": lambda: Evenflow(["-p", "2", "--lone-threads", "1"]),
          "llama": Llama, "openvino": OpenVino}
 
 
