@@ -79,6 +79,14 @@ static bool is_time(const struct front *f)
     return f->keep_hold_count > 0 || f->keep_count >= SENT_MAX || (f->keep_count > 0 && clock_ns() >= f->keep_drop_ns);
 }
 
+static bool has_end(const struct keep_message *message)
+{
+    bool has = false;
+    for (uint32_t i = 0; i < message->entry_count; i++)
+        has = has || message->entries[i].kind == KEEP_END;
+    return has;
+}
+
 void front_keep_flush(struct front *f)
 {
     while (is_time(f) && !f->is_keeper_full) {
@@ -89,9 +97,9 @@ void front_keep_flush(struct front *f)
         if (message.entry_count > 0 && f->arena->keep >= 0 && !f->is_keeper_gone)
             ret = keep_send(f->arena->keep, &message, fds);
         f->keep_sent += message.entry_count;
-        if (ret == -EAGAIN || f->keep_sent > SENT_MAX) {
-            bell_ring(
-                &f->supervisor); /* what is sent is safe; it need not be looked at, but for the room that it takes */
+        /* what is sent is safe, and need not be looked at, but for the room that it takes, or when the keeper waits for it */
+        if (ret == -EAGAIN || f->keep_sent > SENT_MAX || has_end(&message)) {
+            bell_ring(&f->supervisor);
             f->keep_sent = 0;
         }
         if (ret == -EAGAIN) {

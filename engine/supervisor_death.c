@@ -165,6 +165,8 @@ void supervisor_on_death(struct supervisor *s, struct child *child)
         supervisor_close_birth(s, child);
     char end[128];
     describe_end(&info, end, sizeof(end));
+    if (child->role == ROLE_FRONT)
+        keeper_turn(&s->keeper); /* what it gave last */
     bool is_soon = s->takeover_ns != 0 && clock_ns() - s->takeover_ns < TOGETHER_NS;
     if (child->role == ROLE_FRONT) /* however late: connections that it had not given to this supervisor are lost */
         is_soon = is_soon || !s->keeper.is_whole;
