@@ -207,7 +207,6 @@ static uint32_t take_hints(struct front *f)
 static void take_command(struct front *f)
 {
     f->command = arena_command(f->arena);
-    f->is_started = f->is_started || arena_is_ready(f->arena);
     if (f->command == COMMAND_DRAIN && !f->is_told_drained && f->intake.active == 0 && f->answering_count == 0) {
         f->is_told_drained = true;
         arena_set_state(f->arena, PROCESS_DRAINED);
@@ -336,7 +335,6 @@ int front_prepare(struct front **front, const struct arena *arena, struct err *e
 int front_begin(struct front *f, struct err *err)
 {
     const struct arena *arena = f->arena;
-    f->is_started = arena->epoch > 1;
     int ret = io_open(&f->io, (enum io_choice)f->plan->io, arena->regions[REGION_IO], &arena->layout,
                       f->plan->connections_max, err);
     ret = ret ? ret : ledger_map(&f->ledger, arena->ledger, f->plan->requests_max, err);

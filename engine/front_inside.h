@@ -115,7 +115,6 @@ struct front {
     struct io *io;
     uint32_t sched_epoch, sup_epoch;
     enum command command;
-    bool is_started; /* every process has been ready once */
     bool is_told_drained;
 
     struct answer_choice *choices;  /* (requests_max, CHOICES_MAX): of the answers in progress */

@@ -117,7 +117,7 @@ static void complete(struct front *f, uint32_t slot, enum api_endpoint endpoint,
         reply_error(f, slot, &error, NULL);
         return;
     }
-    if (!f->is_started) {
+    if (!arena_has_started(f->arena)) {
         api_fail(&error, 503, "", "starting", "the server is starting; try again later");
         reply_error(f, slot, &error, NULL);
         return;

@@ -144,6 +144,7 @@ static void on_bell(struct supervisor *s)
     supervisor_front_is_back(s);
     if (s->phase == PHASE_STARTING && all_ready(s)) {
         s->phase = PHASE_SERVING;
+        atomic_store_explicit(&s->shm->has_started, 1, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
         s->look_ns = clock_ns() + WATCH_TICK_NS;
         show_state(s);
         log_info("ready: %u stages on %s", s->plan->stage_count, s->plan->socket_path);

@@ -293,6 +293,11 @@ bool arena_is_ready(const struct arena *arena)
     return atomic_load_explicit(&arena_sup(arena)->ready, memory_order_relaxed) != 0;
 }
 
+bool arena_has_started(const struct arena *arena)
+{
+    return atomic_load_explicit(&arena_sup(arena)->has_started, memory_order_relaxed) != 0;
+}
+
 bool arena_is_kept(const struct arena *arena)
 {
     const struct sup_shm *sup = arena_sup(arena);

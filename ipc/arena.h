@@ -69,6 +69,8 @@ enum command arena_command(const struct arena *arena);
 
 /* What the supervisor says of the processes: all are ready; id and restarts of one, by process number. For people. */
 bool arena_is_ready(const struct arena *arena);
+/* Every process has been ready once: requests are accepted, and wait for one that is not. */
+bool arena_has_started(const struct arena *arena);
 /* Front may die without a loss: the supervisor of now has all of its connections. */
 bool arena_is_kept(const struct arena *arena);
 uint32_t arena_process_id(const struct arena *arena, uint32_t number);

@@ -43,7 +43,7 @@
 #include "ipc/words.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x000000000000001bull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x000000000000001cull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -159,6 +159,7 @@ struct sup_shm {
     struct region_head head;
     alignas(128) _Atomic uint32_t command; /* W: supervisor, release   R: all, acquire, whenever they wake */
     _Atomic uint32_t ready;                /* W: supervisor: 1 while every process is PROCESS_READY   R: front */
+    _Atomic uint32_t has_started;          /* W: supervisor: 1 once every process has been   R: front */
     uint32_t process_count;                /* once */
     _Atomic uint32_t kept; /* W: supervisor: its life (head.epoch), once it has all of front's connections   R: tools */
     _Atomic uint32_t standby; /* W: supervisor, release: which standby counts   R: standbys, acquire */

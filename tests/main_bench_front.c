@@ -78,6 +78,7 @@ static void set_up(enum io_choice choice, void *vocab, size_t vocab_bytes)
     arena.bells[process_number(ROLE_SUPERVISOR, 0)] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     atomic_store(&arena_process(&arena, ROLE_SCHED, 0)->sleeping, 1); /* it always sleeps, in poll() */
     atomic_store(&arena_sup(&arena)->ready, 1);
+    atomic_store(&arena_sup(&arena)->has_started, 1);
     snprintf(address.sun_path, sizeof(address.sun_path), "%s/s", directory);
     unlink(address.sun_path);
     arena.listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);

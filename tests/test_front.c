@@ -42,6 +42,7 @@ static enum io_choice io_choice;
 static enum log_level log_level = LOG_ERROR;
 static int keep_socket = -1;  /* the keeper's end, where a test has one */
 static uint32_t is_ready = 1; /* every process, before the test begins */
+static uint32_t epoch = 1;    /* which life of the front it is */
 
 /* A test for each back end. */
 #define FRONT_TEST(name, set_up)                                                                                       \
@@ -125,6 +126,8 @@ static void start(void)
     arena_ring_sched_to_front_producer(&arena, &to_front);
     arena_ring_front_to_sched_consumer(&arena, &from_front);
     atomic_store(&arena_sup(&arena)->ready, is_ready);
+    atomic_store(&arena_sup(&arena)->has_started, is_ready);
+    arena.epoch = epoch;
     plan.io = io_choice;
     int ret = front_init(&front, &arena, &err);
     if (io_choice == IO_URING && (ret == -EPERM || ret == -ENOSYS || ret == -EINVAL))
@@ -354,20 +357,26 @@ static bool has_rung(enum role role)
     return read(arena.bells[process_number(role, 0)], &rings, sizeof(rings)) == sizeof(rings);
 }
 
-FRONT_TEST(the_keeper_has_every_connection_and_is_woken_for_many_alone, set_up_with_others)
+FRONT_TEST(the_keeper_has_every_connection_and_is_woken_for_many_or_when_it_waits_for_them, set_up_with_others)
 {
     int clients[100], fds[KEEP_ENTRIES_MAX];
     struct keep_message message;
     uint32_t kept = 0;
-    for (uint32_t i = 0; i < ARRAY_COUNT(clients); i++) {
+    clients[0] = connect_client();
+    settle();
+    cr_expect_not(has_rung(ROLE_SUPERVISOR));
+    arena_sup(&arena)->head.epoch++; /* a new one, which has none */
+    settle();
+    cr_expect(has_rung(ROLE_SUPERVISOR));
+    for (uint32_t i = 1; i < ARRAY_COUNT(clients); i++) {
         clients[i] = connect_client();
         settle();
-        cr_expect_eq(has_rung(ROLE_SUPERVISOR), i == 64, "connection %u", i);
+        cr_expect_eq(has_rung(ROLE_SUPERVISOR), i == 65, "connection %u", i);
     }
     for (; keep_receive(keep_socket, false, &message, fds) == 1; kept += message.fd_count)
         for (uint32_t i = 0; i < message.fd_count; i++)
             close(fds[i]);
-    cr_expect_eq(kept, 100);
+    cr_expect_eq(kept, 101); /* the first one twice */
     for (uint32_t i = 0; i < ARRAY_COUNT(clients); i++)
         close(clients[i]);
     expect_nothing_left();
@@ -896,10 +905,22 @@ FRONT_TEST(nothing_is_accepted_before_every_process_was_ready, set_up_plan)
     cr_expect_not_null(strstr(answer, "Retry-After: 1\r\n"));
     cr_expect_eq(status_of(ask(fd, "GET /ready HTTP/1.1\r\n\r\n")), 503);
     cr_expect_eq(status_of(ask(fd, "GET /health HTTP/1.1\r\n\r\n")), 200);
-    atomic_store(&arena_sup(&arena)->ready, 1);
-    settle();
-    atomic_store(&arena_sup(&arena)->ready, 0); /* a stage starts anew: requests wait for it */
+    atomic_store(&arena_sup(&arena)->has_started,
+                 1); /* a stage starts anew, whether or not front has looked: requests wait */
     cr_expect_str_eq(ask(fd, post("/v1/completions", "{\"prompt\":\"ab\"}")), "");
+    close(fd);
+    expect_nothing_left();
+}
+
+FRONT_TEST(a_successor_accepts_nothing_either_before_every_process_was_ready, set_up_plan)
+{
+    is_ready = 0;
+    epoch = 2;
+    start();
+    int fd = connect_client();
+    const char *answer = ask(fd, post("/v1/completions", "{\"prompt\":\"ab\"}"));
+    cr_expect_eq(status_of(answer), 503, "%s", answer);
+    cr_expect_not_null(strstr(answer, "Retry-After: 1\r\n"));
     close(fd);
     expect_nothing_left();
 }

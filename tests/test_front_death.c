@@ -160,6 +160,7 @@ static void set_up_engine(enum io_choice choice)
     /* it always sleeps, in poll() */
     atomic_store(&arena_process(&arena, ROLE_SCHED, 0)->sleeping, 1);
     atomic_store(&arena_sup(&arena)->ready, 1);
+    atomic_store(&arena_sup(&arena)->has_started, 1);
     cr_assert_not_null(mkdtemp(directory));
     snprintf(address.sun_path, sizeof(address.sun_path), "%s/s", directory);
     arena.listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);

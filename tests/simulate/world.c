@@ -460,7 +460,7 @@ void world_open(struct world *w, uint64_t seed, struct load *load, uint32_t deat
     w->process_count = ROLE_STAGE + w->plan.stage_count;
     for (uint32_t process = 0; process < w->process_count; process++)
         w->arena.bells[process] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    arena_sup(&w->arena)->ready = 1;
+    arena_sup(&w->arena)->ready = arena_sup(&w->arena)->has_started = 1;
     listen_on(w);
     keeper_open(&w->keeper, w->plan.connections_max);
     for (uint32_t process = 1; process < w->process_count; process++)
