@@ -40,7 +40,8 @@ struct ready {
 };
 
 struct even {
-    struct timing timing;
+    const struct timing *timing; /* how long things take, as far as it is known now */
+    struct timing plain;         /* where nothing is known */
     struct lengths lengths;
     double deficit;       /* cost of decoding rows that earlier slots took too few of (positive) or too many */
     uint64_t *planned_at; /* (sequences_max): step of its last row */
@@ -99,6 +100,7 @@ static void open_even(struct sched *sched)
 {
     struct even *even = state_of(sched);
     uint8_t *at = (uint8_t *)(even + 1);
+    even->plain = plain_timing(sched->plan);
     even->planned_at = (uint64_t *)(void *)at;
     even->held_at = even->planned_at + sched->plan->sequences_max;
     even->ready = (struct ready *)(void *)(even->held_at + sched->plan->sequences_max);
@@ -140,21 +142,18 @@ static void ended(struct sched *sched, uint32_t sequence)
 static double row_cost(const struct even *even, double context)
 {
     double most = 0;
-    for (uint64_t i = 0; i < even->timing.stage_count; i++) {
-        double us = even->row_us[i] + even->timing.stages[i].context_us * context;
+    for (uint64_t i = 0; i < even->timing->stage_count; i++) {
+        double us = even->row_us[i] + even->timing->stages[i].context_us * context;
         most = us > most ? us : most;
     }
     return most > 0 ? most : 1;
 }
 
-/* How long things take, as far as it is known now. */
 static void look_at_timing(const struct sched *sched, struct even *even)
 {
-    even->timing = *policy_timing(sched);
-    if (even->timing.stage_count == 0)
-        even->timing = plain_timing(sched->plan);
-    for (uint64_t i = 0; i < even->timing.stage_count; i++)
-        even->row_us[i] = even->timing.stages[i].row_us + even->timing.stages[i].token_us / 8;
+    even->timing = policy_timing(sched)->stage_count > 0 ? policy_timing(sched) : &even->plain;
+    for (uint64_t i = 0; i < even->timing->stage_count; i++)
+        even->row_us[i] = even->timing->stages[i].row_us + even->timing->stages[i].token_us / 8;
 }
 
 /* Decoding rows that are ready, by the age of their last row, oldest first: those of one age in order of admission.
@@ -403,7 +402,7 @@ static const struct pattern *choose_pattern(struct sched *sched, const struct lo
                         .urgency = hurry,
                         .lone_speed = sched->lone_speed,
                         .cycle_max_us = sched->plan->itl_slo_ms * 1e3};
-    even->choice = (struct choice){.pattern = pattern_choose(&even->timing, load, &aims),
+    even->choice = (struct choice){.pattern = pattern_choose(even->timing, load, &aims),
                                    .load = *load,
                                    .step = sched->next_step,
                                    .prompt_rate = rate,
