@@ -196,69 +196,99 @@ Test(forward_cuda, losses_are_those_of_the_processor, .timeout = 60)
     }
 }
 
-/* Two stages, the second of which is put into the stream of a device before the first one has computed. Beside it the same with
- * activations in host memory. */
-Test(forward_cuda, a_stage_may_begin_before_its_input_is_there, .timeout = 60)
+/* Two stages, each with a stream of its own, and what lies between them in the second one's device. */
+static struct cuda second;
+static struct runner *runners[2];
+static struct forward_cuda *writer, *reader;
+static cuda_address theirs, ours;
+
+#define EDGE_TOKENS_MAX 200u
+
+static void open_two(struct gguf *gguf)
 {
-    static struct cuda second;
     open_device();
     cr_assert_eq(cuda_open(&second, 0), 0, "%s", second.error);
-    struct tiny_model tiny = tiny_model();
-    struct gguf *gguf = tiny_model_open(&tiny);
-    struct runner *runners[2];
     for (int i = 0; i < 2; i++) {
         runners[i] = calloc(1, sizeof(*runners[i]));
         runner_open_cuda(runners[i], gguf, i == 0 ? &cuda : &second, 2, 16);
     }
-    enum { TOKENS = 2 * CUDA_ROWS + 9 };
-    uint32_t tokens[TOKENS];
-    for (uint32_t i = 0; i < TOKENS; i++)
-        tokens[i] = i * 7 % tiny.vocab_size;
-    const struct row_shm row = {.token_count = TOKENS,
-                                .block_count = (TOKENS + 15) / 16,
-                                .flags = ROW_SAMPLE | ROW_LOGITS_HASH,
-                                .result_count = 1};
-    const struct forward_step step = {
-        .rows = &row, .row_count = 1, .tokens = tokens, .token_count = TOKENS, .blocks = runners[0]->blocks};
-    size_t bytes = align_up_u64(4096 + TOKENS * runners[0]->desc.width * sizeof(float), cuda.granularity);
-    int descriptor = cuda_create(&second, bytes, 0);
-    cuda_address theirs = cuda_map(&second, descriptor, bytes), ours = cuda_map(&cuda, descriptor, bytes);
+    writer = &runners[0]->on_device[0];
+    reader = &runners[1]->on_device[1];
+    size_t bytes = align_up_u64(4096 + EDGE_TOKENS_MAX * runners[0]->desc.width * sizeof(float), cuda.granularity);
+    int descriptor = cuda_create(&second, bytes, 4096);
+    theirs = cuda_map(&second, descriptor, bytes);
+    ours = cuda_map(&cuda, descriptor, bytes);
     close(descriptor);
-    const uint32_t none = 0;
-    cuda_upload(&second, theirs, &none, sizeof(none));
-    cr_assert_eq(cuda_wait(&second), 0, "%s", second.error);
-    const struct forward_cuda_place in = {.word = theirs, .floats = theirs + 4096, .value = 5},
-                                    out = {.word = ours, .floats = ours + 4096, .value = 5};
-    struct forward_cuda *writer = &runners[0]->on_device[0], *reader = &runners[1]->on_device[1];
+    cr_assert(theirs != 0 && ours != 0);
+}
 
-    forward_cuda_begin(reader, &step, &in, NULL);
-    forward_cuda_begin(writer, &step, NULL, &out);
-    cr_assert_eq(forward_cuda_finish(writer, NULL, NULL), 0, "%s", cuda.error);
-    cr_assert_eq(forward_cuda_finish(reader, runners[1]->results, runners[1]->tops), 0, "%s", second.error);
-    const struct token_shm got = runners[1]->results[0];
-
-    const struct forward_cuda_place host = {.host = runners[0]->activations[0]};
-    forward_cuda_begin(writer, &step, NULL, &host);
-    cr_assert_eq(forward_cuda_finish(writer, NULL, NULL), 0, "%s", cuda.error);
-    forward_cuda_begin(reader, &step, &host, NULL);
-    cr_assert_eq(forward_cuda_finish(reader, runners[1]->results, runners[1]->tops), 0, "%s", second.error);
-    cr_expect_neq(got.logits_hash, 0);
-    cr_expect_eq(memcmp(&got, &runners[1]->results[0], sizeof(got)), 0);
-
-    /* a step that is passed over lets the next stage go on, and so does who will not be followed by anybody */
-    const struct forward_cuda_place later = {.word = theirs, .floats = theirs + 4096, .value = 6},
-                                    passed = {.word = ours, .floats = ours + 4096, .value = 6};
-    forward_cuda_begin(reader, &step, &later, NULL);
-    cr_assert_eq(forward_cuda_pass(writer, &passed), 0, "%s", cuda.error);
-    cr_assert_eq(forward_cuda_pass(reader, NULL), 0, "%s", second.error);
-    const struct forward_cuda_place never = {.word = theirs, .floats = theirs + 4096, .value = 7};
-    forward_cuda_begin(reader, &step, &never, NULL);
-    forward_cuda_release(reader);
-    cr_expect_eq(second.failed, 0, "%s", second.error);
+static void close_two(void)
+{
     for (int i = 0; i < 2; i++) {
         runner_close(runners[i]);
         free(runners[i]);
     }
+}
+
+static struct forward_cuda_place slot_of(cuda_address edge, uint32_t value)
+{
+    return (struct forward_cuda_place){.word = edge, .floats = edge + 4096, .value = value};
+}
+
+static void finish_writer(void)
+{
+    cr_assert_eq(forward_cuda_finish(writer, NULL, NULL), 0, "%s", cuda.error);
+}
+
+static struct token_shm finish_reader(void)
+{
+    cr_assert_eq(forward_cuda_finish(reader, runners[1]->results, runners[1]->tops), 0, "%s", second.error);
+    return runners[1]->results[0];
+}
+
+/* The second one is put into the stream of its device before the first one has computed, by one and the same thread: so nothing
+ * of that waits for it. Beside it the same with activations in host memory. */
+Test(forward_cuda, a_stage_may_begin_before_its_input_is_there, .timeout = 60)
+{
+    static const uint32_t counts[] = {1, CUDA_ROWS, 2 * CUDA_ROWS + 9};
+    struct tiny_model tiny = tiny_model();
+    struct gguf *gguf = tiny_model_open(&tiny);
+    uint32_t tokens[EDGE_TOKENS_MAX], number = 0;
+    open_two(gguf);
+    for (uint32_t i = 0; i < EDGE_TOKENS_MAX; i++)
+        tokens[i] = i * 7 % tiny.vocab_size;
+    for (size_t c = 0; c < ARRAY_COUNT(counts); c++) {
+        const struct row_shm row = {.token_count = counts[c],
+                                    .block_count = (counts[c] + 15) / 16,
+                                    .flags = ROW_SAMPLE | ROW_LOGITS_HASH,
+                                    .result_count = 1};
+        const struct forward_step step = {
+            .rows = &row, .row_count = 1, .tokens = tokens, .token_count = counts[c], .blocks = runners[0]->blocks};
+        const struct forward_cuda_place in = slot_of(theirs, ++number), out = slot_of(ours, number);
+        forward_cuda_begin(reader, &step, &in, NULL);
+        forward_cuda_begin(writer, &step, NULL, &out);
+        finish_writer();
+        const struct token_shm got = finish_reader();
+
+        const struct forward_cuda_place host = {.host = runners[0]->activations[0]};
+        forward_cuda_begin(writer, &step, NULL, &host);
+        finish_writer();
+        forward_cuda_begin(reader, &step, &host, NULL);
+        const struct token_shm expected = finish_reader();
+        cr_expect_neq(got.logits_hash, 0);
+        cr_expect_eq(memcmp(&got, &expected, sizeof(got)), 0, "%u tokens", counts[c]);
+
+        /* a step that is passed over lets the next stage go on, and so does who will not be followed by anybody */
+        const struct forward_cuda_place later = slot_of(theirs, ++number), passed = slot_of(ours, number);
+        forward_cuda_begin(reader, &step, &later, NULL);
+        cr_assert_eq(forward_cuda_pass(writer, &passed), 0, "%s", cuda.error);
+        cr_assert_eq(forward_cuda_pass(reader, NULL), 0, "%s", second.error);
+        const struct forward_cuda_place never = slot_of(theirs, ++number);
+        forward_cuda_begin(reader, &step, &never, NULL);
+        forward_cuda_release(reader);
+        cr_expect_eq(second.failed, 0, "%s", second.error);
+    }
+    close_two();
     gguf_close(gguf);
 }
 
