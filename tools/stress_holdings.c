@@ -4,7 +4,8 @@
 
 #include "tools/inside.h"
 
-#define OWN_SLACK_KB 1024
+#define OWN_SLACK_KB    1024
+#define SHARED_SLACK_KB 8192 /* slots of connections are filled in as they are first used */
 
 static const enum counter_id pools[] = {COUNTER_FRONT_CONNECTIONS_OPEN,
                                         COUNTER_FRONT_REQUESTS_ACTIVE,
@@ -77,7 +78,10 @@ bool holdings_check_processes(const struct holdings *h, const struct holdings *b
         if (!has_files || !has_memory)
             return false;
     }
-    return true;
+    if (h->shared_kb <= before->shared_kb + SHARED_SLACK_KB)
+        return true;
+    snprintf(text, size, "the regions hold %lld kB, not %lld", (long long)h->shared_kb, (long long)before->shared_kb);
+    return false;
 }
 
 void holdings_describe(const struct holdings *h, char *text, size_t size)
