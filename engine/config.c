@@ -30,14 +30,12 @@ static const struct option_spec specs[] = {
      "process of its own holds it, and names it to stages by CUDA IPC) or auto (vmm, where devices can do that)"},
     {"edges", NULL, 0, OPTION_TEXT, AT(edges), "auto", 0, 0, "NAME",
      "How stages on devices hand activations on: device (into the next one's device, where no processor is on the "
-     "way), host "
-     "(through shared memory) or auto (device, where the one reaches the other)"},
+     "way), host (through shared memory) or auto (device, where the one reaches the other)"},
     {"threads-per-stage", NULL, 0, OPTION_NUMBER, AT(threads_per_stage), "1", 1, 64, "N",
      "Threads that compute in each stage; results are the same bits for any number"},
     {"lone-threads", NULL, 0, OPTION_NUMBER, AT(lone_threads), "0", 0, 64, "N",
      "Threads that compute in a stage while no other stage has anything to do, on their cores as well; 0: as many as "
-     "there are "
-     "cores for all stages, up to 16; 1: no more than ever. Results are the same bits for any number"},
+     "there are cores for all stages, up to 16; 1: no more than ever. Results are the same bits for any number"},
     {"policy", NULL, 0, OPTION_TEXT, AT(policy), "even", 0, 0, "NAME", "Scheduling policy: " POLICY_NAMES},
     {"use-batch-scheduler", NULL, 0, OPTION_FLAG, AT(use_batch_scheduler), NULL, 0, 0, "",
      "The same as --policy batch"},
