@@ -89,7 +89,7 @@ Test(forward, bits_do_not_depend_on_drafts)
     for (uint32_t run = 0; run < TINY_MODEL_VARIANTS * KV_TYPES; run++) {
         struct tiny_model tiny = tiny_model_variant(run / KV_TYPES);
         enum kv_type kv_type = run % KV_TYPES;
-        struct runner_request *expected = tiny_run(&tiny, kv_type, 1, 16, 200, 0, 1);
+        struct runner_request *expected = tiny_run(&tiny, kv_type, 1, 16, 200, 0, 1, 0);
         struct gguf *gguf = tiny_model_open(&tiny);
         struct runner *runner = calloc(1, sizeof(*runner));
         runner_open(runner, gguf, NULL, 1 + run % 3, run % 2 ? 8 : 16, kv_type, 1 + run % 2);
