@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "ipc/clock.h"
+#include "ipc/stats.h"
 
 #define DEVICE_START_US 1000000u /* opening a device takes processor time, some seconds where there are many */
 
@@ -51,6 +52,13 @@ static bool is_busy(const struct supervisor *s)
            WORD(s, ROLE_SCHED, 0, told) > WORD(s, ROLE_FRONT, 0, consumed);
 }
 
+/* Though sequences run: the next step is the scheduler's to plan. */
+static bool has_nothing_in_flight(const struct supervisor *s)
+{
+    return counter_read(s->processes[process_number(ROLE_SCHED, 0)], COUNTER_SCHED_RUNNING) > 0 &&
+           WORD(s, ROLE_SCHED, 0, step) == WORD(s, ROLE_SCHED, 0, consumed_second);
+}
+
 struct watch_look supervisor_look_at(const struct supervisor *s, const struct child *child)
 {
     const uint32_t i = child->index, last = s->plan->stage_count - 1;
@@ -64,7 +72,7 @@ struct watch_look supervisor_look_at(const struct supervisor *s, const struct ch
     case ROLE_SCHED:
         look.progress = WORD(s, ROLE_SCHED, 0, consumed) + WORD(s, ROLE_SCHED, 0, consumed_second);
         look.has_work = WORD(s, ROLE_STAGE, last, step) > WORD(s, ROLE_SCHED, 0, consumed_second) ||
-                        WORD(s, ROLE_FRONT, 0, told) > WORD(s, ROLE_SCHED, 0, consumed);
+                        WORD(s, ROLE_FRONT, 0, told) > WORD(s, ROLE_SCHED, 0, consumed) || has_nothing_in_flight(s);
         break;
     default:
         look.progress = WORD(s, ROLE_STAGE, i, step);

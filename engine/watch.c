@@ -18,10 +18,11 @@ void watch_begin(struct watch *watch)
 static void start_waiting(struct watch *watch, const struct watch_look *look)
 {
     *watch = (struct watch){.is_waiting = true,
-                            .since_ns = look->now_ns,
                             .last_ns = look->now_ns,
                             .progress = look->progress,
-                            .cpu_ns = look->cpu_ns};
+                            .cpu_ns = look->cpu_ns,
+                            .ran_ns = look->now_ns,
+                            .ran_cpu_ns = look->cpu_ns};
 }
 
 bool watch_is_stopped(const struct watch_look *look)
@@ -50,9 +51,13 @@ enum watch_verdict watch_judge(struct watch *watch, const struct watch_look *loo
     uint64_t allowance_ns = WATCH_BASE_NS + WATCH_FACTOR * look->predicted_us * 1000;
     uint64_t used_ns = look->cpu_ns - watch->cpu_ns;
     watch->has_run = watch->has_run || look->state == 'R' || used_ns > 0;
+    if (look->state == 'R' || look->cpu_ns > watch->ran_cpu_ns || (look->state == 'D' && watch->has_run)) {
+        watch->ran_ns = look->now_ns;
+        watch->ran_cpu_ns = look->cpu_ns;
+    }
     if (used_ns > allowance_ns)
         return WATCH_SPINS;
-    if (!watch->has_run && !is_stopped && look->now_ns - watch->since_ns > allowance_ns)
+    if (!is_stopped && look->now_ns - watch->ran_ns > allowance_ns)
         return WATCH_SLEEPS;
     return WATCH_FINE;
 }

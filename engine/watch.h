@@ -5,7 +5,7 @@
  * Judged only while there is work for it and it finishes none. Since then it
  *
  *   was stopped all the time                                              for a while            -> hangs
- *   slept (or waited uninterruptibly) and used no processor               its allowance          -> hangs
+ *   sleeps since it last ran (or has never run, however it waits)          its allowance          -> hangs
  *   ran, and has used more processor time than the work could take        its allowance          -> hangs
  *   ran, but the processor was others'                                    as long as it takes    -> is left alone
  *
@@ -36,9 +36,10 @@ enum watch_verdict { WATCH_FINE, WATCH_STOPPED, WATCH_SLEEPS, WATCH_SPINS };
 
 struct watch {
     bool is_waiting; /* since the fields below were set it has had work and finished none */
-    uint64_t since_ns, last_ns, progress, cpu_ns;
-    uint64_t stopped_since_ns; /* 0: it is not */
-    bool has_run;              /* it was seen running or used processor time */
+    uint64_t last_ns, progress, cpu_ns;
+    uint64_t stopped_since_ns;   /* 0: it is not */
+    uint64_t ran_ns, ran_cpu_ns; /* when it was last seen running, or waiting for a disk; what it had used then */
+    bool has_run;                /* it was seen running or used processor time */
 };
 
 void watch_begin(struct watch *watch);

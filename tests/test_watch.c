@@ -48,6 +48,19 @@ Test(watch, a_process_that_sleeps_over_its_work_hangs)
     cr_expect_eq(look_on(10000, 0, &after_ms), WATCH_SLEEPS);
 }
 
+Test(watch, a_process_that_ran_and_then_sleeps_over_its_work_hangs)
+{
+    uint64_t after_ms;
+    begin('S');
+    cr_assert_eq(look_on(1000, 10, &after_ms), WATCH_FINE);
+    cr_expect_eq(look_on(10000, 0, &after_ms), WATCH_SLEEPS);
+    cr_expect_leq(after_ms, 2200);
+    begin('R');
+    look.state = 'D'; /* it may wait for a disk */
+    look.cpu_ns += MS;
+    cr_expect_eq(look_on(60000, 0, &after_ms), WATCH_FINE);
+}
+
 Test(watch, a_process_that_runs_without_an_end_hangs)
 {
     uint64_t after_ms;
