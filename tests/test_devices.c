@@ -444,6 +444,18 @@ Test(devices, a_device_that_exports_nothing_is_held_by_a_process_and_without_tha
     own_engine_forget(&engine);
 }
 
+/* Of all processes, so far. */
+static uint32_t count_restarts(void)
+{
+    json_t *report = engine_get(&engine, "/status", NULL), *process;
+    size_t i;
+    uint32_t restarts = 0;
+    json_array_foreach(json_object_get(report, "processes"), i, process)
+        restarts += (uint32_t)json_integer_value(json_object_get(process, "restarts"));
+    json_decref(report);
+    return restarts;
+}
+
 /* Every life of a process with a device ends in the middle of an operation there, another one each time: between activations
  * and their word, with half of them written, behind the word before anybody is woken. */
 Test(devices, who_dies_in_the_middle_of_a_hand_off_is_followed_by_the_same_bits, .init = set_up, .fini = tear_down,
@@ -456,14 +468,9 @@ Test(devices, who_dies_in_the_middle_of_a_hand_off_is_followed_by_the_same_bits,
     start("--log-level error -p 3 --devices cuda:0,%s,%s --edges device");
     engine_complete(&engine, bodies, REQUESTS, 6, seen);
     expect_the_truth("killed");
-    json_t *report = engine_get(&engine, "/status", NULL), *process;
-    size_t i;
-    json_int_t restarts = 0;
-    json_array_foreach(json_object_get(report, "processes"), i, process)
-        restarts += json_integer_value(json_object_get(process, "restarts"));
-    json_decref(report);
-    cr_expect_geq(restarts, 10, "%d restarts", (int)restarts);
-    printf("%d stages killed by their streams\n", (int)restarts);
+    uint32_t restarts = count_restarts();
+    cr_expect_geq(restarts, 10, "%u restarts", restarts);
+    printf("%u stages killed by their streams\n", restarts);
     cr_expect_eq(own_engine_stop(&engine), 0);
 }
 
@@ -475,14 +482,9 @@ Test(devices, a_device_that_is_lost_again_and_again_costs_no_request, .init = se
     start("--log-level error -p 2 --devices cuda:0,cpu");
     engine_complete(&engine, bodies, REQUESTS, 6, seen);
     expect_the_truth("lost");
-    json_t *report = engine_get(&engine, "/status", NULL), *process;
-    size_t i;
-    json_int_t restarts = 0;
-    json_array_foreach(json_object_get(report, "processes"), i, process)
-        restarts += json_integer_value(json_object_get(process, "restarts"));
-    json_decref(report);
+    uint32_t restarts = count_restarts();
     cr_expect_geq(restarts, 1, "nothing was lost");
-    printf("%d devices lost\n", (int)restarts);
+    printf("%u devices lost\n", restarts);
     cr_expect_eq(own_engine_stop(&engine), 0);
 }
 
