@@ -20,8 +20,7 @@ struct keeper {
     int socket; /* -1: the front is gone */
     uint32_t next;
     bool is_giving;
-    bool
-        is_whole; /* what front has is kept here, too; in a new supervisor not before front has given all of it again */
+    bool is_whole;  /* all that front has is kept; not so in a new supervisor before KEEP_END */
     uint32_t epoch; /* of the supervisor for whom front does that */
 };
 

@@ -12,8 +12,8 @@ void kv_init(struct kv *kv, uint32_t block_count)
                       .blocks = base_alloc(block_count * sizeof(*kv->blocks)),
                       .bucket_count = 1,
                       .last_free = block_count - 1};
-    while (kv->bucket_count / 4 <
-           block_count) /* mostly nobody else is in a bucket: another one is another line of memory */
+    /* mostly nobody else is in a bucket: another one is another line of memory */
+    while (kv->bucket_count / 4 < block_count)
         kv->bucket_count *= 2;
     kv->buckets = base_alloc(kv->bucket_count * sizeof(*kv->buckets));
     for (uint32_t i = 0; i < kv->bucket_count; i++)

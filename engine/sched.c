@@ -546,8 +546,8 @@ void sched_publish_blocks(struct sched *sched, uint32_t sequence)
     uint32_t full = seq->computed / sched->plan->block_size;
     for (; seq->published < full && seq->published < seq->hashed; seq->published++) {
         uint32_t block = arena_block_table(sched->arena, sequence)[seq->published];
-        if (!sched->kv.blocks[block]
-                 .is_published) /* after a predecessor's death several sequences may hold it unpublished */
+        /* after a predecessor's death several sequences may hold it unpublished */
+        if (!sched->kv.blocks[block].is_published)
             kv_publish(&sched->kv, block, &arena_block_hashes(sched->arena, sequence)[seq->published]);
     }
 }
@@ -715,8 +715,8 @@ uint64_t sched_note_flight(struct sched *sched)
         struct seq *seq = seq_of(sched, row->sequence);
         flight->has_tops = flight->has_tops || row->top_logprobs > 0;
         seq->row_of_plan = 0;
-        if (seq->row.sequence_generation ==
-            row->sequence_generation) /* another one may have the slot, in a step that was planned before */
+        /* another one may have the slot, in a step that was planned before */
+        if (seq->row.sequence_generation == row->sequence_generation)
             seq->in_flight++;
         if (row->first_pos >= row->prompt_tokens) {
             flight->account.decode_rows++;
@@ -843,8 +843,9 @@ static void commit_row(struct sched *sched, const struct flight *flight, const s
     uint32_t position = row->first_pos + row->token_count - row->result_count + 1; /* of the first result's token */
     uint32_t entry = seq->row.log_first + position - seq->prompt_tokens;
     uint32_t committed = journal_log_committed(arena_sequence(sched->arena, row->sequence));
-    uint32_t drafts = step_drafts(row),
-             count = drafts > 0 ? count_results(sched, flight, row, results) : row->result_count;
+    uint32_t drafts = step_drafts(row), count = row->result_count;
+    if (drafts > 0)
+        count = count_results(sched, flight, row, results);
     check(entry <= committed);                                  /* results come in order */
     uint32_t first = committed - entry, end = position + count; /* of the new ones; tokens known with them */
     for (uint32_t i = first; i < count; i++)

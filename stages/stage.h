@@ -42,8 +42,7 @@ struct stage {
     struct forward forward;
     struct cuda cuda; /* with forward_cuda in place of forward, when the plan puts the slice on a device */
     struct forward_cuda forward_cuda;
-    cuda_address edge_in,
-        edge_out; /* memory of devices that its input comes through, its output goes to; 0: there is none */
+    cuda_address edge_in, edge_out; /* memory of devices that its input comes through, its output goes to; 0: none */
     bool begins_early;
     struct {
         uint64_t step; /* the last one that was begun before its input was said to be there */
