@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/draw.h"
+
 static void rms_norm(float *out, const float *x, const float *gain, uint32_t rows, uint32_t width, float eps)
 {
     for (uint32_t r = 0; r < rows; r++, x += width, out += width) {
@@ -233,10 +235,10 @@ static float sum_exp(float *probs, const float *logits, uint32_t n, float max, f
 {
     double sum = 0;
     for (uint32_t i = 0; i < n; i++) {
-        double term = exp(((double)logits[i] - max) * inv_temperature);
+        float term = draw_exp((logits[i] - max) * inv_temperature);
         if (probs != NULL)
-            probs[i] = (float)term;
-        sum += term;
+            probs[i] = term;
+        sum += (double)term;
     }
     return (float)sum;
 }

@@ -281,7 +281,7 @@ static void matmul(float *out, size_t out_stride, const struct matrix *w, const 
 /* ---- rows ---- */
 
 /* exp(x): 2^n * p(r), n whole, r in -ln2/2..ln2/2; Taylor's polynomial of degree 6 there: relative error under 2e-7.
- * Below -87 the result is 0, above 88 it is that of 88. */
+ * Below -87 the result is 0, above 88 it is that of 88. draw_exp() in draw.h is the same, to the bit. */
 INLINE vf vf_exp(vf x)
 {
     vf low = vf_set1(-87.0f);

@@ -156,7 +156,8 @@ struct kernels {
     /* Index of the largest logit; the smallest index wins a tie. */
     uint32_t (*argmax)(const float *logits, uint32_t n);
 
-    /* sum over i of exp((logits[i] - max) * inv_temperature), in one fixed order; when probs is not NULL, the terms too. */
+    /* sum over i of draw.h's draw_exp((logits[i] - max) * inv_temperature), in one fixed order; when probs is not NULL, the
+     * terms too, which are the same bits on every path, but for those below the smallest normal float. */
     float (*sum_exp)(float *probs, const float *logits, uint32_t n, float max, float inv_temperature);
 };
 

@@ -3,7 +3,8 @@
  * Used by: the last stage.   Owns: its scratch, taken at init.   Never blocks, never allocates after init.
  *
  * The token is a pure function of (logits, parameters, seed, choice, position): the random number is computed from
- * these, there is no generator state, and every sum has one order. So a step that runs again gives the same token.
+ * these, there is no generator state, and sums are of whole numbers (draw.h). So a step that runs again gives the same token, and
+ * so does a device that draws by itself (cuda_kernels.h).
  *
  * Order of the filters: temperature, then min_p, then top_k, then top_p over what top_k left, then one draw. All are
  * cuts of one order of candidates: logit descending, among equals id ascending. Nothing is ever sorted: the cut is found
@@ -16,25 +17,13 @@
 #include <stdint.h>
 
 #include "ipc/layout.h"
+#include "kernels/draw.h"
 #include "kernels/kernels.h"
-
-/* Temperatures below this are greedy: 1 / temperature times a difference of logits must stay a number. */
-#define SAMPLE_TEMPERATURE_MIN 1e-5f
-
-struct sample_params {
-    float temperature; /* below SAMPLE_TEMPERATURE_MIN: greedy */
-    float top_p;       /* 1 or more: off. Keeps the fewest candidates whose share is at least top_p; at least one */
-    float min_p;       /* 0: off. Keeps candidates at least min_p times as probable as the first */
-    uint32_t top_k;    /* 0: off */
-    uint64_t seed;
-    uint32_t choice;   /* which of a request's answers */
-    uint32_t position; /* of the token that is drawn, in its sequence */
-};
 
 struct sampler {
     const struct kernels *kernels;
     uint32_t vocab_size;
-    float *probs;           /* (vocab_size) */
+    float *probs;           /* (vocab_size): shares of the most probable one's */
     struct candidate *kept; /* (vocab_size) survivors so far, ids ascending */
     uint32_t *selected;     /* (vocab_size) indices into kept while a cut is searched */
     struct digit *digits;   /* histogram of one digit of the selection */
@@ -54,8 +43,5 @@ double sampler_log_sum(const struct sampler *sampler, const float *logits);
 float sampler_logprob(const float *logits, double log_sum, uint32_t token);
 /* The `count` most probable tokens, the first one first, among equals the smaller id; 1..LOGPROBS_MAX. */
 void sampler_tops(struct sampler *sampler, const float *logits, double log_sum, uint32_t count, struct top_shm *tops);
-
-/* Philox4x32-10: four random words from a counter and a key. For tests; sampler_draw() uses it. */
-void philox(uint32_t out[4], const uint32_t counter[4], const uint32_t key[2]);
 
 #endif

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "ipc/base.h"
+#include "kernels/draw.h"
 #include "kernels/kernels.h"
 #include "tests/random_tensors.h"
 
@@ -617,7 +618,7 @@ Test(kernels, the_greatest_logit_is_found_and_ties_go_to_the_first)
 }
 
 /* Degree 6 is off by 1.2e-7 at most in -ln2/2..ln2/2; some roundings of f32 come on top. */
-Test(kernels, exponentials_are_right_to_four_ulps_and_vanish_below_minus_87)
+Test(kernels, exponentials_are_right_to_four_ulps_vanish_below_minus_87_and_are_the_same_bits_on_every_path)
 {
     float x[4001], probs[4001];
     for (uint32_t i = 0; i <= 4000; i++)
@@ -627,6 +628,8 @@ Test(kernels, exponentials_are_right_to_four_ulps_and_vanish_below_minus_87)
         for (uint32_t i = 0; i <= 4000; i++)
             cr_assert_leq(fabs(probs[i] - exp(x[i])), 4.8e-7 * exp(x[i]), "%s: exp(%g) is not %g", *name, x[i],
                           probs[i]);
+        for (uint32_t i = 0; i <= 4000; i++)
+            cr_assert_eq(probs[i], draw_exp(x[i]), "%s: exp(%g) has bits of its own", *name, x[i]);
         float far[3] = {0, -1e4f, -INFINITY};
         cr_assert_eq(kernels_pick(*name)->sum_exp(probs, far, 3, 0, 1), 1, "%s", *name);
         cr_assert_eq(probs[0], 1);
