@@ -54,7 +54,8 @@ enum counter_kind { COUNTER, GAUGE };
     X(STAGE_LONE_STEPS, COUNTER, ROLE_STAGE, "stage_lone_steps_total",                                                 \
       "Steps for which a stage had the cores of the others, which had none, for some time or all")                     \
     X(STAGE_EARLY, COUNTER, ROLE_STAGE, "stage_early_steps_total",                                                     \
-      "Steps that a stage's device had before their input was there")
+      "Steps that a stage's device had before their input was there")                                                  \
+    X(STAGE_DRAWN, COUNTER, ROLE_STAGE, "stage_drawn_on_device_total", "Tokens that the last stage's device has drawn")
 
 enum counter_id {
 #define X(id, kind, role, name, help) COUNTER_##id,

@@ -17,7 +17,7 @@
 #include "kernels/cuda_driver.h"
 #include "kernels/cuda_kernels.h"
 
-#define CUDA_KERNELS(X) X(embed) X(norm) X(renorm) X(add) X(gemm) X(rope) X(attend) X(combine) X(gate)
+#define CUDA_KERNELS(X) X(embed) X(norm) X(renorm) X(add) X(gemm) X(rope) X(attend) X(combine) X(gate) X(draw)
 
 enum cuda_kernel {
 #define CUDA_NUMBER(name) CUDA_KERNEL_##name,

@@ -384,3 +384,187 @@ KERNEL(cuda_combine)
         }
     }
 }
+
+/* ---- drawing ---- */
+
+/* Candidates whose keys lie in a range; among those with the least key, up to an id. */
+struct candidates {
+    const float *logits;
+    uint32_t count;
+    float greatest, inv_temperature, share_min;
+    uint32_t key_min, key_max, id_max;
+};
+
+/* What one of them counts: its weight, or one; nothing where it is none. */
+DEVICE uint64_t amount_of(const struct candidates *c, uint32_t id, uint32_t by_weight)
+{
+    uint32_t key = draw_key(c->logits[id]);
+    if (key < c->key_min || key > c->key_max || (key == c->key_min && id > c->id_max))
+        return 0;
+    float share = draw_exp((c->logits[id] - c->greatest) * c->inv_temperature);
+    uint64_t weight = share >= c->share_min ? draw_weight(share) : 0;
+    return by_weight ? weight : weight > 0;
+}
+
+/* The sum of what threads have left in the tree, for all of them. */
+DEVICE uint64_t sum_of(uint64_t *tree)
+{
+    uint64_t sum = 0;
+    for (uint32_t step = CUDA_THREADS / 2; step > 0; step /= 2) {
+        EACH_THREAD(t)
+        {
+            if (t < step)
+                tree[t] += tree[t + step];
+        }
+    }
+    EACH_THREAD(t)
+    {
+        sum = tree[0]; /* all have it before the tree is written again */
+    }
+    return sum;
+}
+
+DEVICE uint64_t sum_between(uint64_t *tree, const struct candidates *c, uint32_t first, uint32_t end,
+                            uint32_t by_weight)
+{
+    EACH_THREAD(t)
+    {
+        uint64_t sum = 0;
+        for (uint32_t id = first + t; id < end; id += CUDA_THREADS)
+            sum += amount_of(c, id, by_weight);
+        tree[t] = sum;
+    }
+    return sum_of(tree);
+}
+
+DEVICE uint64_t sum_of_all(uint64_t *tree, const struct candidates *c, uint32_t by_weight)
+{
+    return sum_between(tree, c, 0, c->count, by_weight);
+}
+
+#define SPAN (32u * CUDA_THREADS) /* ids that are looked through together */
+
+/* The first id, all of them in order, up to which there is more than `goal`, which all are. */
+DEVICE uint32_t find(uint64_t *tree, uint32_t *found, const struct candidates *c, uint64_t goal, uint32_t by_weight)
+{
+    uint32_t first = 0, id = 0;
+    uint64_t sum = 0, next = sum_between(tree, c, 0, c->count < SPAN ? c->count : SPAN, by_weight);
+    while (sum + next <= goal && first + SPAN < c->count) {
+        sum += next;
+        first += SPAN;
+        next = sum_between(tree, c, first, c->count - first < SPAN ? c->count : first + SPAN, by_weight);
+    }
+    EACH_THREAD(t)
+    {
+        uint32_t from = first + 32 * t;
+        tree[t] = 0;
+        for (uint32_t i = from; i < from + 32 && i < c->count; i++)
+            tree[t] += amount_of(c, i, by_weight);
+    }
+    EACH_THREAD(t)
+    {
+        if (t == 0) {
+            uint32_t part = 0;
+            while (part + 1 < CUDA_THREADS && sum + tree[part] <= goal)
+                sum += tree[part++];
+            uint32_t i = first + 32 * part;
+            while (i + 1 < c->count && (sum += amount_of(c, i, by_weight)) <= goal)
+                i++;
+            *found = i;
+        }
+    }
+    EACH_THREAD(t)
+    {
+        id = *found;
+    }
+    return id;
+}
+
+/* Those of them whose keys are at least so great. */
+DEVICE struct candidates from_key(const struct candidates *c, uint32_t key)
+{
+    struct candidates above = *c;
+    above.key_min = key > c->key_min ? key : c->key_min;
+    above.id_max = key > c->key_min ? UINT32_MAX : c->id_max;
+    return above;
+}
+
+/* Leaves the first ones of the order (logit descending, id ascending), the fewest that are at least `goal`, which all are. The
+ * least of their keys is found bit by bit. */
+DEVICE void cut(uint64_t *tree, uint32_t *found, struct candidates *c, uint64_t goal, uint32_t by_weight)
+{
+    struct candidates some;
+    uint32_t key = 0;
+    for (uint32_t bit = 0x80000000u; bit > 0; bit /= 2) {
+        some = from_key(c, key | bit);
+        if (sum_of_all(tree, &some, by_weight) >= goal)
+            key |= bit;
+    }
+    some = from_key(c, key + 1); /* a finite logit has not the greatest key */
+    goal -= sum_of_all(tree, &some, by_weight);
+    some = from_key(c, key);
+    some.key_max = key;
+    c->id_max = find(tree, found, &some, goal - 1, by_weight);
+    c->key_min = key;
+}
+
+KERNEL(cuda_draw)
+{
+    SHARED uint64_t tree[CUDA_THREADS];
+    SHARED uint32_t found, odd;
+    const struct sample_params *params = &a.params[blockIdx.x];
+    struct candidates c;
+    uint64_t best = 0;
+    c.logits = a.logits + (size_t)blockIdx.x * a.vocab_size;
+    c.count = a.vocab_size;
+    EACH_THREAD(t)
+    {
+        if (t == 0)
+            odd = 0;
+    }
+    EACH_THREAD(t)
+    {
+        uint64_t first = 0; /* key, and behind it the id upside down */
+        for (uint32_t id = t; id < a.vocab_size; id += CUDA_THREADS) {
+            uint64_t place = (uint64_t)draw_key(c.logits[id]) << 32 | (uint32_t)~id;
+            first = place > first ? place : first;
+            if (place >> 32 == 0)
+                odd = 1; /* not a number */
+        }
+        tree[t] = first;
+    }
+    for (uint32_t step = CUDA_THREADS / 2; step > 0; step /= 2) {
+        EACH_THREAD(t)
+        {
+            if (t < step && tree[t + step] > tree[t])
+                tree[t] = tree[t + step];
+        }
+    }
+    EACH_THREAD(t)
+    {
+        best = tree[0];
+    }
+    uint32_t drawn = ~(uint32_t)best;
+    c.greatest = c.logits[drawn];
+    c.inv_temperature = 1.0f / params->temperature;
+    c.share_min = params->min_p > 0 ? params->min_p : 0;
+    c.key_min = 0;
+    c.key_max = c.id_max = UINT32_MAX;
+    uint32_t is_greedy = draw_is_greedy(params) || odd || !(fabsf(c.greatest) < INFINITY);
+    uint64_t count = is_greedy ? 0 : sum_of_all(tree, &c, 0);
+    if (count > 0) { /* none: min_p is above 1 */
+        if (params->top_k > 0 && params->top_k < count)
+            cut(tree, &found, &c, params->top_k, 0);
+        uint64_t mass = sum_of_all(tree, &c, 1);
+        if (params->top_p < 1) {
+            cut(tree, &found, &c, draw_share(params->top_p, mass), 1);
+            mass = sum_of_all(tree, &c, 1);
+        }
+        drawn = find(tree, &found, &c, draw_goal(params, mass), 1);
+    }
+    EACH_THREAD(t)
+    {
+        if (t == 0)
+            a.drawn[blockIdx.x] = drawn;
+    }
+}

@@ -1,7 +1,7 @@
 /* cuda_kernels.h - the CUDA kernels' arguments: what their text (cuda_kernels.cu) and their callers share.
  *
  * Used by: cuda_kernels.cu, cuda.c, stages (the pass over a slice on a device).   Owns: nothing.   Includes nothing of ours but
- * kernels.h.
+ * kernels.h and draw.h.
  *
  * Pointers are addresses in the device's memory. Batch invariance holds as kernels.h says: a row's bits depend on its own
  * inputs, the weights and its absolute position. Every sum has one order, which is written down beside its kernel.
@@ -14,6 +14,7 @@
 
 #include <stdint.h>
 
+#include "kernels/draw.h"
 #include "kernels/kernels.h"
 
 #define CUDA_ROWS            64u  /* rows that go through a kernel together at most */
@@ -119,6 +120,15 @@ struct cuda_gate_args {
     void *out;
     const float *in;
     uint32_t width, is_gelu;
+};
+
+/* drawn[i] = what sampler_draw() (stages/sample.h) draws from row i of the logits: the same token, since shares come from one
+ * exponential and sums are of whole numbers. Grid: rows. */
+struct cuda_draw_args {
+    uint32_t *drawn;
+    const float *logits;                // (rows, vocab_size)
+    const struct sample_params *params; // (rows)
+    uint32_t vocab_size;
 };
 
 /* out = x + branch, as the norm has it where nothing is normed behind it. Grid: rows. */

@@ -85,9 +85,11 @@ int forward_cuda_init(struct forward_cuda *forward, struct cuda *cuda, const str
     f->host_rows = cuda_alloc_host(cuda, limits->step_tokens_max * sizeof(*f->host_rows));
     upload_angles(f);
     if (slice->is_last) {
-        f->wanted = take(f, rows * sizeof(uint32_t));
+        f->asked = take(f, sizeof(*f->asked));
+        f->drawn = take(f, rows * sizeof(uint32_t));
         f->logits = take(f, rows * desc->vocab_size * sizeof(float));
-        f->host_wanted = cuda_alloc_host(cuda, rows * sizeof(*f->host_wanted));
+        f->host_asked = cuda_alloc_host(cuda, sizeof(*f->host_asked));
+        f->host_drawn = cuda_alloc_host(cuda, rows * sizeof(uint32_t));
         f->host_logits = cuda_alloc_host(cuda, align_up_u64(rows * desc->vocab_size * sizeof(float), KERNEL_ALIGN));
         f->judgings = base_alloc(rows * sizeof(*f->judgings));
         judge_init(&f->judge, kernels, desc->vocab_size);
@@ -100,7 +102,8 @@ void forward_cuda_free(struct forward_cuda *forward)
 {
     cuda_free_host(forward->cuda, forward->host_rows);
     if (forward->slice->is_last) {
-        cuda_free_host(forward->cuda, forward->host_wanted);
+        cuda_free_host(forward->cuda, forward->host_asked);
+        cuda_free_host(forward->cuda, forward->host_drawn);
         cuda_free_host(forward->cuda, forward->host_logits);
         free(forward->judgings);
         judge_free(&forward->judge);
@@ -189,47 +192,71 @@ static void feed_forward_branch(struct forward_cuda *f, uint32_t index)
 
 /* ---- head ---- */
 
-/* The tile's tokens whose logits are wanted, as indices in it and as what they are wanted for. */
-static uint32_t gather_wanted(struct forward_cuda *f)
+/* The tile's tokens whose logits are wanted, as indices in it and as what they are wanted for: those that the device can draw
+ * alone, or the others. */
+static void gather(struct forward_cuda *f, bool only_drawn)
 {
     const struct forward_step *step = f->step;
-    const struct forward_cuda_tile *tile = &f->tile;
-    uint32_t count = 0;
+    struct forward_cuda_tile *tile = &f->tile;
     for (uint32_t r = 0; r < step->row_count; r++) {
         const struct row_shm *row = &step->rows[r];
         uint32_t first = judge_first(row);
         for (uint32_t i = 0; i < row->result_count; i++) {
-            uint32_t token = first + i;
-            if (token < tile->first || token >= tile->first + tile->count)
+            uint32_t token = first + i, index = token - row->token_first;
+            if (token < tile->first || token >= tile->first + tile->count || judge_only_draws(row, index) != only_drawn)
                 continue;
-            f->host_wanted[count] = token - tile->first;
-            f->judgings[count++] = (struct forward_wanted){.row = r, .token = token, .result = row->result_first + i};
+            f->host_asked->index[tile->wanted] = token - tile->first;
+            f->host_asked->params[tile->wanted] = only_drawn ? judge_params(row, index) : (struct sample_params){0};
+            f->judgings[tile->wanted++] =
+                (struct forward_wanted){.row = r, .token = token, .result = row->result_first + i};
         }
     }
-    return count;
 }
 
-/* Logits of the tile's tokens that ask for them. */
+static void gather_asked(struct forward_cuda *f)
+{
+    struct forward_cuda_tile *tile = &f->tile;
+    gather(f, false);
+    tile->judged = tile->wanted;
+    gather(f, true);
+    if (tile->wanted > 0)
+        cuda_upload(f->cuda, at(f->asked), f->host_asked, sizeof(*f->asked));
+}
+
+/* Logits of the tile's tokens that ask for them, and a token from each. */
 static void put_head(struct forward_cuda *f)
 {
-    const uint32_t count = f->tile.wanted = gather_wanted(f), vocab_size = f->desc->vocab_size;
-    if (count == 0)
-        return;
-    cuda_upload(f->cuda, at(f->wanted), f->host_wanted, count * sizeof(uint32_t));
-    norm(f, f->branch, f->slice->output_norm, f->wanted, count);
+    const uint32_t count = f->tile.wanted, vocab_size = f->desc->vocab_size;
+    norm(f, f->branch, f->slice->output_norm, f->asked->index, count);
     multiply_by(f, f->logits, vocab_size, &f->slice->head, NULL, f->normed, count);
-    cuda_download(f->cuda, f->host_logits, at(f->logits), (size_t)count * vocab_size * sizeof(float));
+    LAUNCH(f, draw, count, 1, 1, .drawn = f->drawn, .logits = f->logits, .params = f->asked->params,
+           .vocab_size = vocab_size);
+}
+
+/* To the host: logits of those that are judged there, of the others their tokens. */
+static void give_results(struct forward_cuda *f)
+{
+    const struct forward_cuda_tile *tile = &f->tile;
+    if (tile->judged > 0)
+        cuda_download(f->cuda, f->host_logits, at(f->logits),
+                      (size_t)tile->judged * f->desc->vocab_size * sizeof(float));
+    if (tile->wanted > tile->judged)
+        cuda_download(f->cuda, f->host_drawn, at(f->drawn), tile->wanted * sizeof(uint32_t));
 }
 
 /* Their results. */
 static void judge_tile(struct forward_cuda *f, struct token_shm *results, struct top_shm *tops)
 {
-    if (f->tile.wanted == 0 || cuda_wait(f->cuda) != 0)
+    const struct forward_cuda_tile *tile = &f->tile;
+    if (tile->wanted == 0 || cuda_wait(f->cuda) != 0)
         return;
-    for (uint32_t i = 0; i < f->tile.wanted; i++)
+    for (uint32_t i = 0; i < tile->judged; i++)
         results[f->judgings[i].result] =
             judge_token(&f->judge, f->step, &f->judgings[i], f->host_logits + (size_t)i * f->desc->vocab_size,
                         tops + (size_t)f->judgings[i].result * LOGPROBS_MAX);
+    for (uint32_t i = tile->judged; i < tile->wanted; i++)
+        results[f->judgings[i].result] = judge_drawn(f->host_drawn[i]);
+    f->drawn_count += tile->wanted - tile->judged;
 }
 
 /* ---- the pass ---- */
@@ -293,15 +320,19 @@ static void put_tile(struct forward_cuda *f, uint32_t first)
         (struct forward_cuda_tile){.first = first, .count = (uint32_t)min_u64(f->step->token_count - first, CUDA_ROWS)};
     for (uint32_t i = first; i < first + f->tile.count; i++)
         f->tile.parts = (uint32_t)max_u64(f->tile.parts, parts_of(f->host_rows[i].position + 1));
+    if (f->slice->is_last)
+        gather_asked(f);
     take_input(f);
     for (uint32_t index = 0; index < f->slice->layer_count; index++) {
         attention_branch(f, index, index > 0 ? f->branch : NULL);
         feed_forward_branch(f, index);
     }
-    if (f->slice->is_last)
-        put_head(f);
-    else
+    if (!f->slice->is_last) {
         give_output(f);
+    } else if (f->tile.wanted > 0) {
+        put_head(f);
+        give_results(f);
+    }
 }
 
 void forward_cuda_begin(struct forward_cuda *forward, const struct forward_step *step,
@@ -311,6 +342,7 @@ void forward_cuda_begin(struct forward_cuda *forward, const struct forward_step 
     check(f->slice->is_first == (in == NULL));
     check(f->slice->is_last == (out == NULL));
     f->step = step;
+    f->drawn_count = 0;
     f->in = in != NULL ? *in : (struct forward_cuda_place){0};
     f->out = out != NULL ? *out : (struct forward_cuda_place){0};
     upload_step(f);

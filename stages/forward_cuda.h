@@ -5,7 +5,8 @@
  * done. Never allocates after init.
  *
  * The same rows, positions and block tables as on the processor, and KV memory of the same layout; activations come from and
- * go to host memory or slots in a device's memory, and results are judged on the processor. Batch, chunks, slices and block
+ * go to host memory or slots in a device's memory. A token of which nothing else is asked is drawn on the device, the same one
+ * that the processor would draw; all else is judged on the processor (judge.h), from logits that are copied there. Batch, chunks, slices and block
  * size leave no trace in any bit, as cuda_kernels.h says for each kernel; against the processor, products read halves in
  * place of int8, so last bits are others.
  */
@@ -45,11 +46,16 @@ struct forward_cuda {
     size_t layer_block_bytes;
 
     /* The step at hand. */
-    struct cuda_row *rows;           /* (step_tokens_max) */
-    uint32_t *tokens, *blocks;       /* (step_tokens_max), (step_blocks_max) */
-    struct cuda_row *host_rows;      /* what is uploaded to rows */
-    uint32_t *wanted, *host_wanted;  /* (CUDA_ROWS): of the tile at hand, those whose logits are wanted */
-    struct forward_wanted *judgings; /* host, likewise */
+    struct cuda_row *rows;      /* (step_tokens_max) */
+    uint32_t *tokens, *blocks;  /* (step_tokens_max), (step_blocks_max) */
+    struct cuda_row *host_rows; /* what is uploaded to rows */
+    struct
+        forward_cuda_asked { /* of the tile at hand, tokens whose logits are wanted: first those that the host judges */
+        uint32_t index[CUDA_ROWS]; /* in the tile */
+        struct sample_params params[CUDA_ROWS];
+    } * asked, *host_asked;
+    struct forward_wanted *judgings; /* host (CUDA_ROWS), likewise */
+    uint32_t drawn_count;            /* tokens of the step that the device has drawn */
 
     const struct forward_step *step;
     struct forward_cuda_place in, out;
@@ -57,6 +63,7 @@ struct forward_cuda {
         uint32_t first, count; /* tokens of the step */
         uint32_t parts;        /* of the longest context among them */
         uint32_t wanted;       /* tokens whose logits are wanted: last stage */
+        uint32_t judged;       /* of those, the first ones: of which more is wanted than what the device draws */
     } tile;                    /* that is in the stream */
 
     /* A tile of CUDA_ROWS tokens. */
@@ -71,6 +78,7 @@ struct forward_cuda {
     float *branch;     /* (CUDA_ROWS, width): what is added to the residual by whoever reads it next */
     float *logits;     /* (CUDA_ROWS, vocab_size): last stage */
     float *host_logits;
+    uint32_t *drawn, *host_drawn; /* (CUDA_ROWS) */
     struct judge judge;
 };
 

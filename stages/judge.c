@@ -13,11 +13,30 @@ void judge_free(struct judge *judge)
     adjust_free(&judge->adjuster);
 }
 
+struct sample_params judge_params(const struct row_shm *row, uint32_t index)
+{
+    return (struct sample_params){
+        .temperature = row->temperature,
+        .top_p = row->top_p,
+        .min_p = row->min_p,
+        .top_k = row->top_k,
+        .seed = row->seed,
+        .choice = row->choice,
+        .position = row->first_pos + index + 1,
+    };
+}
+
+bool judge_only_draws(const struct row_shm *row, uint32_t index)
+{
+    return judge_draws(row, index) && !(row->flags & (ROW_SCORE | ROW_LOGPROB | ROW_LOGITS_HASH)) &&
+           row->grammar_words == 0 && !adjust_is_wanted(row);
+}
+
 /* A token that the grammar lets come next. The most probable one, where it is wanted, mostly is one: then no mask is needed. */
 static uint32_t draw_allowed(struct judge *judge, const struct forward_step *step, const struct mask_place *place,
                              const float *logits, const struct sample_params *params)
 {
-    if (!(params->temperature >= SAMPLE_TEMPERATURE_MIN)) {
+    if (draw_is_greedy(params)) {
         uint32_t best = sampler_greedy(&judge->sampler, logits);
         if (mask_allows(step->masker, place, best))
             return best;
@@ -30,15 +49,7 @@ static uint32_t draw_allowed(struct judge *judge, const struct forward_step *ste
 static void draw(struct judge *judge, const struct forward_step *step, const struct row_shm *row, uint32_t index,
                  const float *logits, struct token_shm *result)
 {
-    const struct sample_params params = {
-        .temperature = row->temperature,
-        .top_p = row->top_p,
-        .min_p = row->min_p,
-        .top_k = row->top_k,
-        .seed = row->seed,
-        .choice = row->choice,
-        .position = row->first_pos + index + 1,
-    };
+    const struct sample_params params = judge_params(row, index);
     if (adjust_is_wanted(row)) {
         struct adjust_history history;
         step->history(step->context, row, &history);

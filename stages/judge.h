@@ -58,6 +58,18 @@ static inline bool judge_draws(const struct row_shm *row, uint32_t index)
     return row->flags & ROW_SAMPLE && (index + 1 == row->token_count || !(row->flags & ROW_SCORE));
 }
 
+/* How what follows a row's token `index` is drawn. */
+struct sample_params judge_params(const struct row_shm *row, uint32_t index);
+
+/* Its token is all that is asked for, drawn from the logits as they are: whoever has these may draw it (kernels/draw.h). */
+bool judge_only_draws(const struct row_shm *row, uint32_t index);
+
+/* The result then. */
+static inline struct token_shm judge_drawn(uint32_t token)
+{
+    return (struct token_shm){.token = token, .top_token = token};
+}
+
 /* One entry of the results from one row of logits, and its list of most probable tokens where it is asked for. */
 struct token_shm judge_token(struct judge *judge, const struct forward_step *step, const struct forward_wanted *wanted,
                              const float *logits, struct top_shm *tops);

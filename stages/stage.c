@@ -656,6 +656,7 @@ int stage_do_work(struct stage *stage)
     counter_add(stage->process, COUNTER_STAGE_STEPS, 1);
     counter_add(stage->process, COUNTER_STAGE_TOKENS, stage->step.token_count);
     counter_add(stage->process, COUNTER_STAGE_EARLY, is_begun);
+    counter_add(stage->process, COUNTER_STAGE_DRAWN, stage->forward_cuda.drawn_count);
     counter_add(stage->process, COUNTER_STAGE_BUSY_NS, time.end_ns - time.begin_ns);
     counter_add(stage->process, COUNTER_STAGE_LONE_STEPS, time.lent_ns > 0);
     progress_add(stage->process, 1);

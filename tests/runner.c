@@ -163,7 +163,7 @@ static bool plan_row(const struct runner *runner, struct runner_request *request
         row->result_count = count;
         row->score_next = request->tokens[computed + count];
     } else if (is_sampled) {
-        row->flags = ROW_SAMPLE | ROW_LOGITS_HASH | ROW_LOGPROB;
+        row->flags = ROW_SAMPLE | (request->is_bare ? 0 : ROW_LOGITS_HASH | ROW_LOGPROB);
         row->result_count = 1 + drafts;
     }
     return true;

@@ -36,6 +36,7 @@ struct runner_request {
     uint32_t tokens[RUNNER_TOKENS_MAX]; /* the prompt, and what was generated behind it */
     uint32_t prompt_count;
     uint32_t generate; /* tokens to generate; 0 with is_score */
+    bool is_bare;      /* tokens are all that is asked for: no log-probabilities, no hashes */
     bool is_score;     /* results of every prompt token but the last, against the next one */
     struct sample_params params;
     const struct token_shm *guesses; /* drafts: of the results; NULL: none. One in seven is made wrong */

@@ -14,6 +14,7 @@
 #include "ipc/base.h"
 #include "ipc/birth.h"
 #include "kernels/cuda.h"
+#include "stages/sample.h"
 #include "tests/fake_cuda.h"
 #include "tests/random_tensors.h"
 
@@ -355,6 +356,78 @@ Test(cuda, attention_agrees_with_the_plain_path_and_does_not_depend_on_chunks_or
             cr_assert(fabsf(first[i] - expected[i]) <= 2e-3f * fabsf(expected[i]) + 2e-3f, "case %zu, %zu: %g, not %g",
                       c, i, (double)first[i], (double)expected[i]);
         free(rotated), free(kv);
+    }
+}
+
+/* ---- drawing ---- */
+
+#define DRAWS 24u
+
+/* Rows of logits of every kind: usual ones, many equals, all equal, far apart, and some that are no numbers. */
+static void make_logits(float *logits, uint32_t vocab_size, uint32_t kind)
+{
+    fill(logits, vocab_size, kind % 6 == 3 ? 300 : 12);
+    for (uint32_t i = 0; i < vocab_size; i++)
+        if (kind % 6 == 1)
+            logits[i] = (float)((int)logits[i] / 4);
+        else if (kind % 6 == 2)
+            logits[i] = i % 2 ? 0.0f : -0.0f;
+    static const float odd[] = {NAN, INFINITY, -INFINITY, -NAN};
+    for (uint32_t i = 0; kind % 6 == 4 && i < 1 + kind / 6 % 4; i++)
+        logits[next_random() % vocab_size] = odd[(kind / 6 + i) % 4];
+    for (uint32_t i = 0; kind % 6 == 5 && i < vocab_size; i++)
+        logits[i] = kind / 6 % 2 ? NAN : i == kind ? -3 : -INFINITY;
+}
+
+/* Whatever the processor's path: its own bits are no others. */
+Test(cuda, a_device_draws_the_tokens_that_the_processor_draws, .timeout = 120)
+{
+    open_device();
+    static const uint32_t vocab_sizes[] = {40, 1000, 20011};
+    static const float temperatures[] = {0, 1, 0.7f, 1e-5f, 3, INFINITY, NAN},
+                       top_ps[] = {1, 0.9f, 0.3f, 0, 0.999f, -1}, min_ps[] = {0, 0.05f, 1, 2};
+    static const uint32_t top_ks[] = {0, 1, 20, 3, 39, 5000};
+    for (size_t v = 0; v < ARRAY_COUNT(vocab_sizes); v++) {
+        const uint32_t vocab_size = vocab_sizes[v], rounds = v == 2 ? 3 : 100;
+        float *logits = floats(DRAWS * vocab_size);
+        void *logits_on = on_device(NULL, DRAWS * vocab_size * sizeof(float));
+        struct sample_params params[DRAWS], *params_on = on_device(NULL, sizeof(params));
+        uint32_t drawn[DRAWS], *drawn_on = on_device(NULL, sizeof(drawn)), kinds_of_tokens = 0;
+        for (uint32_t round = 0; round < rounds; round++) {
+            for (uint32_t i = 0; i < DRAWS; i++) {
+                const uint32_t n = round * DRAWS + i;
+                make_logits(logits + (size_t)i * vocab_size, vocab_size, n);
+                params[i] = (struct sample_params){.temperature = temperatures[n / 6 % 7],
+                                                   .top_p = top_ps[next_random() % 6],
+                                                   .min_p = min_ps[next_random() % 16 < 12 ? 0 : next_random() % 4],
+                                                   .top_k = top_ks[next_random() % 6],
+                                                   .seed = next_random() << 32 | round,
+                                                   .choice = i % 3,
+                                                   .position = n};
+            }
+            const struct cuda_draw_args args = {
+                .drawn = drawn_on, .logits = logits_on, .params = params_on, .vocab_size = vocab_size};
+            cuda_upload(&cuda, (cuda_address)(uintptr_t)logits_on, logits, DRAWS * vocab_size * sizeof(float));
+            cuda_upload(&cuda, (cuda_address)(uintptr_t)params_on, params, sizeof(params));
+            cuda_launch(&cuda, CUDA_KERNEL_draw, DRAWS, 1, 1, &args);
+            fetch(drawn, drawn_on, sizeof(drawn));
+            for (const char *const *name = kernels_names(); *name != NULL; name++) {
+                struct sampler sampler;
+                sampler_init(&sampler, kernels_pick(*name), vocab_size);
+                for (uint32_t i = 0; i < DRAWS; i++) {
+                    uint32_t expected = sampler_draw(&sampler, logits + (size_t)i * vocab_size, &params[i]);
+                    cr_assert_eq(
+                        drawn[i], expected,
+                        "%s, %u logits, round %u, row %u: %u, not %u (temperature %g, top_p %g, min_p %g, top_k %u)",
+                        *name, vocab_size, round, i, drawn[i], expected, (double)params[i].temperature,
+                        (double)params[i].top_p, (double)params[i].min_p, params[i].top_k);
+                    kinds_of_tokens += expected != sampler_greedy(&sampler, logits + (size_t)i * vocab_size);
+                }
+                sampler_free(&sampler);
+            }
+        }
+        cr_expect_gt(kinds_of_tokens, rounds, "%u of them not greedy", kinds_of_tokens);
+        free(logits);
     }
 }
 

@@ -237,6 +237,38 @@ Test(devices, the_same_bits_whatever_the_stages_and_devices, .init = set_up, .fi
     expect_the_truth("four stages on two");
 }
 
+/* Requests that ask for nothing but tokens; those of penalties and log-probabilities are judged on the processor all the same. */
+static void leave_out_hashes(void)
+{
+    static const char hash[] = ",\"return_logits_hash\":true";
+    for (uint32_t i = 0; i < REQUESTS; i++) {
+        char *at = strstr(bodies[i], hash);
+        memmove(at, at + strlen(hash), strlen(at + strlen(hash)) + 1);
+    }
+}
+
+Test(devices, tokens_are_the_same_whether_the_device_draws_them_or_the_processor, .init = set_up, .fini = tear_down,
+     .timeout = 60)
+{
+    use_devices();
+    start("-p 1 --devices cuda:0");
+    engine_complete(&engine, bodies, REQUESTS, 6, truth);
+    cr_expect_eq(engine_metric(&engine, "evenflow_stage_drawn_on_device_total"), 0);
+    cr_expect_eq(own_engine_stop(&engine), 0);
+    leave_out_hashes();
+    start("-p 2 --devices cuda:0,%s --speculate ngram");
+    engine_complete(&engine, bodies, REQUESTS, 6, seen);
+    double drawn = 0;
+    for (uint32_t i = 0; i < REQUESTS; i++) {
+        drawn += i % 4 == 2 ? 0 : seen[i].count;
+        cr_expect_eq(seen[i].count, truth[i].count);
+        cr_expect_eq(memcmp(seen[i].tokens, truth[i].tokens, truth[i].count * sizeof(uint32_t)), 0,
+                     "tokens of answer %u", i);
+    }
+    cr_expect_geq(engine_metric(&engine, "evenflow_stage_drawn_on_device_total"), drawn);
+    cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
 /* What /status says of how stages hand activations on, in one word each. */
 static void expect_edges(const char *options, const char *expected)
 {

@@ -157,6 +157,34 @@ Test(forward_cuda, bits_do_not_depend_on_chunks_company_slices_or_blocks, .timeo
     }
 }
 
+/* Every other request asks for its tokens alone, so those beside it are judged on the processor in the same steps; drafts among
+ * them. */
+Test(forward_cuda, tokens_that_the_device_draws_are_those_that_the_processor_would, .timeout = 60)
+{
+    open_device();
+    for (uint32_t number = 0; number < VARIANTS; number++) {
+        struct tiny_model tiny = variant(number);
+        struct runner_request *expected = make_requests(&tiny), *got = make_requests(&tiny);
+        run_on_device(&tiny, expected, 1, 16, 200, 0);
+        for (uint32_t i = 0; i < REQUESTS; i++) {
+            got[i].is_bare = i % 4 < 2;
+            got[i].guesses = i % 3 == 0 ? expected[i].results : NULL;
+            got[i].drafts_max = 4;
+        }
+        run_on_device(&tiny, got, 2, 16, 64, 1);
+        for (uint32_t i = 0; i < REQUESTS; i++) {
+            cr_assert_eq(got[i].result_count, GENERATE);
+            for (uint32_t j = 0; j < GENERATE; j++) {
+                cr_expect_eq(got[i].results[j].token, expected[i].results[j].token, "variant %u, request %u, token %u",
+                             number, i, j);
+                cr_expect_eq(got[i].results[j].logits_hash == 0, got[i].is_bare);
+            }
+        }
+        free(got);
+        free(expected);
+    }
+}
+
 /* Losses of given tokens. With floats both read the same weights, and differ by halves; with quantised weights the processor
  * reads activations as int8, which moves a loss by some hundredths on models of this size. */
 Test(forward_cuda, losses_are_those_of_the_processor, .timeout = 60)
