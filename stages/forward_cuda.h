@@ -6,9 +6,9 @@
  *
  * The same rows, positions and block tables as on the processor, and KV memory of the same layout; activations come from and
  * go to host memory or slots in a device's memory. A token of which nothing else is asked is drawn on the device, the same one
- * that the processor would draw; all else is judged on the processor (judge.h), from logits that are copied there. Batch, chunks, slices and block
- * size leave no trace in any bit, as cuda_kernels.h says for each kernel; against the processor, products read halves in
- * place of int8, so last bits are others.
+ * that the processor would draw; all else is judged on the processor (judge.h), from logits that are copied there. Batch,
+ * chunks, slices and block size leave no trace in any bit, as cuda_kernels.h says for each kernel; against the processor,
+ * products read halves in place of int8, so last bits are others.
  */
 #ifndef EVENFLOW_FORWARD_CUDA_H
 #define EVENFLOW_FORWARD_CUDA_H

@@ -3,8 +3,8 @@
  * Used by: the last stage.   Owns: its scratch, taken at init.   Never blocks, never allocates after init.
  *
  * The token is a pure function of (logits, parameters, seed, choice, position): the random number is computed from
- * these, there is no generator state, and sums are of whole numbers (draw.h). So a step that runs again gives the same token, and
- * so does a device that draws by itself (cuda_kernels.h).
+ * these, there is no generator state, and sums are of whole numbers (draw.h). So a step that runs again
+ * gives the same token, and so does a device that draws by itself (cuda_kernels.h).
  *
  * Order of the filters: temperature, then min_p, then top_k, then top_p over what top_k left, then one draw. All are
  * cuts of one order of candidates: logit descending, among equals id ascending. Nothing is ever sorted: the cut is found

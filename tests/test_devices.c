@@ -237,7 +237,7 @@ Test(devices, the_same_bits_whatever_the_stages_and_devices, .init = set_up, .fi
     expect_the_truth("four stages on two");
 }
 
-/* Requests that ask for nothing but tokens; those of penalties and log-probabilities are judged on the processor all the same. */
+/* Requests that ask for tokens alone; some have penalties or log-probabilities, and are judged on the processor as before. */
 static void leave_out_hashes(void)
 {
     static const char hash[] = ",\"return_logits_hash\":true";
