@@ -28,6 +28,12 @@ uint32_t fault_order_left(const struct fault_page_shm *page, uint32_t process)
     return atomic_load_explicit(&page->orders[process].countdown, memory_order_acquire);
 }
 
+bool fault_take_back(struct fault_page_shm *page, uint32_t process)
+{
+    /* acquire: as above */
+    return atomic_exchange_explicit(&page->orders[process].countdown, 0, memory_order_acquire) > 0;
+}
+
 uint64_t fault_hits(const struct fault_page_shm *page, uint32_t process, uint32_t point)
 {
     /* relaxed, here and below: statistics */
@@ -76,16 +82,19 @@ static void obey(enum fault_id point)
     if (left == 0 || (order->point != FAULT_ANYWHERE && order->point != point))
         return;
     if (left == 1) {
-        atomic_fetch_add_explicit(&page->deaths[own][point], 1, memory_order_relaxed);
         order->died_at = point;
         order->died_ns = clock_ns();
+        order->died_pid = (uint32_t)getpid();
     }
-    /* release: pairs with the acquire in fault_order_left() */
-    atomic_store_explicit(&order->countdown, left - 1, memory_order_release);
-    if (left == 1 && order->signal == SIGILL)
+    /* release: pairs with the acquire in fault_order_left() and fault_take_back(); it may have been taken back meanwhile */
+    if (!atomic_compare_exchange_strong_explicit(&order->countdown, &left, left - 1, memory_order_release,
+                                                 memory_order_relaxed) ||
+        left > 1)
+        return;
+    atomic_fetch_add_explicit(&page->deaths[own][point], 1, memory_order_relaxed);
+    if (order->signal == SIGILL)
         __builtin_trap(); /* a fault of its own, not a signal that somebody sent */
-    if (left == 1)
-        syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), (int)order->signal);
+    syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), (int)order->signal);
 }
 
 void fault_point(enum fault_id point)

@@ -13,6 +13,7 @@
 
 #include <assert.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Who comes to a point, a bit for each role (enum role), and what else it takes. */
@@ -110,13 +111,13 @@ extern const uint32_t fault_by[FAULT_COUNT]; /* enum fault_by */
 
 /* "Die there": to one process, by process number; its successors are meant too, until it is done. */
 struct fault_order_shm {
-    _Atomic uint32_t
-        countdown;    /* W: who gives the order, release; then the process: times it comes there, 0: no order */
-    uint32_t point;   /* W: who gives the order, before; enum fault_id or FAULT_ANYWHERE */
-    uint32_t signal;  /* likewise */
-    uint32_t died_at; /* W: the process: the point */
-    uint64_t died_ns; /* likewise; monotonic clock */
-    uint8_t pad[104];
+    _Atomic uint32_t countdown; /* W: who gives the order and the process, release: times it comes there, 0: no order */
+    uint32_t point;             /* W: who gives the order, before; enum fault_id or FAULT_ANYWHERE */
+    uint32_t signal;            /* likewise */
+    uint32_t died_at;           /* W: the process, before the last countdown: the point */
+    uint64_t died_ns;           /* likewise; monotonic clock */
+    uint32_t died_pid;          /* likewise: who it was, of all lives */
+    uint8_t pad[100];
 };
 static_assert(sizeof(struct fault_order_shm) == 128, "shared");
 
@@ -131,6 +132,8 @@ static_assert(sizeof(struct fault_page_shm) == FAULT_PROCESSES_MAX * (128 + 16ul
  * its own there, which makes what it is at suspect. */
 void fault_order(struct fault_page_shm *page, uint32_t process, uint32_t point, uint32_t countdown, int signal);
 uint32_t fault_order_left(const struct fault_page_shm *page, uint32_t process);
+/* True: nobody will die of it any more. False: there is none left, somebody has come there. */
+bool fault_take_back(struct fault_page_shm *page, uint32_t process);
 uint64_t fault_hits(const struct fault_page_shm *page, uint32_t process, uint32_t point);
 uint64_t fault_deaths(const struct fault_page_shm *page, uint32_t process, uint32_t point);
 

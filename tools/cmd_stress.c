@@ -495,11 +495,38 @@ static void strike(struct stress *s, struct victim *v)
     v->is_struck = v->parts_ns[0] == 0 && syscall(SYS_pidfd_send_signal, v->pidfd, v->doom->signal, NULL, 0) == 0;
 }
 
+static bool is_ordered(const struct victim *v)
+{
+    return v->doom->point != POINT_NONE;
+}
+
+static bool was_at_point(const struct stress *s, const struct victim *v)
+{
+    return is_ordered(v) && !v->is_taken_back && fault_order_left(s->points.page, v->number) == 0;
+}
+
+/* Nobody dies of this fault from now on. False: somebody just has, and has no successor yet. */
+static bool take_back_orders(const struct stress *s, struct victim *victims, uint32_t count)
+{
+    bool is_over = true;
+    for (uint32_t i = 0; i < count; i++) {
+        struct victim *v = &victims[i];
+        if (!is_ordered(v) || v->is_taken_back)
+            continue;
+        v->is_taken_back = fault_take_back(s->points.page, v->number);
+        is_over = is_over &&
+                  (v->is_taken_back || s->points.page->orders[v->number].died_pid != (uint32_t)pid_of(s, v->number));
+    }
+    return is_over;
+}
+
 /* Until every victim has a successor, and all are ready; after the death of a supervisor long enough for what died with it. */
 static bool await_all(struct stress *s, struct victim *victims, const struct fault *fault, const struct members *before,
                       bool *is_ended)
 {
-    bool may_end = fault->dooms[0].process == ROLE_SUPERVISOR && !fault->dooms[0].is_spare;
+    bool is_supervisor = fault->dooms[0].process == ROLE_SUPERVISOR && !fault->dooms[0].is_spare;
+    /* a supervisor alone ends nothing; at this point it is the standby that dies, too */
+    bool may_end = is_supervisor && (fault->count > 1 || fault->dooms[0].point == FAULT_SUPERVISOR_TAKEOVER);
     uint64_t last_ns = max_u64(victims[0].dead_ns, victims[1].dead_ns);
     for (uint64_t begin_ns = clock_ns(), done_ns = 0;;) {
         bool is_done = true;
@@ -517,11 +544,11 @@ static bool await_all(struct stress *s, struct victim *victims, const struct fau
             *is_ended = wait_for_end(s, before, last_ns);
             return *is_ended;
         }
-        if (!is_done || !are_all_ready(s))
+        if (!is_done || !are_all_ready(s) || !take_back_orders(s, victims, fault->count) || !are_all_ready(s))
             done_ns = 0;
         else if (done_ns == 0)
             done_ns = clock_ns();
-        if (done_ns != 0 && (!may_end || clock_ns() - done_ns > TOGETHER_NS))
+        if (done_ns != 0 && (!is_supervisor || clock_ns() - done_ns > TOGETHER_NS))
             return true;
         if (clock_ns() - begin_ns > BACK_WAIT_NS)
             return fail(s, "fault %llu: there is no successor", (unsigned long long)fault->number);
@@ -542,16 +569,6 @@ static bool pass_time_alone(struct stress *s, uint64_t ns)
         if (!turn(s, 1000, true))
             return false;
     return true;
-}
-
-static bool is_ordered(const struct victim *v)
-{
-    return v->doom->point != POINT_NONE;
-}
-
-static bool was_at_point(const struct stress *s, const struct victim *v)
-{
-    return is_ordered(v) && !v->is_taken_back && fault_order_left(s->points.page, v->number) == 0;
 }
 
 /* Orders for those that die at points; they have some time to come there. */
@@ -587,7 +604,7 @@ static bool wait_at_points(struct stress *s, struct victim *victims, const struc
     return true;
 }
 
-/* What became of it, for the plan; orders are taken back. */
+/* What became of it, for the plan; orders are taken back, if it has not come to that. */
 static void note_fault(struct stress *s, struct victim *victims, const struct fault *fault)
 {
     for (uint32_t i = 0; i < fault->count; i++) {
@@ -607,7 +624,7 @@ static void note_fault(struct stress *s, struct victim *victims, const struct fa
              : is_ordered(v) ? v->doom->point == FAULT_ANYWHERE ? "any point" : fault_names[v->doom->point]
                              : "",
              v->doom->is_at_once ? ", for another to come there" : "");
-        fault_order(s->points.page, v->number, FAULT_ANYWHERE, 0, 0);
+        fault_take_back(s->points.page, v->number);
         if (v->number == ROLE_FRONT)
             load_note_front_death(s->load);
     }
@@ -666,18 +683,22 @@ static bool await_upgrade(struct stress *s, const struct victim *victims, const 
 
 /* ---- a fault from beginning to end ---- */
 
-/* Who it is by now. False: there is nobody. */
+/* Who it is by now: alive, or dead and not yet followed; one that its parent has taken note of has no descriptor any more, and
+ * the next one a moment later. False: there is nobody. */
 static bool find_victim(struct stress *s, struct victim *v, const struct doom *doom)
 {
     *v = (struct victim){.doom = doom, .number = doom->process, .pidfd = -1};
-    if (doom->is_spare && has_spare(s, v->number))
-        for (uint64_t end_ns = clock_ns() + BACK_WAIT_NS; spare_of(s, v->number) == 0;)
-            if (clock_ns() > end_ns || !turn(s, 500, false))
-                return fail(s, "process %u has no spare", v->number);
-    pid_t spare = doom->is_spare ? spare_of(s, v->number) : 0;
-    v->is_spare = spare != 0; /* an upgrade's may have become the process itself */
-    v->pid = v->is_spare ? spare : pid_of(s, v->number);
-    v->pidfd = (int)syscall(SYS_pidfd_open, v->pid, 0);
+    for (uint64_t end_ns = clock_ns() + BACK_WAIT_NS;;) {
+        pid_t spare = doom->is_spare ? spare_of(s, v->number) : 0;
+        v->is_spare = spare != 0; /* an upgrade's may have become the process itself */
+        v->pid = v->is_spare ? spare : pid_of(s, v->number);
+        if (v->is_spare || !doom->is_spare || !has_spare(s, v->number))
+            v->pidfd = (int)syscall(SYS_pidfd_open, v->pid, 0);
+        if (v->pidfd >= 0)
+            break;
+        if (clock_ns() > end_ns || !turn(s, 500, false))
+            return fail(s, "process %u has no %s", v->number, doom->is_spare ? "spare" : "successor");
+    }
     if (v->number == ROLE_FRONT)
         load_note_front_death(s->load);
     return true;
@@ -690,10 +711,8 @@ static void strike_all(struct stress *s, struct victim *victims, uint32_t count)
         if (victims[i].dead_ns != 0)
             continue;
         /* its successor's death would be another one, with a wait of its own */
-        if (victims[i].number == ROLE_SUPERVISOR && !victims[i].is_spare) {
-            fault_order(s->points.page, ROLE_SUPERVISOR, FAULT_ANYWHERE, 0, 0);
-            victims[i].is_taken_back = true;
-        }
+        if (victims[i].number == ROLE_SUPERVISOR && !victims[i].is_spare)
+            victims[i].is_taken_back = fault_take_back(s->points.page, ROLE_SUPERVISOR);
         strike(s, &victims[i]);
     }
 }
@@ -893,7 +912,7 @@ static bool get_over_failure(struct stress *s)
     if (!s->values->keep_going || is_interrupted || s->failures == FAILURES_MAX)
         return false;
     for (uint32_t i = 0; i < s->process_count; i++)
-        fault_order(s->points.page, i, FAULT_ANYWHERE, 0, 0);
+        fault_take_back(s->points.page, i);
     s->failure[0] = '\0';
     bool goes_on = kill_engine(s) && begin_another_engine(s);
     if (!goes_on)
