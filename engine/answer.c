@@ -1,5 +1,6 @@
 #include "engine/answer.h"
 
+#include <stddef.h>
 #include <string.h>
 
 #include "engine/json_writer.h"
@@ -999,20 +1000,6 @@ static void render_body_piece(struct answer *a, struct json_writer *w)
     }
 }
 
-/* Content-Length: the body rendered once to nowhere. */
-static uint64_t body_length(const struct answer *a)
-{
-    static char nowhere[ANSWER_PIECE_MAX]; /* one thread; nobody reads it */
-    struct answer counted = *a;
-    uint64_t length = 0;
-    while (counted.phase != PHASE_COMPLETE) {
-        struct json_writer w = {nowhere, 0, sizeof(nowhere)};
-        render_body_piece(&counted, &w);
-        length += w.size;
-    }
-    return length;
-}
-
 /* Takes in what has been committed. True when every choice has ended. */
 static bool scan_all(struct answer *a)
 {
@@ -1052,9 +1039,15 @@ static bool has_failed(const struct answer *a)
 void answer_begin(struct answer *answer, const struct arena *arena, const struct tok *tok,
                   const struct answer_format *format, uint32_t request_slot, struct answer_choice *choices)
 {
-    *answer = (struct answer){.arena = arena, .tok = tok, .format = format, .choices = choices, .phase = PHASE_HEAD};
+    memset(answer, 0, offsetof(struct answer, prefix));
+    answer->arena = arena;
+    answer->tok = tok;
+    answer->format = format;
+    answer->choices = choices;
+    answer->phase = PHASE_HEAD;
     answer->prompt_count = journal_request_chain(arena, request_slot, answer->slots);
-    answer->choice_count = answer->prompt_count * request_of(answer)->choices;
+    const struct request_shm *request = request_of(answer);
+    answer->choice_count = answer->prompt_count * request->choices;
     for (uint32_t c = 0; c < answer->choice_count; c++)
         *choice_at(answer, c) = (struct answer_choice){0};
     write_prefix(answer);
@@ -1079,6 +1072,31 @@ static void render_head(struct answer *a, struct json_writer *w)
     w->size += http_write_head(w->data + w->size, &response);
 }
 
+/* Head and body: the body is rendered once to learn its length, and out with that if it is as small as most are. */
+static void render_document(struct answer *a, struct json_writer *w)
+{
+    static char body[2 * ANSWER_PIECE_MAX]; /* one thread */
+    const size_t kept_max = ANSWER_PIECE_MAX - HTTP_RESPONSE_HEAD_MAX;
+    struct json_writer pieces = {body, 0, sizeof(body)};
+    uint32_t first_phase = a->phase;
+    a->length = 0;
+    while (a->phase != PHASE_COMPLETE) {
+        if (pieces.size > kept_max) {
+            a->length += pieces.size;
+            pieces.size = 0;
+        }
+        render_body_piece(a, &pieces);
+    }
+    bool is_whole = a->length == 0 && pieces.size <= kept_max;
+    a->length += pieces.size;
+    a->phase = first_phase; /* from where every place in the body is set anew */
+    render_head(a, w);
+    if (is_whole) {
+        json_raw(w, body, pieces.size);
+        a->phase = PHASE_COMPLETE;
+    }
+}
+
 enum answer_result answer_render(struct answer *a, char *target, size_t room, size_t *size)
 {
     struct json_writer w = {target, 0, room};
@@ -1093,8 +1111,7 @@ enum answer_result answer_render(struct answer *a, char *target, size_t room, si
                 a->phase = PHASE_EVENTS;
             } else if (scan_all(a)) {
                 a->phase = has_failed(a) ? PHASE_ERROR : PHASE_OPEN;
-                a->length = body_length(a);
-                render_head(a, &w);
+                render_document(a, &w);
             } else {
                 result = ANSWER_WAITS;
             }

@@ -1,5 +1,6 @@
 #include "engine/http.h"
 
+#include <stddef.h>
 #include <string.h>
 
 #include "engine/json_writer.h"
@@ -252,7 +253,10 @@ static const http_parser_settings settings = {.on_url = on_url,
 
 void http_reader_init(struct http_reader *reader, uint32_t body_bytes_max)
 {
-    *reader = (struct http_reader){.body_bytes_max = body_bytes_max, .result = HTTP_MORE};
+    memset(reader, 0, offsetof(struct http_reader, path));
+    reader->path[0] = reader->request_id[0] = reader->origin[0] = reader->credentials[0] = reader->url[0] = '\0';
+    reader->body_bytes_max = body_bytes_max;
+    reader->result = HTTP_MORE;
     http_parser_init(&reader->parser, HTTP_REQUEST);
 }
 

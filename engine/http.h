@@ -43,33 +43,33 @@ struct http_reader {
 
     size_t parsed; /* bytes of the message that have been looked at */
     enum http_verb verb;
-    char path[HTTP_PATH_MAX + 1]; /* without query; decoded where percent signs stand for printable characters */
-    char request_id[HTTP_REQUEST_ID_MAX + 1];
-    bool has_origin; /* a browser says where its page is from */
-    char origin[HTTP_ORIGIN_MAX + 1];
-    char credentials[HTTP_CREDENTIALS_MAX + 1]; /* the value of Authorization */
-    bool has_head;                              /* the header section is complete */
-    bool expects_continue;                      /* "Expect: 100-continue" and a body to come */
-    bool keeps_alive;                           /* the client lets the connection be used again */
-    bool is_version_1_0;                        /* no chunked answers */
-    bool is_chunked;                            /* the body's bytes are not contiguous: http_body_copy() */
-    size_t body_first;                          /* from the start of the message; not for chunked ones */
-    size_t body_size;                           /* decoded */
+    bool has_origin;       /* a browser says where its page is from */
+    bool has_head;         /* the header section is complete */
+    bool expects_continue; /* "Expect: 100-continue" and a body to come */
+    bool keeps_alive;      /* the client lets the connection be used again */
+    bool is_version_1_0;   /* no chunked answers */
+    bool is_chunked;       /* the body's bytes are not contiguous: http_body_copy() */
+    size_t body_first;     /* from the start of the message; not for chunked ones */
+    size_t body_size;      /* decoded */
 
     /* while reading */
     uint32_t header_count;
-    uint32_t url_size;
-    char url[HTTP_PATH_MAX + 1];
-    uint32_t name_size;
-    char name[24]; /* of the header being read, lower case; longer ones do not matter here */
-    uint32_t value_size;
-    char value[HTTP_CREDENTIALS_MAX + 1];
+    uint32_t url_size, name_size, value_size;
     bool in_value;
     bool in_trailer;
     bool in_chunk;        /* of a chunked body: its data have begun */
     size_t chunk_end;     /* in_chunk: behind what has come of them, from the start of the message */
     const uint8_t *bytes; /* of the message, during a call */
     uint8_t *body_target; /* http_body_copy(): where the body goes */
+
+    /* texts, last: http_reader_init() only ends them */
+    char path[HTTP_PATH_MAX + 1]; /* without query; decoded where percent signs stand for printable characters */
+    char request_id[HTTP_REQUEST_ID_MAX + 1];
+    char origin[HTTP_ORIGIN_MAX + 1];
+    char credentials[HTTP_CREDENTIALS_MAX + 1]; /* the value of Authorization */
+    char url[HTTP_PATH_MAX + 1];                /* while reading, and the next two */
+    char name[24];                              /* of a header, lower case; longer ones do not matter here */
+    char value[HTTP_CREDENTIALS_MAX + 1];
 };
 
 void http_reader_init(struct http_reader *reader, uint32_t body_bytes_max);
