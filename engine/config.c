@@ -31,6 +31,10 @@ static const struct option_spec specs[] = {
     {"edges", NULL, 0, OPTION_TEXT, AT(edges), "auto", 0, 0, "NAME",
      "How stages on devices hand activations on: device (into the next one's device, where no processor is on the "
      "way), host (through shared memory) or auto (device, where the one reaches the other)"},
+    {"cuda-graphs", NULL, 0, OPTION_FLAG, AT(cuda_graphs), "true", 0, 0, "",
+     "Launches every kernel of a step on a device by itself, in place of all those of a step of up to 64 tokens "
+     "together, "
+     "as recorded at the start. Results are the same bits"},
     {"threads-per-stage", NULL, 0, OPTION_NUMBER, AT(threads_per_stage), "1", 1, 64, "N",
      "Threads that compute in each stage; results are the same bits for any number"},
     {"lone-threads", NULL, 0, OPTION_NUMBER, AT(lone_threads), "0", 0, 64, "N",

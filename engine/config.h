@@ -26,6 +26,7 @@ struct config {
     uint64_t kv_memory;
     char kv_type[OPTION_TEXT_MAX];
     bool weights_cache;
+    bool cuda_graphs;
     char window[OPTION_TEXT_MAX];
     uint64_t long_prefill_token_threshold;
     bool long_prefill_token_threshold_adaptive;

@@ -52,6 +52,7 @@ int plan_validate(const struct plan *plan, struct err *err)
         {"connections_max", plan->connections_max, 1, CONNECTIONS_MAX},
         {"spares", plan->spares, 0, 1},
         {"device_memory", plan->device_memory, DEVICE_MEMORY_VMM, DEVICE_MEMORY_IPC},
+        {"cuda_graphs", plan->cuda_graphs, 0, 1},
         {"io", plan->io, IO_ANY, IO_EPOLL},
         {"body_bytes_max", plan->body_bytes_max, 1024, 1u << 28},
     };

@@ -128,6 +128,7 @@ struct plan {
     uint32_t spares;        /* of each process: prepared to take over; 0 or 1 */
     uint32_t speculate;     /* enum speculation */
     uint32_t device_memory; /* enum device_memory */
+    uint32_t cuda_graphs;   /* 1: stages on devices record the kernels of their steps */
     uint64_t vocab_bytes;
     uint64_t prefix_key[2]; /* of the hashes of KV blocks; drawn at start */
     uint64_t created_s;     /* wall clock at start: "created" of the model */

@@ -55,7 +55,9 @@ enum counter_kind { COUNTER, GAUGE };
       "Steps for which a stage had the cores of the others, which had none, for some time or all")                     \
     X(STAGE_EARLY, COUNTER, ROLE_STAGE, "stage_early_steps_total",                                                     \
       "Steps that a stage's device had before their input was there")                                                  \
-    X(STAGE_DRAWN, COUNTER, ROLE_STAGE, "stage_drawn_on_device_total", "Tokens that the last stage's device has drawn")
+    X(STAGE_DRAWN, COUNTER, ROLE_STAGE, "stage_drawn_on_device_total",                                                 \
+      "Tokens that the last stage's device has drawn")                                                                 \
+    X(STAGE_REPLAYED, COUNTER, ROLE_STAGE, "stage_replayed_steps_total", "Steps whose kernels ran as a CUDA graph")
 
 enum counter_id {
 #define X(id, kind, role, name, help) COUNTER_##id,

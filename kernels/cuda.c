@@ -68,6 +68,7 @@ static bool succeeded(struct cuda *cuda, int result, const char *what)
 static int load_driver(struct cuda *cuda)
 {
     const char *given = getenv("EVENFLOW_LIBCUDA");
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0); /* no kernel is loaded behind a wait, while recording, or in a sandbox */
     cuda->library = dlopen(given != NULL ? given : "libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     if (cuda->library == NULL)
         return fail(cuda, -ENOENT, "no CUDA driver: %s", dlerror());
@@ -299,6 +300,36 @@ void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, uint32_t grid_x, ui
     void *parameters[] = {(void *)(uintptr_t)args};
     CALL(cuda, launch, cuda->kernels[kernel], grid_x, grid_y, grid_z, CUDA_THREADS, 1, 1, 0, cuda->stream, parameters,
          NULL);
+}
+
+bool cuda_record_begin(struct cuda *cuda)
+{
+    return cuda->failed == 0 && cuda->driver.capture_begin(cuda->stream, CUDA_CAPTURE_THREAD) == CUDA_OK;
+}
+
+struct cuda_graph *cuda_record_end(struct cuda *cuda)
+{
+    struct cuda_recording *recording = NULL;
+    struct cuda_graph *graph = NULL;
+    if (cuda->driver.capture_end(cuda->stream, &recording) != CUDA_OK || recording == NULL)
+        return NULL;
+    if (cuda->driver.graph_make(&graph, recording, 0) != CUDA_OK)
+        graph = NULL;
+    cuda->driver.recording_free(recording);
+    if (graph != NULL)
+        CALL(cuda, graph_upload, graph, cuda->stream);
+    return graph;
+}
+
+void cuda_replay(struct cuda *cuda, struct cuda_graph *graph)
+{
+    CALL(cuda, graph_launch, graph, cuda->stream);
+}
+
+void cuda_free_graph(struct cuda *cuda, struct cuda_graph *graph)
+{
+    if (graph != NULL)
+        cuda->driver.graph_free(graph);
 }
 
 void cuda_wait_word(struct cuda *cuda, cuda_address word, uint32_t value)

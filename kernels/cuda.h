@@ -81,6 +81,13 @@ void cuda_copy(struct cuda *cuda, cuda_address to, cuda_address from, size_t byt
 void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, uint32_t grid_x, uint32_t grid_y, uint32_t grid_z,
                  const void *args);
 
+/* What is put into the stream between the two is not done but recorded, with all its arguments: a graph, which the device then
+ * runs at one word from the processor. Only launches can be. false, NULL: this device does not do that, which is no failure. */
+bool cuda_record_begin(struct cuda *cuda);
+struct cuda_graph *cuda_record_end(struct cuda *cuda);
+void cuda_replay(struct cuda *cuda, struct cuda_graph *graph);
+void cuda_free_graph(struct cuda *cuda, struct cuda_graph *graph);
+
 /* Words in a device's memory, which order the streams of several processes: nothing behind a wait begins before its word is
  * `value` or beyond it (as numbers that wrap); a write is seen behind all that stands before it in its stream. */
 void cuda_wait_word(struct cuda *cuda, cuda_address word, uint32_t value);

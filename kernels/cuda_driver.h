@@ -2,7 +2,7 @@
  *
  * Used by: cuda.c, and what stands in for the driver in tests.   Owns: nothing.
  *
- * Numbers and structs as in cuda.h of CUDA 13; all of them are the same since CUDA 11.2. Functions are looked up by the names
+ * Numbers and structs as in cuda.h of CUDA 13; all of them are the same since CUDA 11.4. Functions are looked up by the names
  * of the versions that are meant: without its suffix, cuStreamWriteValue32 is another one, which drivers refuse.
  */
 #ifndef EVENFLOW_KERNELS_CUDA_DRIVER_H
@@ -38,6 +38,7 @@ enum cuda_attribute {
 #define CUDA_READ_WRITE        3
 #define CUDA_HANDLE_PEERS      1u         /* opened for every device that reaches the memory */
 #define CUDA_STREAM_ALONE      1u         /* waits for no other stream */
+#define CUDA_CAPTURE_THREAD    1          /* what other threads do is no part of it */
 #define CUDA_WAIT_REACHED      0u         /* until (int32_t)(word - value) >= 0 */
 #define CUDA_WAIT_FLUSH        (1u << 30) /* and until what other devices wrote before it has arrived */
 
@@ -68,6 +69,8 @@ struct cuda_context;
 struct cuda_module;
 struct cuda_function;
 struct cuda_stream;
+struct cuda_recording;
+struct cuda_graph; /* cuda.h's CUgraphExec: what can be run again and again */
 
 /* X(field, symbol, parameters) */
 #define CUDA_FUNCTIONS(X)                                                                                              \
@@ -119,6 +122,14 @@ struct cuda_stream;
       (cuda_address address, size_t bytes, const struct cuda_access *access, size_t count))                            \
     X(handle_get, cuIpcGetMemHandle, (struct cuda_handle * handle, cuda_address address))                              \
     X(handle_open, cuIpcOpenMemHandle_v2, (cuda_address * address, struct cuda_handle handle, unsigned flags))         \
+    X(capture_begin, cuStreamBeginCapture_v2, (struct cuda_stream * stream, int mode))                                 \
+    X(capture_end, cuStreamEndCapture, (struct cuda_stream * stream, struct cuda_recording * *recording))              \
+    X(graph_make, cuGraphInstantiateWithFlags,                                                                         \
+      (struct cuda_graph * *graph, struct cuda_recording * recording, unsigned long long flags))                       \
+    X(recording_free, cuGraphDestroy, (struct cuda_recording * recording))                                             \
+    X(graph_upload, cuGraphUpload, (struct cuda_graph * graph, struct cuda_stream * stream))                           \
+    X(graph_launch, cuGraphLaunch, (struct cuda_graph * graph, struct cuda_stream * stream))                           \
+    X(graph_free, cuGraphExecDestroy, (struct cuda_graph * graph))                                                     \
     X(launch, cuLaunchKernel,                                                                                          \
       (struct cuda_function * function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,           \
        unsigned block_y, unsigned block_z, unsigned shared_bytes, struct cuda_stream *stream, void **parameters,       \

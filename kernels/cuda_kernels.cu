@@ -3,6 +3,9 @@
 #include "kernels/cuda_kernels.h"
 #include "kernels/cuda_simt.h"
 
+/* Whether this block's row is one of a recorded launch that is not there this time. */
+#define IS_NOT_THERE(a) ((a).count != 0 && blockIdx.x >= *(a).count)
+
 /* ---- weights ---- */
 
 /* 16-bit and 32-bit words of a panel; records begin at multiples of 32 bytes. */
@@ -99,6 +102,8 @@ DEVICE float weight_of(const struct cuda_matrix *m, uint32_t output, uint32_t k)
 
 KERNEL(cuda_embed)
 {
+    if (IS_NOT_THERE(a))
+        return;
     uint32_t row = blockIdx.x;
     EACH_THREAD(t)
     {
@@ -114,7 +119,10 @@ KERNEL(cuda_gemm)
     tile sums PER_WARP(CUDA_GEMM_WARPS)[CUDA_ROWS / TILE];
     const uint8_t *panel = panel_of(&a.w, blockIdx.x);
     uint32_t first = blockIdx.y * CUDA_ROWS, groups = (a.w.k + KERNEL_GROUP - 1) / KERNEL_GROUP;
-    uint32_t rows = a.rows - first < CUDA_ROWS ? a.rows - first : CUDA_ROWS, tiles = (rows + TILE - 1) / TILE;
+    uint32_t all = a.count != 0 ? *a.count : a.rows;
+    if (first >= all)
+        return;
+    uint32_t rows = all - first < CUDA_ROWS ? all - first : CUDA_ROWS, tiles = (rows + TILE - 1) / TILE;
     EACH_WARP(w)
     {
         for (uint32_t i = 0; i < CUDA_ROWS / TILE; i++)
@@ -161,6 +169,8 @@ KERNEL(cuda_gemm)
 KERNEL(cuda_norm)
 {
     SHARED float sums[CUDA_THREADS];
+    if (IS_NOT_THERE(a))
+        return;
     uint32_t row = a.index != 0 ? a.index[blockIdx.x] : blockIdx.x;
     float *x = a.x + (size_t)row * a.width;
     half *out = (half *)a.out + (size_t)blockIdx.x * a.width;
@@ -192,6 +202,8 @@ KERNEL(cuda_norm)
 KERNEL(cuda_renorm)
 {
     SHARED float sums[CUDA_THREADS];
+    if (IS_NOT_THERE(a))
+        return;
     float *x = a.x + (size_t)blockIdx.x * a.stride + (size_t)blockIdx.y * a.width;
     EACH_THREAD(t)
     {
@@ -234,6 +246,8 @@ DEVICE float share_of(float x, uint32_t is_gelu)
 
 KERNEL(cuda_gate)
 {
+    if (IS_NOT_THERE(a))
+        return;
     const float *in = a.in + (size_t)blockIdx.x * 2 * a.width;
     half *out = (half *)a.out + (size_t)blockIdx.x * a.width;
     EACH_THREAD(t)
@@ -254,6 +268,8 @@ DEVICE half *keys_of(const struct cuda_kv *kv, const struct cuda_row *row, uint3
 
 KERNEL(cuda_rope)
 {
+    if (IS_NOT_THERE(a))
+        return;
     const struct cuda_row *row = &a.rows[blockIdx.x];
     uint32_t pairs = a.kv.head_dim / 2, head_dim = a.kv.head_dim, in_block = row->position % a.kv.block_size;
     float *qkv = a.qkv + (size_t)blockIdx.x * (a.kv.heads + 2 * a.kv.kv_heads) * head_dim;
@@ -297,73 +313,84 @@ DEVICE uint32_t part_end(uint32_t part, uint32_t position)
 KERNEL(cuda_attend)
 {
     SHARED float q[CUDA_HEAD_FLOATS_MAX], scores[CUDA_SPLIT], tree[CUDA_SPLIT];
+    if (IS_NOT_THERE(a))
+        return;
     const struct cuda_row *row = &a.rows[blockIdx.x];
     uint32_t head = blockIdx.y, head_dim = a.kv.head_dim, kv_head = head / (a.kv.heads / a.kv.kv_heads);
-    uint32_t first = part_first(blockIdx.z, row->position, a.window), end = part_end(blockIdx.z, row->position);
-    uint32_t base = blockIdx.z * CUDA_SPLIT;
-    float *out = a.parts + (((size_t)blockIdx.x * a.kv.heads + head) * a.parts_max + blockIdx.z) * (2 + head_dim);
-    if (first >= end)
+    float *parts = a.parts + ((size_t)blockIdx.x * a.kv.heads + head) * a.parts_max * (2 + head_dim);
+    if (blockIdx.z * CUDA_SPLIT > row->position)
         return;
     EACH_THREAD(t)
     {
         for (uint32_t i = t; i < head_dim; i += CUDA_THREADS)
             q[i] = a.qkv[((size_t)blockIdx.x * (a.kv.heads + 2 * a.kv.kv_heads) + head) * head_dim + i];
     }
-    EACH_THREAD(t)
-    {
-        uint32_t position = base + t;
-        float score = -INFINITY;
-        if (position >= first && position < end) {
-            const half *keys = keys_of(&a.kv, row, kv_head, position) + position % a.kv.block_size;
-            score = 0;
-            for (uint32_t i = 0; i < head_dim; i++)
-                score = fmaf(q[i], half_float(keys[(size_t)i * a.kv.block_size]), score);
-            score *= a.scale;
-        }
-        scores[t] = tree[t] = score;
-    }
-    for (uint32_t step = CUDA_SPLIT / 2; step > 0; step /= 2) {
+    for (uint32_t part = blockIdx.z; part * CUDA_SPLIT <= row->position; part += gridDim.z) {
+        uint32_t first = part_first(part, row->position, a.window), end = part_end(part, row->position);
+        uint32_t base = part * CUDA_SPLIT;
+        float *out = parts + (size_t)part * (2 + head_dim);
+        if (first >= end)
+            continue;
         EACH_THREAD(t)
         {
-            if (t < step)
-                tree[t] = fmaxf(tree[t], tree[t + step]);
-        }
-    }
-    EACH_THREAD(t)
-    {
-        if (t == 0)
-            out[0] = tree[0];
-        scores[t] = expf(scores[t] - tree[0]); /* 0 where there is no position */
-    }
-    EACH_THREAD(t)
-    {
-        tree[t] = scores[t];
-    }
-    for (uint32_t step = CUDA_SPLIT / 2; step > 0; step /= 2) {
-        EACH_THREAD(t)
-        {
-            if (t < step)
-                tree[t] += tree[t + step];
-        }
-    }
-    EACH_THREAD(t)
-    {
-        if (t == 0)
-            out[1] = tree[0];
-        for (uint32_t i = t; i < head_dim; i += CUDA_THREADS) {
-            float value = 0;
-            for (uint32_t position = first; position < end; position++) {
-                const half *values = keys_of(&a.kv, row, kv_head, position) + (size_t)head_dim * a.kv.block_size;
-                value = fmaf(scores[position - base],
-                             half_float(values[(size_t)(position % a.kv.block_size) * head_dim + i]), value);
+            uint32_t position = base + t;
+            float score = -INFINITY;
+            if (position >= first && position < end) {
+                const half *keys = keys_of(&a.kv, row, kv_head, position) + position % a.kv.block_size;
+                score = 0;
+#pragma unroll 8
+                for (uint32_t i = 0; i < head_dim; i++)
+                    score = fmaf(q[i], half_float(keys[(size_t)i * a.kv.block_size]), score);
+                score *= a.scale;
             }
-            out[2 + i] = value;
+            scores[t] = tree[t] = score;
+        }
+        for (uint32_t step = CUDA_SPLIT / 2; step > 0; step /= 2) {
+            EACH_THREAD(t)
+            {
+                if (t < step)
+                    tree[t] = fmaxf(tree[t], tree[t + step]);
+            }
+        }
+        EACH_THREAD(t)
+        {
+            if (t == 0)
+                out[0] = tree[0];
+            scores[t] = expf(scores[t] - tree[0]); /* 0 where there is no position */
+        }
+        EACH_THREAD(t)
+        {
+            tree[t] = scores[t];
+        }
+        for (uint32_t step = CUDA_SPLIT / 2; step > 0; step /= 2) {
+            EACH_THREAD(t)
+            {
+                if (t < step)
+                    tree[t] += tree[t + step];
+            }
+        }
+        EACH_THREAD(t)
+        {
+            if (t == 0)
+                out[1] = tree[0];
+            for (uint32_t i = t; i < head_dim; i += CUDA_THREADS) {
+                float value = 0;
+#pragma unroll 8
+                for (uint32_t position = first; position < end; position++) {
+                    const half *values = keys_of(&a.kv, row, kv_head, position) + (size_t)head_dim * a.kv.block_size;
+                    value = fmaf(scores[position - base],
+                                 half_float(values[(size_t)(position % a.kv.block_size) * head_dim + i]), value);
+                }
+                out[2 + i] = value;
+            }
         }
     }
 }
 
 KERNEL(cuda_combine)
 {
+    if (IS_NOT_THERE(a))
+        return;
     uint32_t position = a.rows[blockIdx.x].position;
     uint32_t from = part_first(0, position, a.window) / CUDA_SPLIT, count = position / CUDA_SPLIT + 1;
     size_t row = (size_t)blockIdx.x * a.heads + blockIdx.y, stride = 2 + a.head_dim;
@@ -512,6 +539,8 @@ KERNEL(cuda_draw)
 {
     SHARED uint64_t tree[CUDA_THREADS];
     SHARED uint32_t found, odd;
+    if (IS_NOT_THERE(a))
+        return;
     const struct sample_params *params = &a.params[blockIdx.x];
     struct candidates c;
     uint64_t best = 0;

@@ -22,6 +22,10 @@
 #define CUDA_THREADS         256u /* of a block */
 #define CUDA_SPLIT           256u /* positions of one part of an attention, by absolute position */
 #define CUDA_HEAD_FLOATS_MAX 256u
+#define CUDA_ATTEND_BLOCKS   1024u /* that a device has room for, about: no use in cutting a step's attention into more */
+
+/* Launches that are recorded for so many rows (cuda.h) find at `count`, in memory, how many there are this time: fewer, or as
+ * many; NULL where all are. It changes nothing in what is computed of a row. */
 
 /* struct matrix, with what a kernel would otherwise look up. */
 struct cuda_matrix {
@@ -41,6 +45,7 @@ struct cuda_norm_args {
     const uint32_t *index;
     uint32_t width;
     float eps;
+    const uint32_t *count;
 };
 
 /* x(rows, heads, width) = x / sqrt(mean(x^2) + eps) * gain, in place; rows are stride floats apart. Sums as in norm. Grid:
@@ -50,6 +55,7 @@ struct cuda_renorm_args {
     const float *gain;
     uint32_t width, stride;
     float eps;
+    const uint32_t *count;
 };
 
 /* x(rows, width) = rows of the embedding, times scale. Grid: rows. */
@@ -58,6 +64,7 @@ struct cuda_embed_args {
     float *x;
     const uint32_t *tokens;
     float scale;
+    const uint32_t *count;
 };
 
 /* out(row, i) = sum over k, a multiple of 16, of x(row, k) * w(i, k): groups of 32 along k go to warp g % 8, each a chain in
@@ -68,6 +75,7 @@ struct cuda_gemm_args {
     const void *x;     // half (rows, k), readable up to a multiple of 16 rows
     const float *bias; // (n)
     uint32_t rows, out_stride;
+    const uint32_t *count;
 };
 
 /* One token's place. */
@@ -91,11 +99,12 @@ struct cuda_rope_args {
     float *qkv;           // (rows, (heads + 2 * kv_heads) * head_dim)
     const float *cos_sin; // (positions, 2, head_dim / 2)
     const struct cuda_row *rows;
+    const uint32_t *count;
 };
 
 /* One part of the attention of one row and head: its maximum, its sum of exponentials, its values, unnormalised. A score is one
  * chain over head_dim; the sum a tree over positions modulo 256; values one chain in the order of positions. Grid: rows, heads,
- * parts; parts behind a row's position leave nothing. */
+ * z: block z takes parts z, z + grid z, ...; parts behind a row's position leave nothing. */
 struct cuda_attend_args {
     struct cuda_kv kv;
     const float *qkv;
@@ -104,6 +113,7 @@ struct cuda_attend_args {
     float scale;
     uint32_t window; /* positions that a row attends to, its own among them */
     uint32_t parts_max;
+    const uint32_t *count;
 };
 
 /* Puts the parts together, in order. Grid: rows, heads. */
@@ -112,6 +122,7 @@ struct cuda_combine_args {
     const struct cuda_row *rows;
     const float *parts;
     uint32_t heads, head_dim, window, parts_max;
+    const uint32_t *count;
 };
 
 /* out(rows, width) = f(gate) * up as f16, f silu or kernels.h's gelu; gate at in + row * 2 * width, up width floats behind.
@@ -120,6 +131,7 @@ struct cuda_gate_args {
     void *out;
     const float *in;
     uint32_t width, is_gelu;
+    const uint32_t *count;
 };
 
 /* drawn[i] = what sampler_draw() (stages/sample.h) draws from row i of the logits: the same token, since shares come from one
@@ -129,6 +141,7 @@ struct cuda_draw_args {
     const float *logits;                // (rows, vocab_size)
     const struct sample_params *params; // (rows)
     uint32_t vocab_size;
+    const uint32_t *count;
 };
 
 /* out = x + branch, as the norm has it where nothing is normed behind it. Grid: rows. */

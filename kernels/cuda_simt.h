@@ -88,7 +88,7 @@ typedef _Float16 half;
 struct simt_index {
     uint32_t x, y, z;
 };
-extern _Thread_local struct simt_index blockIdx, blockDim; /* of the block that this thread of ours runs */
+extern _Thread_local struct simt_index blockIdx, blockDim, gridDim; /* of the block that this thread of ours runs */
 
 /* What the stand-in for a driver finds a kernel by: its entry, and how large its arguments are. */
 struct simt_kernel {

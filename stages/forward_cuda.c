@@ -82,13 +82,13 @@ int forward_cuda_init(struct forward_cuda *forward, struct cuda *cuda, const str
     f->gate_up = take(f, rows * 2 * desc->feed_forward * sizeof(float));
     f->inner = take(f, rows * desc->feed_forward * HALF_BYTES);
     f->branch = take(f, rows * desc->width * sizeof(float));
+    f->sheet = take(f, sizeof(*f->sheet));
+    f->host_sheet = cuda_alloc_host(cuda, sizeof(*f->host_sheet));
     f->host_rows = cuda_alloc_host(cuda, limits->step_tokens_max * sizeof(*f->host_rows));
     upload_angles(f);
     if (slice->is_last) {
-        f->asked = take(f, sizeof(*f->asked));
         f->drawn = take(f, rows * sizeof(uint32_t));
         f->logits = take(f, rows * desc->vocab_size * sizeof(float));
-        f->host_asked = cuda_alloc_host(cuda, sizeof(*f->host_asked));
         f->host_drawn = cuda_alloc_host(cuda, rows * sizeof(uint32_t));
         f->host_logits = cuda_alloc_host(cuda, align_up_u64(rows * desc->vocab_size * sizeof(float), KERNEL_ALIGN));
         f->judgings = base_alloc(rows * sizeof(*f->judgings));
@@ -100,9 +100,11 @@ int forward_cuda_init(struct forward_cuda *forward, struct cuda *cuda, const str
 
 void forward_cuda_free(struct forward_cuda *forward)
 {
+    for (uint32_t i = 0; i < FORWARD_CUDA_GRAPHS; i++)
+        cuda_free_graph(forward->cuda, forward->graphs[i]);
     cuda_free_host(forward->cuda, forward->host_rows);
+    cuda_free_host(forward->cuda, forward->host_sheet);
     if (forward->slice->is_last) {
-        cuda_free_host(forward->cuda, forward->host_asked);
         cuda_free_host(forward->cuda, forward->host_drawn);
         cuda_free_host(forward->cuda, forward->host_logits);
         free(forward->judgings);
@@ -117,35 +119,41 @@ void forward_cuda_free(struct forward_cuda *forward)
     cuda_launch((f)->cuda, CUDA_KERNEL_##kernel, x, y, z, &(const struct cuda_##kernel##_args){__VA_ARGS__})
 
 /* x += branch, where there is one; normed = x, normed, of all rows or of those that index names. */
-static void norm(struct forward_cuda *f, const float *branch, const float *gain, const uint32_t *index, uint32_t count)
+static void norm(struct forward_cuda *f, const float *branch, const float *gain, const uint32_t *index,
+                 struct forward_cuda_span rows)
 {
-    LAUNCH(f, norm, count, 1, 1, .out = f->normed, .x = f->x, .branch = branch, .gain = gain, .index = index,
-           .width = f->desc->width, .eps = f->desc->norm_eps);
+    LAUNCH(f, norm, rows.count, 1, 1, .out = f->normed, .x = f->x, .branch = branch, .gain = gain, .index = index,
+           .width = f->desc->width, .eps = f->desc->norm_eps, .count = rows.there);
 }
 
-/* x(count, heads, width) normed in place, where there is a gain. */
-static void renorm(struct forward_cuda *f, float *x, const float *gain, uint32_t width, uint32_t stride, uint32_t count,
-                   uint32_t heads)
+/* x(rows, heads, width) normed in place, where there is a gain. */
+static void renorm(struct forward_cuda *f, float *x, const float *gain, uint32_t width, uint32_t stride, uint32_t heads)
 {
     if (gain != NULL)
-        LAUNCH(f, renorm, count, heads, 1, .x = x, .gain = gain, .width = width, .stride = stride,
-               .eps = f->desc->norm_eps);
+        LAUNCH(f, renorm, f->tile.rows.count, heads, 1, .x = x, .gain = gain, .width = width, .stride = stride,
+               .eps = f->desc->norm_eps, .count = f->tile.rows.there);
 }
 
 static void multiply_by(struct forward_cuda *f, float *out, uint32_t stride, const struct matrix *w, const float *bias,
-                        const void *x, uint32_t count)
+                        const void *x, struct forward_cuda_span rows)
 {
-    LAUNCH(f, gemm, (uint32_t)div_up_u64(w->n, KERNEL_PANEL), (uint32_t)div_up_u64(count, CUDA_ROWS), 1,
-           .w = cuda_matrix_of(w), .out = out, .x = x, .bias = bias, .rows = count, .out_stride = stride);
+    LAUNCH(f, gemm, (uint32_t)div_up_u64(w->n, KERNEL_PANEL), (uint32_t)div_up_u64(rows.count, CUDA_ROWS), 1,
+           .w = cuda_matrix_of(w), .out = out, .x = x, .bias = bias, .rows = rows.count, .out_stride = stride,
+           .count = rows.there);
 }
 
-/* out(count, product->columns) = x(count, k) * weights + bias. */
-static void multiply(struct forward_cuda *f, float *out, const struct model_product *product, const void *x,
-                     uint32_t count)
+/* out(rows, product->columns) = x(rows, k) * weights + bias. */
+static void multiply(struct forward_cuda *f, float *out, const struct model_product *product, const void *x)
 {
     for (uint32_t i = 0; i < product->part_count; i++)
         multiply_by(f, out + product->column[i], product->columns, &product->parts[i],
-                    product->bias != NULL ? product->bias + product->column[i] : NULL, x, count);
+                    product->bias != NULL ? product->bias + product->column[i] : NULL, x, f->tile.rows);
+}
+
+/* How many blocks share the parts of one row's and head's attention, of so many in all: as many as a device has use for. */
+static uint32_t blocks_for(uint32_t all)
+{
+    return (uint32_t)div_up_u64(CUDA_ATTEND_BLOCKS, all);
 }
 
 /* branch = attention over what x, to which branch is added first, makes of the tile; their K and V are stored before. */
@@ -156,7 +164,7 @@ static void attention_branch(struct forward_cuda *f, uint32_t index, const float
     const struct model_layer *layer = &f->slice->layers[index];
     const struct model_layer_desc *described = &desc->layer[f->slice->first_layer + index];
     const struct cuda_row *rows = f->rows + tile->first;
-    const uint32_t q_width = desc->heads * desc->head_dim;
+    const uint32_t q_width = desc->heads * desc->head_dim, count = tile->rows.count, *there = tile->rows.there;
     const struct cuda_kv kv = {.layer = f->kv + index * f->layer_block_bytes,
                                .blocks = f->blocks,
                                .block_stride = f->slice->layer_count * f->layer_block_bytes,
@@ -164,17 +172,20 @@ static void attention_branch(struct forward_cuda *f, uint32_t index, const float
                                .heads = desc->heads,
                                .kv_heads = desc->kv_heads,
                                .head_dim = desc->head_dim};
-    norm(f, branch, layer->attn_norm, NULL, tile->count);
-    multiply(f, f->qkv, &layer->qkv, f->normed, tile->count);
-    renorm(f, f->qkv, layer->q_norm, desc->head_dim, layer->qkv.columns, tile->count, desc->heads);
-    renorm(f, f->qkv + q_width, layer->k_norm, desc->head_dim, layer->qkv.columns, tile->count, desc->kv_heads);
-    LAUNCH(f, rope, tile->count, 1, 1, .kv = kv, .qkv = f->qkv, .cos_sin = f->cos_sin[described->rope], .rows = rows);
-    LAUNCH(f, attend, tile->count, desc->heads, tile->parts, .kv = kv, .qkv = f->qkv, .rows = rows, .parts = f->parts,
-           .scale = desc->score_scale, .window = described->window, .parts_max = tile->parts);
-    LAUNCH(f, combine, tile->count, desc->heads, 1, .out = f->mixed, .rows = rows, .parts = f->parts,
-           .heads = desc->heads, .head_dim = desc->head_dim, .window = described->window, .parts_max = tile->parts);
-    multiply(f, f->branch, &layer->out, f->mixed, tile->count);
-    renorm(f, f->branch, layer->attn_post_norm, desc->width, desc->width, tile->count, 1);
+    const uint32_t parts_max = parts_of(f->limits.common.positions_max);
+    norm(f, branch, layer->attn_norm, NULL, tile->rows);
+    multiply(f, f->qkv, &layer->qkv, f->normed);
+    renorm(f, f->qkv, layer->q_norm, desc->head_dim, layer->qkv.columns, desc->heads);
+    renorm(f, f->qkv + q_width, layer->k_norm, desc->head_dim, layer->qkv.columns, desc->kv_heads);
+    LAUNCH(f, rope, count, 1, 1, .kv = kv, .qkv = f->qkv, .cos_sin = f->cos_sin[described->rope], .rows = rows,
+           .count = there);
+    LAUNCH(f, attend, count, desc->heads, (uint32_t)min_u64(tile->parts, blocks_for(desc->heads * count)), .kv = kv,
+           .qkv = f->qkv, .rows = rows, .parts = f->parts, .scale = desc->score_scale, .window = described->window,
+           .parts_max = parts_max, .count = there);
+    LAUNCH(f, combine, count, desc->heads, 1, .out = f->mixed, .rows = rows, .parts = f->parts, .heads = desc->heads,
+           .head_dim = desc->head_dim, .window = described->window, .parts_max = parts_max, .count = there);
+    multiply(f, f->branch, &layer->out, f->mixed);
+    renorm(f, f->branch, layer->attn_post_norm, desc->width, desc->width, 1);
 }
 
 /* branch = down(f(gate) * up) of x + branch, f the model's gate. */
@@ -182,12 +193,12 @@ static void feed_forward_branch(struct forward_cuda *f, uint32_t index)
 {
     const struct forward_cuda_tile *tile = &f->tile;
     const struct model_layer *layer = &f->slice->layers[index];
-    norm(f, f->branch, layer->ffn_norm, NULL, tile->count);
-    multiply(f, f->gate_up, &layer->gate_up, f->normed, tile->count);
-    LAUNCH(f, gate, tile->count, 1, 1, .out = f->inner, .in = f->gate_up, .width = f->desc->feed_forward,
-           .is_gelu = f->desc->gate == MODEL_GELU);
-    multiply(f, f->branch, &layer->down, f->inner, tile->count);
-    renorm(f, f->branch, layer->ffn_post_norm, f->desc->width, f->desc->width, tile->count, 1);
+    norm(f, f->branch, layer->ffn_norm, NULL, tile->rows);
+    multiply(f, f->gate_up, &layer->gate_up, f->normed);
+    LAUNCH(f, gate, tile->rows.count, 1, 1, .out = f->inner, .in = f->gate_up, .width = f->desc->feed_forward,
+           .is_gelu = f->desc->gate == MODEL_GELU, .count = tile->rows.there);
+    multiply(f, f->branch, &layer->down, f->inner);
+    renorm(f, f->branch, layer->ffn_post_norm, f->desc->width, f->desc->width, 1);
 }
 
 /* ---- head ---- */
@@ -205,8 +216,8 @@ static void gather(struct forward_cuda *f, bool only_drawn)
             uint32_t token = first + i, index = token - row->token_first;
             if (token < tile->first || token >= tile->first + tile->count || judge_only_draws(row, index) != only_drawn)
                 continue;
-            f->host_asked->index[tile->wanted] = token - tile->first;
-            f->host_asked->params[tile->wanted] = only_drawn ? judge_params(row, index) : (struct sample_params){0};
+            f->host_sheet->index[tile->wanted] = token - tile->first;
+            f->host_sheet->params[tile->wanted] = only_drawn ? judge_params(row, index) : (struct sample_params){0};
             f->judgings[tile->wanted++] =
                 (struct forward_wanted){.row = r, .token = token, .result = row->result_first + i};
         }
@@ -219,18 +230,18 @@ static void gather_asked(struct forward_cuda *f)
     gather(f, false);
     tile->judged = tile->wanted;
     gather(f, true);
-    if (tile->wanted > 0)
-        cuda_upload(f->cuda, at(f->asked), f->host_asked, sizeof(*f->asked));
+    tile->heads.count = tile->wanted;
 }
 
 /* Logits of the tile's tokens that ask for them, and a token from each. */
 static void put_head(struct forward_cuda *f)
 {
-    const uint32_t count = f->tile.wanted, vocab_size = f->desc->vocab_size;
-    norm(f, f->branch, f->slice->output_norm, f->asked->index, count);
-    multiply_by(f, f->logits, vocab_size, &f->slice->head, NULL, f->normed, count);
-    LAUNCH(f, draw, count, 1, 1, .drawn = f->drawn, .logits = f->logits, .params = f->asked->params,
-           .vocab_size = vocab_size);
+    const struct forward_cuda_span heads = f->tile.heads;
+    const uint32_t vocab_size = f->desc->vocab_size;
+    norm(f, f->branch, f->slice->output_norm, f->sheet->index, heads);
+    multiply_by(f, f->logits, vocab_size, &f->slice->head, NULL, f->normed, heads);
+    LAUNCH(f, draw, heads.count, 1, 1, .drawn = f->drawn, .logits = f->logits, .params = f->sheet->params,
+           .vocab_size = vocab_size, .count = heads.there);
 }
 
 /* To the host: logits of those that are judged there, of the others their tokens. */
@@ -280,17 +291,15 @@ static void upload_step(struct forward_cuda *f)
         cuda_upload(f->cuda, at(f->tokens), step->tokens, step->token_count * sizeof(uint32_t));
 }
 
-/* The residual of the tile's tokens. A copy: the input stays as it is, for whoever computes the step again. */
+/* The residual of the tile's tokens, where another stage has made it. A copy: the input stays as it is, for whoever computes
+ * the step again. */
 static void take_input(struct forward_cuda *f)
 {
     const struct forward_cuda_tile *tile = &f->tile;
     const size_t first = tile->first * f->desc->width, bytes = tile->count * f->desc->width * sizeof(float);
-    if (f->slice->is_first)
-        LAUNCH(f, embed, tile->count, 1, 1, .embedding = cuda_matrix_of(&f->slice->embedding), .x = f->x,
-               .tokens = f->tokens + tile->first, .scale = f->desc->embedding_scale);
-    else if (f->in.host != NULL)
+    if (f->in.host != NULL)
         cuda_upload(f->cuda, at(f->x), f->in.host + first, bytes);
-    else
+    else if (f->in.floats != 0)
         cuda_copy(f->cuda, at(f->x), f->in.floats + first * sizeof(float), bytes);
 }
 
@@ -314,25 +323,68 @@ static void give_output(struct forward_cuda *f)
         write_word(f);
 }
 
-static void put_tile(struct forward_cuda *f, uint32_t first)
+/* What of a tile is the same for every step but for what lies in memory. */
+static void put_kernels(struct forward_cuda *f)
 {
-    f->tile =
-        (struct forward_cuda_tile){.first = first, .count = (uint32_t)min_u64(f->step->token_count - first, CUDA_ROWS)};
-    for (uint32_t i = first; i < first + f->tile.count; i++)
-        f->tile.parts = (uint32_t)max_u64(f->tile.parts, parts_of(f->host_rows[i].position + 1));
-    if (f->slice->is_last)
-        gather_asked(f);
-    take_input(f);
+    const struct forward_cuda_tile *tile = &f->tile;
+    if (f->slice->is_first)
+        LAUNCH(f, embed, tile->rows.count, 1, 1, .embedding = cuda_matrix_of(&f->slice->embedding), .x = f->x,
+               .tokens = f->tokens + tile->first, .scale = f->desc->embedding_scale, .count = tile->rows.there);
     for (uint32_t index = 0; index < f->slice->layer_count; index++) {
         attention_branch(f, index, index > 0 ? f->branch : NULL);
         feed_forward_branch(f, index);
     }
-    if (!f->slice->is_last) {
-        give_output(f);
-    } else if (f->tile.wanted > 0) {
+    if (tile->heads.count > 0)
         put_head(f);
-        give_results(f);
+}
+
+bool forward_cuda_record(struct forward_cuda *forward)
+{
+    struct forward_cuda *f = forward;
+    for (uint32_t i = 0; i < FORWARD_CUDA_GRAPHS && cuda_record_begin(f->cuda); i++) {
+        f->tile = (struct forward_cuda_tile){.rows = {1u << i, &f->sheet->count},
+                                             .heads = {f->slice->is_last ? 1u << i : 0, &f->sheet->wanted},
+                                             .parts = parts_of(f->limits.common.positions_max)};
+        put_kernels(f);
+        f->graphs[i] = cuda_record_end(f->cuda);
     }
+    return f->graphs[0] != NULL;
+}
+
+/* What was recorded of a step of one tile; NULL: nothing. */
+static struct cuda_graph *graph_for(const struct forward_cuda *f)
+{
+    uint32_t number = 0;
+    while (1u << number < f->tile.count)
+        number++;
+    return f->step->token_count <= CUDA_ROWS ? f->graphs[number] : NULL;
+}
+
+static void put_tile(struct forward_cuda *f, uint32_t first)
+{
+    struct forward_cuda_tile *tile = &f->tile;
+    const uint32_t count = (uint32_t)min_u64(f->step->token_count - first, CUDA_ROWS);
+    *tile = (struct forward_cuda_tile){.first = first, .count = count, .rows = {count, NULL}};
+    for (uint32_t i = first; i < first + count; i++)
+        tile->parts = (uint32_t)max_u64(tile->parts, parts_of(f->host_rows[i].position + 1));
+    if (f->slice->is_last)
+        gather_asked(f);
+    struct cuda_graph *graph = graph_for(f);
+    if (graph != NULL || tile->wanted > 0) {
+        f->host_sheet->count = count;
+        f->host_sheet->wanted = tile->wanted;
+        cuda_upload(f->cuda, at(f->sheet), f->host_sheet, sizeof(*f->sheet));
+    }
+    take_input(f);
+    f->is_replayed = graph != NULL;
+    if (graph != NULL)
+        cuda_replay(f->cuda, graph);
+    else
+        put_kernels(f);
+    if (f->slice->is_last)
+        give_results(f);
+    else
+        give_output(f);
 }
 
 void forward_cuda_begin(struct forward_cuda *forward, const struct forward_step *step,

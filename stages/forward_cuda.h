@@ -28,6 +28,8 @@ struct forward_cuda_place {
     uint32_t value;    /* the step's number, its low half */
 };
 
+#define FORWARD_CUDA_GRAPHS 7u /* for steps of up to 1, 2, 4, ..., CUDA_ROWS tokens */
+
 /* A slice of so many layers goes into a stream whose device waits: that takes about a thousand launches before it keeps who
  * calls, and a layer is some 13. */
 #define FORWARD_CUDA_EARLY_LAYERS_MAX 64u
@@ -49,22 +51,30 @@ struct forward_cuda {
     struct cuda_row *rows;      /* (step_tokens_max) */
     uint32_t *tokens, *blocks;  /* (step_tokens_max), (step_blocks_max) */
     struct cuda_row *host_rows; /* what is uploaded to rows */
-    struct
-        forward_cuda_asked { /* of the tile at hand, tokens whose logits are wanted: first those that the host judges */
-        uint32_t index[CUDA_ROWS]; /* in the tile */
+    struct forward_cuda_sheet {
+        uint32_t count;            /* tokens of the tile at hand */
+        uint32_t wanted;           /* of those, whose logits are wanted: first the ones that the host judges */
+        uint32_t index[CUDA_ROWS]; /* where the wanted ones are */
         struct sample_params params[CUDA_ROWS];
-    } * asked, *host_asked;
+    } * sheet, *host_sheet;          /* what kernels read of the tile at hand; host: what is uploaded there */
     struct forward_wanted *judgings; /* host (CUDA_ROWS), likewise */
+    bool is_replayed;                /* the step's kernels were put into the stream as a graph */
     uint32_t drawn_count;            /* tokens of the step that the device has drawn */
 
     const struct forward_step *step;
     struct forward_cuda_place in, out;
+    struct cuda_graph *graphs[FORWARD_CUDA_GRAPHS]; /* of 1, 2, 4, ... tokens; NULL: kernels are launched one by one */
     struct forward_cuda_tile {
         uint32_t first, count; /* tokens of the step */
-        uint32_t parts;        /* of the longest context among them */
-        uint32_t wanted;       /* tokens whose logits are wanted: last stage */
-        uint32_t judged;       /* of those, the first ones: of which more is wanted than what the device draws */
-    } tile;                    /* that is in the stream */
+        /* For how many a kernel is launched, and where on the device it finds how many there are; NULL: all of these. */
+        struct forward_cuda_span {
+            uint32_t count;
+            const uint32_t *there;
+        } rows, heads;   /* all of them; the wanted ones */
+        uint32_t parts;  /* of the longest context among them */
+        uint32_t wanted; /* tokens whose logits are wanted: last stage */
+        uint32_t judged; /* of those, the first ones: of which more is wanted than what the device draws */
+    } tile;              /* that is in the stream */
 
     /* A tile of CUDA_ROWS tokens. */
     float *cos_sin[2]; /* (positions_max, head_dim), as desc->ropes; NULL: no layer uses it */
@@ -89,6 +99,11 @@ int forward_cuda_supports(const struct model_desc *desc, struct err *err);
 int forward_cuda_init(struct forward_cuda *forward, struct cuda *cuda, const struct kernels *kernels,
                       const struct model_desc *desc, const struct model_slice *slice,
                       const struct forward_cuda_limits *limits, cuda_address kv, struct err *err);
+
+/* Once, behind it, or not at all: records the kernels of steps of one tile, for 1, 2, 4, ... tokens, so that the processor
+ * gives such a step to the device with one word. The bits are the same. false: the device records nothing, and kernels are
+ * launched one by one. What goes wrong is told by the next forward_cuda_finish(). */
+bool forward_cuda_record(struct forward_cuda *forward);
 
 /* Gives back what lies in host memory; what is on the device goes with its context. For tests. */
 void forward_cuda_free(struct forward_cuda *forward);

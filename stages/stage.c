@@ -151,8 +151,10 @@ static int open_device(struct stage *stage, struct arena *arena, const struct ke
         .common = {.positions_max = plan->max_model_len, .block_size = plan->block_size},
         .step_tokens_max = layout->step_tokens_max,
         .step_blocks_max = layout->step_blocks_max};
-    return forward_cuda_init(&stage->forward_cuda, &stage->cuda, kernels, &stage->desc, &stage->slice, &limits, kv,
-                             err);
+    ret = forward_cuda_init(&stage->forward_cuda, &stage->cuda, kernels, &stage->desc, &stage->slice, &limits, kv, err);
+    if (ret == 0 && plan->cuda_graphs && !forward_cuda_record(&stage->forward_cuda))
+        log_info("cuda:%u records no graphs: kernels are launched one by one", slice->device - 1);
+    return ret;
 }
 
 /* The slice on the processor, its weights and KV in shared memory. */
@@ -657,6 +659,7 @@ int stage_do_work(struct stage *stage)
     counter_add(stage->process, COUNTER_STAGE_TOKENS, stage->step.token_count);
     counter_add(stage->process, COUNTER_STAGE_EARLY, is_begun);
     counter_add(stage->process, COUNTER_STAGE_DRAWN, stage->forward_cuda.drawn_count);
+    counter_add(stage->process, COUNTER_STAGE_REPLAYED, stage->forward_cuda.is_replayed);
     counter_add(stage->process, COUNTER_STAGE_BUSY_NS, time.end_ns - time.begin_ns);
     counter_add(stage->process, COUNTER_STAGE_LONE_STEPS, time.lent_ns > 0);
     progress_add(stage->process, 1);

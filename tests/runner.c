@@ -29,6 +29,8 @@ static void open_stage(struct runner *runner, uint32_t i, uint32_t first, uint32
                  runner->kv[i]);
 }
 
+bool runner_records = true;
+
 /* The same on a device. */
 static void open_stage_cuda(struct runner *runner, uint32_t i, uint32_t first, uint32_t count, size_t kv_bytes)
 {
@@ -44,6 +46,8 @@ static void open_stage_cuda(struct runner *runner, uint32_t i, uint32_t first, u
     cr_assert_eq(forward_cuda_init(&runner->on_device[i], runner->cuda, runner->kernels, &runner->desc,
                                    &runner->slices[i], &limits, kv, &err),
                  0, "%s", err.text);
+    if (runner_records)
+        forward_cuda_record(&runner->on_device[i]);
 }
 
 static void open_runner(struct runner *runner, const struct gguf *gguf)

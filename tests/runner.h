@@ -50,7 +50,8 @@ struct runner_request {
  * cannot. */
 void runner_open(struct runner *runner, const struct gguf *gguf, const char *isa, uint32_t stage_count,
                  uint32_t block_size, enum kv_type kv_type, uint32_t threads);
-/* All stages on that device, which is the caller's. */
+/* All stages on that device, which is the caller's; what they compute is recorded unless runner_records says otherwise. */
+extern bool runner_records;
 void runner_open_cuda(struct runner *runner, const struct gguf *gguf, struct cuda *cuda, uint32_t stage_count,
                       uint32_t block_size);
 /* Every other layer is computed by another team, of so many threads. On the processor. */

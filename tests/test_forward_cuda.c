@@ -128,7 +128,7 @@ static void run_on_device(const struct tiny_model *tiny, struct runner_request *
     gguf_close(gguf);
 }
 
-Test(forward_cuda, bits_do_not_depend_on_chunks_company_slices_or_blocks, .timeout = 120)
+Test(forward_cuda, bits_do_not_depend_on_chunks_company_slices_blocks_or_graphs, .timeout = 120)
 {
     static const struct {
         uint32_t stages, block_size, chunk, stagger;
@@ -137,7 +137,9 @@ Test(forward_cuda, bits_do_not_depend_on_chunks_company_slices_or_blocks, .timeo
     for (uint32_t number = 0; number < VARIANTS; number++) {
         struct tiny_model tiny = variant(number);
         struct runner_request *expected = make_requests(&tiny);
+        runner_records = false; /* where all is launched one by one */
         run_on_device(&tiny, expected, 1, 16, 200, 0);
+        runner_records = true;
         for (size_t c = 0; c < ARRAY_COUNT(cases); c++) {
             struct runner_request *got = make_requests(&tiny);
             run_on_device(&tiny, got, cases[c].stages, cases[c].block_size, cases[c].chunk, cases[c].stagger);
@@ -318,6 +320,44 @@ Test(forward_cuda, a_stage_may_begin_before_its_input_is_there, .timeout = 60)
     }
     close_two();
     gguf_close(gguf);
+}
+
+/* A step of `count` tokens; whether it was replayed. */
+static bool replays(struct runner *runner, uint32_t count)
+{
+    uint32_t tokens[CUDA_ROWS + 1] = {0};
+    const struct row_shm row = {
+        .token_count = count, .block_count = (count + 15) / 16, .flags = ROW_SAMPLE, .result_count = 1};
+    const struct forward_step step = {
+        .rows = &row, .row_count = 1, .tokens = tokens, .token_count = count, .blocks = runner->blocks};
+    forward_cuda_begin(&runner->on_device[0], &step, NULL, NULL);
+    cr_assert_eq(forward_cuda_finish(&runner->on_device[0], runner->results, runner->tops), 0, "%s", cuda.error);
+    return runner->on_device[0].is_replayed;
+}
+
+static void expect_replays(bool expected)
+{
+    struct tiny_model tiny = tiny_model();
+    struct gguf *gguf = tiny_model_open(&tiny);
+    struct runner *runner = calloc(1, sizeof(*runner));
+    cr_assert_eq(cuda_open(&cuda, 0), 0, "%s", cuda.error);
+    runner_open_cuda(runner, gguf, &cuda, 1, 16);
+    cr_expect_eq(replays(runner, 1), expected);
+    cr_expect_eq(replays(runner, 37), expected);
+    cr_expect_eq(replays(runner, CUDA_ROWS), expected);
+    cr_expect_not(replays(runner, CUDA_ROWS + 1));
+    runner_close(runner);
+    free(runner);
+    gguf_close(gguf);
+    cuda_close(&cuda);
+}
+
+Test(forward_cuda, steps_of_one_tile_are_replayed_where_a_device_records)
+{
+    fake_cuda_wish("");
+    expect_replays(true);
+    fake_cuda_wish("graphs=0");
+    expect_replays(false);
 }
 
 Test(forward_cuda, a_device_that_vanishes_is_an_outcome)

@@ -308,6 +308,7 @@ static int plan_names(struct plan *plan, const struct config *config, const char
     plan->kv_type = kv_type;
     if (strcmp(config->speculate, "none") != 0 && strcmp(config->speculate, "ngram") != 0)
         return err_set(err, -EINVAL, "--speculate %s: must be none or ngram", config->speculate);
+    plan->cuda_graphs = config->cuda_graphs;
     plan->speculate = strcmp(config->speculate, "ngram") == 0 ? SPECULATE_NGRAM : SPECULATE_NONE;
     static const char *const io_names[] = {[IO_ANY] = "auto", [IO_URING] = "uring", [IO_EPOLL] = "epoll"};
     while (plan->io < ARRAY_COUNT(io_names) && strcmp(config->io, io_names[plan->io]) != 0)

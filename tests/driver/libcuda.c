@@ -6,6 +6,7 @@
  *   devices=N (2)   how many        driver=11080   of which CUDA the driver is      memory=BYTES   what can be taken
  *   export=0        no memory as descriptors       vanish=N   gone behind N kernels of a process
  *   peer=0          no device reaches another's memory       pin=0   no memory of the caller's can be pinned
+ *   graphs=0        launches cannot be recorded
  *   die=N           the process is killed in the middle of the Nth operation in its streams, with half of it done
  */
 #include <errno.h>
@@ -31,7 +32,7 @@
 #define ARGS_MAX    256u
 #define HANDLE_BASE 1000u /* a handle is a descriptor above it */
 
-_Thread_local struct simt_index blockIdx, blockDim;
+_Thread_local struct simt_index blockIdx, blockDim, gridDim;
 
 /* ---- what the environment wants ---- */
 
@@ -59,8 +60,9 @@ static int state(void)
 /* ---- streams ---- */
 
 struct operation {
-    enum { OPERATION_KERNEL, OPERATION_COPY, OPERATION_FILL, OPERATION_WAIT, OPERATION_WRITE } kind;
+    enum { OPERATION_KERNEL, OPERATION_COPY, OPERATION_FILL, OPERATION_WAIT, OPERATION_WRITE, OPERATION_GRAPH } kind;
     const struct simt_kernel *kernel;
+    const struct cuda_graph *graph;
     uint32_t grid[3], threads;
     uint8_t args[ARGS_MAX];
     void *to;
@@ -70,8 +72,15 @@ struct operation {
     uint32_t value;
 };
 
+/* Kernels one behind the other: while they are recorded, and then as often as they are to run. */
+struct cuda_graph {
+    struct operation *operations;
+    uint32_t count, room;
+};
+
 struct cuda_stream {
     pthread_t thread;
+    struct cuda_graph *recording; /* NULL: what is put is done */
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct operation queue[QUEUE_MAX];
@@ -90,6 +99,11 @@ static _Atomic unsigned long long operations;
 
 static void run(const struct operation *o)
 {
+    if (o->kind == OPERATION_GRAPH) {
+        for (uint32_t i = 0; i < o->graph->count; i++)
+            run(&o->graph->operations[i]);
+        return;
+    }
     const bool dies = ++operations == wish("die", UINT64_MAX);
     switch (o->kind) {
     case OPERATION_COPY:
@@ -112,9 +126,11 @@ static void run(const struct operation *o)
         syscall(SYS_futex, o->word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
         return;
     case OPERATION_KERNEL:
+    case OPERATION_GRAPH:
         break;
     }
     blockDim = (struct simt_index){o->threads, 1, 1};
+    gridDim = (struct simt_index){o->grid[0], o->grid[1], o->grid[2]};
     for (uint32_t z = 0; z < o->grid[2]; z++)
         for (uint32_t y = 0; y < o->grid[1]; y++)
             for (uint32_t x = 0; x < o->grid[0]; x++) {
@@ -147,10 +163,25 @@ static void *run_stream(void *pointer)
     return NULL;
 }
 
+/* Copies and words of pageable or other processes' memory are not what graphs are used for here. */
+static int record(struct cuda_graph *graph, const struct operation *operation)
+{
+    if (operation->kind != OPERATION_KERNEL)
+        return CUDA_NOT_SUPPORTED;
+    if (graph->count == graph->room) {
+        graph->room = 2 * graph->room + 64;
+        graph->operations = realloc(graph->operations, graph->room * sizeof(*graph->operations));
+    }
+    graph->operations[graph->count++] = *operation;
+    return CUDA_OK;
+}
+
 static int put(struct cuda_stream *stream, const struct operation *operation)
 {
     if (state() != CUDA_OK)
         return state();
+    if (stream->recording != NULL)
+        return record(stream->recording, operation);
     pthread_mutex_lock(&stream->lock);
     while (stream->put - stream->done == QUEUE_MAX)
         pthread_cond_wait(&stream->changed, &stream->lock);
@@ -325,8 +356,57 @@ int cuLaunchKernel(struct cuda_function *function, unsigned grid_x, unsigned gri
         block_y * block_z != 1 || shared_bytes != 0 || extra != NULL || function->kernel->args_bytes > ARGS_MAX)
         return CUDA_INVALID_VALUE;
     memcpy(operation.args, parameters[0], function->kernel->args_bytes);
-    launches++;
+    launches += stream->recording == NULL;
     return put(stream, &operation);
+}
+
+int cuStreamBeginCapture_v2(struct cuda_stream *stream, int mode)
+{
+    if (wish("graphs", 1) == 0 || mode != CUDA_CAPTURE_THREAD || stream->recording != NULL)
+        return CUDA_NOT_SUPPORTED;
+    stream->recording = calloc(1, sizeof(*stream->recording));
+    return state();
+}
+
+int cuStreamEndCapture(struct cuda_stream *stream, struct cuda_recording **recording)
+{
+    *recording = (struct cuda_recording *)stream->recording;
+    stream->recording = NULL;
+    return *recording != NULL ? state() : CUDA_INVALID_VALUE;
+}
+
+/* What was recorded is copied: the recording may go. */
+int cuGraphInstantiateWithFlags(struct cuda_graph **graph, struct cuda_recording *recording, unsigned long long flags)
+{
+    const struct cuda_graph *from = (const struct cuda_graph *)recording;
+    size_t bytes = from->count * sizeof(*from->operations);
+    *graph = calloc(1, sizeof(**graph));
+    **graph = (struct cuda_graph){.operations = malloc(bytes + 1), .count = from->count};
+    memcpy((*graph)->operations, from->operations, bytes);
+    return flags == 0 ? state() : CUDA_INVALID_VALUE;
+}
+
+int cuGraphExecDestroy(struct cuda_graph *graph)
+{
+    free(graph->operations);
+    free(graph);
+    return CUDA_OK;
+}
+
+int cuGraphDestroy(struct cuda_recording *recording)
+{
+    return cuGraphExecDestroy((struct cuda_graph *)recording);
+}
+
+int cuGraphUpload(struct cuda_graph *graph, struct cuda_stream *stream)
+{
+    return graph != NULL && stream->recording == NULL ? state() : CUDA_INVALID_VALUE;
+}
+
+int cuGraphLaunch(struct cuda_graph *graph, struct cuda_stream *stream)
+{
+    launches += graph->count;
+    return put(stream, &(struct operation){.kind = OPERATION_GRAPH, .graph = graph});
 }
 
 /* ---- memory ---- */
