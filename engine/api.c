@@ -187,13 +187,35 @@ static int refuse_unsupported(const struct body *b)
         const char *name;
         double neutral;
     } numbers[] = {{"best_of", 1}, {"prompt_logprobs", 0}, {"length_penalty", 1}};
-    static const char *const others[] = {"suffix", "functions", "audio", "guided_grammar"};
+    static const struct {
+        const char *name;
+        bool neutral;
+    } switches[] = {{"include_stop_str_in_output", false}, {"use_beam_search", false}, {"skip_special_tokens", true}};
+    static const char *const others[] = {"suffix",
+                                         "functions",
+                                         "audio",
+                                         "guided_grammar",
+                                         "bad_words",
+                                         "allowed_token_ids",
+                                         "logits_processors",
+                                         "truncate_prompt_tokens"};
     for (size_t i = 0; i < ARRAY_COUNT(numbers); i++) {
         json_t *value = field(b, numbers[i].name);
-        if (value != NULL && !(json_is_number(value) && json_number_value(value) == numbers[i].neutral))
+        bool is_all_of_them = i == 0 && json_is_integer(value) && json_equal(value, field(b, "n")); /* best_of: n */
+        if (value != NULL && !is_all_of_them &&
+            !(json_is_number(value) && json_number_value(value) == numbers[i].neutral))
             return api_fail(b->error, 400, numbers[i].name, "unsupported_parameter",
                             "%s is not supported by this server; leave it out or give %g", numbers[i].name,
                             numbers[i].neutral);
+    }
+    for (size_t i = 0; i < ARRAY_COUNT(switches); i++) {
+        bool value = switches[i].neutral;
+        if (get_bool(b, switches[i].name, &value) != 0)
+            return -1;
+        if (value != switches[i].neutral)
+            return api_fail(b->error, 400, switches[i].name, "unsupported_parameter",
+                            "%s is not supported by this server; leave it out or give %s", switches[i].name,
+                            switches[i].neutral ? "true" : "false");
     }
     for (size_t i = 0; i < ARRAY_COUNT(others); i++) {
         json_t *value = field(b, others[i]);
@@ -244,6 +266,13 @@ static uint32_t count_unknown(const struct body *b, enum api_endpoint endpoint)
                                          "guided_grammar",
                                          "guided_choice",
                                          "audio",
+                                         "bad_words",
+                                         "allowed_token_ids",
+                                         "logits_processors",
+                                         "truncate_prompt_tokens",
+                                         "include_stop_str_in_output",
+                                         "use_beam_search",
+                                         "skip_special_tokens",
                                          "structured_outputs",
                                          "response_format"};
     static const char *const special[2][8] = {
@@ -756,20 +785,26 @@ int api_parse(struct api *api, enum api_endpoint endpoint, const char *body, siz
 int api_tokenize(struct api *api, const char *body, size_t size, struct json_writer *writer, struct api_error *error)
 {
     struct body b;
+    struct api_request request = {0};
     bool parse_special = false, add_special = true;
-    if (load_body(&b, api, body, size, error) != 0 || get_bool(&b, "parse_special", &parse_special) != 0 ||
-        get_bool(&b, "add_special_tokens", &add_special) != 0)
+    if (load_body(&b, api, body, size, error) != 0 || get_model(&b) != 0 ||
+        get_bool(&b, "parse_special", &parse_special) != 0 || get_bool(&b, "add_special_tokens", &add_special) != 0)
         return -1;
     json_t *prompt = field(&b, "prompt");
-    if (!json_is_string(prompt))
-        return FAIL(&b, "prompt", "prompt must be a string");
-    const uint32_t *ids;
-    uint32_t count = encode_text(&b, prompt, parse_special, add_special, &ids);
+    bool is_chat = prompt == NULL && field(&b, "messages") != NULL;
+    if (!is_chat && !json_is_string(prompt))
+        return FAIL(&b, "prompt", "prompt must be a string, or messages those of a chat");
+    if (!is_chat)
+        request.prompt_tokens = encode_text(&b, prompt, parse_special, add_special, &request.prompt);
+    else if (get_messages(&b, &request) != 0)
+        return -1;
+    const uint32_t *ids = request.prompt;
+    uint32_t count = request.prompt_tokens;
     /* ten digits and a comma each; the answer goes out in one piece */
     uint32_t count_max = (uint32_t)min_u64(api->tokens_max, (writer->room - writer->size - 128) / 11);
     if (count > count_max)
-        return api_fail(error, 413, "prompt", "body_too_large", "the text has at least %u tokens; %u fit an answer",
-                        count, count_max);
+        return api_fail(error, 413, is_chat ? "messages" : "prompt", "body_too_large",
+                        "the text has at least %u tokens; %u fit an answer", count, count_max);
     json_format(writer, "{\"count\":%u,\"max_model_len\":%u,\"tokens\":[", count, api->plan->max_model_len);
     for (uint32_t i = 0; i < count; i++) {
         json_raw(writer, ",", i > 0);
@@ -783,7 +818,7 @@ int api_detokenize(struct api *api, const char *body, size_t size, struct json_w
 {
     struct body b;
     struct api_request ids = {0};
-    if (load_body(&b, api, body, size, error) != 0)
+    if (load_body(&b, api, body, size, error) != 0 || get_model(&b) != 0)
         return -1;
     json_t *tokens = field(&b, "tokens");
     if (!json_is_array(tokens))

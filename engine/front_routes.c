@@ -34,6 +34,7 @@ static void reply_with(struct front *f, uint32_t slot, struct http_response *res
     struct conn_shm *shm = shm_of(f, slot);
     c->closes = c->closes || !c->reader.keeps_alive;
     response->framing = response->status == 204 ? HTTP_NO_BODY : HTTP_LENGTH;
+    response->retry_after_s = response->status == 429 || response->status == 503 ? RETRY_AFTER_S : 0;
     response->content_length = size;
     response->request_id = c->reader.request_id;
     response->allow_origin = origin_of(f, slot);
@@ -73,7 +74,6 @@ static void reply_error(struct front *f, uint32_t slot, const struct api_error *
     struct http_response response = {
         .status = error->status,
         .content_type = "application/json",
-        .retry_after_s = error->status == 429 || error->status == 503 ? RETRY_AFTER_S : 0,
         .allow = allow,
         .wants_credentials = error->status == 401,
     };
@@ -162,6 +162,7 @@ static void handle_tokenize(struct front *f, uint32_t slot, const char *body, si
 {
     struct json_writer writer = reply_body(f);
     struct api_error error;
+    f->api.now_s = clock_wall_s(); /* a template may ask for it */
     if (api_tokenize(&f->api, body, size, &writer, &error) != 0)
         reply_error(f, slot, &error, NULL);
     else

@@ -72,6 +72,9 @@ static int take_header(struct http_reader *r)
         }
         if (!r->in_trailer && strcmp(r->name, "authorization") == 0)
             strcpy(r->credentials, r->value);
+        bool is_encoded = !r->in_trailer && strcmp(r->name, "content-encoding") == 0;
+        if (is_encoded && strcasecmp(r->value, "identity") != 0)
+            return refuse(r, 415, "the body must come as it is, without a Content-Encoding");
         if (!r->in_trailer && strcmp(r->name, "expect") == 0) {
             r->expects_continue = strcasecmp(r->value, "100-continue") == 0;
             if (!r->expects_continue)
@@ -365,10 +368,12 @@ size_t http_write_head(char *target, const struct http_response *response)
     if (response->allow_origin != NULL && response->allow_origin[0] != '\0') {
         add_field(&w, "\r\nAccess-Control-Allow-Origin: ", response->allow_origin);
         json_text(&w, "\r\nVary: Origin");
+        if (!response->is_preflight)
+            json_text(&w, "\r\nAccess-Control-Expose-Headers: Retry-After, X-Request-Id");
     }
     if (response->is_preflight)
         json_text(&w, "\r\nAccess-Control-Allow-Methods: GET, POST, OPTIONS"
-                      "\r\nAccess-Control-Allow-Headers: Authorization, Content-Type, X-Request-Id"
+                      "\r\nAccess-Control-Allow-Headers: Authorization, *"
                       "\r\nAccess-Control-Max-Age: 600");
     if (response->wants_credentials)
         json_text(&w, "\r\nWWW-Authenticate: Bearer");

@@ -246,8 +246,12 @@ Test(api, an_echoed_prompt_is_scored_for_logprobs_and_where_nothing_follows_it, 
 Test(api, values_that_ask_for_nothing_are_let_pass, .init = set_up)
 {
     completion("{\"prompt\":\"a\",\"presence_penalty\":0,\"frequency_penalty\":0.0,\"repetition_penalty\":1,"
-               "\"logit_bias\":{},\"best_of\":1,\"suffix\":\"\",\"response_format\":{\"type\":\"text\"},\"tools\":[]}");
+               "\"logit_bias\":{},\"best_of\":1,\"suffix\":\"\",\"response_format\":{\"type\":\"text\"},\"tools\":[],"
+               "\"bad_words\":[],\"allowed_token_ids\":null,\"truncate_prompt_tokens\":null,"
+               "\"include_stop_str_in_output\":false,\"use_beam_search\":false,\"skip_special_tokens\":true}");
     cr_expect_eq(request.unknown_fields, 0);
+    completion("{\"prompt\":\"a\",\"n\":3,\"best_of\":3}");
+    cr_expect_eq(request.choices, 3);
 }
 
 /* The request's grammar lets this be a whole answer. */
@@ -499,6 +503,31 @@ static void expect_tokens(const char *body, const char *tokens)
     cr_assert_eq(api_tokenize(&api, body, strlen(body), &w, &error), 0, "%s: %s", body, error.message);
     text[w.size] = '\0';
     cr_expect_str_eq(text, tokens, "%s: %s", body, text);
+}
+
+Test(api, tokenizes_a_chat_as_its_template_writes_it, .init = set_up)
+{
+    char tokens[256] = "";
+    chat("{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]}");
+    int size =
+        snprintf(tokens, sizeof(tokens), "{\"count\":%u,\"max_model_len\":512,\"tokens\":[", request.prompt_tokens);
+    for (uint32_t i = 0; i < request.prompt_tokens; i++)
+        size += snprintf(tokens + size, sizeof(tokens) - (size_t)size, "%s%u", i > 0 ? "," : "", request.prompt[i]);
+    snprintf(tokens + size, sizeof(tokens) - (size_t)size, "]}");
+    cr_assert_gt(request.prompt_tokens, 3);
+    expect_tokens("{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]}", tokens);
+}
+
+Test(api, tokenizing_is_of_the_model_that_there_is, .init = set_up)
+{
+    static char text[4096];
+    static const char *const bodies[] = {"{\"prompt\":\"a\",\"model\":\"other\"}",
+                                         "{\"tokens\":[1],\"model\":\"other\"}"};
+    for (size_t i = 0; i < ARRAY_COUNT(bodies); i++) {
+        struct json_writer w = {text, 0, sizeof(text)};
+        cr_expect_eq((i == 0 ? api_tokenize : api_detokenize)(&api, bodies[i], strlen(bodies[i]), &w, &error), -1);
+        cr_expect(error.status == 404 && strcmp(error.param, "model") == 0, "%s", error.message);
+    }
 }
 
 Test(api, the_begin_token_is_in_front_unless_the_client_wants_none, .init = set_up_with_begin)
