@@ -217,7 +217,8 @@ TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 TEST_HELPERS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(wildcard tests/test_*.c tests/main_*.c tests/fuzz_*.c),$(wildcard tests/*.c)))
 
 .PHONY: tests
-tests: $(TESTS) $(patsubst tests/%.c,$(BUILD)/tests/%.o,$(filter-out tests/fuzz_main.c,$(wildcard tests/fuzz_*.c))) $(BUILD)/poison/evenflow-stage points $(BUILD)/bin/simulate
+POISON := $(addprefix $(BUILD)/poison/,evenflow-stage evenflow-sched)
+tests: $(TESTS) $(patsubst tests/%.c,$(BUILD)/tests/%.o,$(filter-out tests/fuzz_main.c,$(wildcard tests/fuzz_*.c))) $(POISON) points $(BUILD)/bin/simulate
 FAULT_TESTS := $(BUILD)/tests/test_front_death
 $(FAULT_TESTS): $(BUILD)/tests/%: $(FAULTS) $(TEST_HELPERS) $(TOOLS) $(STAGES) $(KERNELS)
 $(filter-out $(FAULT_TESTS),$(TESTS)): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(TEST_HELPERS) $(TOOLS) $(ENGINE) $(STAGES) $(KERNELS) $(IPC)
@@ -262,12 +263,17 @@ fuzz: ## Every fuzz target under libFuzzer, FUZZ_SECONDS (600) in all
 	                FUZZ_DRIVER= FUZZ_LDFLAGS=-fsanitize=fuzzer fuzzers
 	$(Q)tests/fuzz.sh build/libfuzzer $(FUZZ_SECONDS)
 
-# The programs once more, with a stage that a token of the test's choice makes fail.
-$(BUILD)/poison/evenflow-stage: $(BUILD)/stages/main_stage.o $(BUILD)/tests/main_poison.o $(STAGES) $(KERNELS) $(IPC) | $(PROGRAMS)
+# The programs once more, with a stage that a token of the test's choice makes fail, and a scheduler that may plan nothing.
+$(BUILD)/poison/evenflow-stage: $(BUILD)/stages/main_stage.o $(BUILD)/tests/main_poison.o $(STAGES) $(KERNELS) $(IPC)
+$(BUILD)/poison/evenflow-stage: WRAPS := -Wl,--wrap=timed_step -Wl,--wrap=step_is_published
+$(BUILD)/poison/evenflow-sched: $(BUILD)/engine/main_sched.o $(BUILD)/tests/main_idle.o $(ENGINE) $(IPC)
+$(BUILD)/poison/evenflow-sched: WRAPS := -Wl,--wrap=sched_plan
+$(POISON): | $(PROGRAMS)
 	@mkdir -p $(@D)
 	@echo "  LD    $@"
-	$(Q)$(CC) $(LDFLAGS) -Wl,--wrap=timed_step -Wl,--wrap=step_is_published -o $@ $(filter %.o,$^) $(LIBS)
-	$(Q)ln -sf ../bin/evenflow-supervisor ../bin/evenflow-front ../bin/evenflow-sched $(@D)
+	$(Q)rm -f $@
+	$(Q)$(CC) $(LDFLAGS) $(WRAPS) -o $@ $(filter %.o,$^) $(LIBS)
+	$(Q)ln -sf ../bin/evenflow-supervisor ../bin/evenflow-front $(@D)
 
 # The programs once more, of a build that says it computes other bits: for the test of an upgrade to such a one.
 OTHERS := $(addprefix $(BUILD)/others/,evenflow-supervisor evenflow-front evenflow-sched evenflow-stage)

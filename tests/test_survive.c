@@ -288,17 +288,23 @@ Test(survive, a_standby_that_was_stopped_is_replaced, .timeout = 120)
     stop();
 }
 
-/* ---- poison ---- */
+/* ---- programs that fail ---- */
 
-static void use_poison(const char *way, unsigned stage)
+static void use_programs_that_fail(void)
 {
-    char directory[512], program_dir[600], poison[64];
+    char directory[512], program_dir[600];
     const char *build = getenv("EVENFLOW_BUILD");
     cr_assert_not_null(getcwd(directory, sizeof(directory)));
     snprintf(program_dir, sizeof(program_dir), "%s/%s/poison", directory, build != NULL ? build : "build");
-    snprintf(poison, sizeof(poison), "%u:%s:%u", stage, way, POISON);
     setenv("EVENFLOW_TEST_PROGRAMS", program_dir, 1);
+}
+
+static void use_poison(const char *way, unsigned stage)
+{
+    char poison[64];
+    snprintf(poison, sizeof(poison), "%u:%s:%u", stage, way, POISON);
     setenv("EVENFLOW_POISON", poison, 1);
+    use_programs_that_fail();
 }
 
 static struct client_call poisoned[2];
@@ -364,6 +370,23 @@ Test(survive, a_request_that_makes_a_stage_run_for_ever_fails_alone, .timeout = 
 Test(survive, a_request_that_makes_a_stage_sleep_for_ever_fails_alone, .timeout = 120)
 {
     check_poison("sleep", 1, "hung", NULL);
+}
+
+/* No word says that it has work: all results are taken, nothing is in flight, and it sleeps. */
+Test(survive, a_scheduler_that_plans_nothing_for_sequences_that_run_is_replaced, .timeout = 120)
+{
+    setenv("EVENFLOW_IDLE_FROM", "100", 1);
+    use_programs_that_fail();
+    start(OPTIONS);
+    json_t *status = engine_status(&engine), *deaths = json_object_get(status, "deaths");
+    json_t *death = json_array_get(deaths, 0);
+    cr_expect_eq(json_array_size(deaths), 1);
+    cr_expect_str_eq(json_string_value(json_object_get(death, "role")), "sched");
+    cr_expect_str_eq(json_string_value(json_object_get(death, "why")), "hung");
+    json_decref(status);
+    engine_complete_with(client, bodies, REQUESTS, 12, seen);
+    expect_the_truth();
+    stop();
 }
 
 /* 8 places of others' memory, 64 descriptors, and what else there is; each tried from within the last stage. */

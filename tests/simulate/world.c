@@ -239,9 +239,14 @@ static void run_sched(void *pointer)
         check(!"the scheduler does not start");
     p->sched = sched;
     arena_set_state(&p->arena, PROCESS_READY);
-    for (;;)
-        if (sched_process_do_work(sched) == 0)
+    for (;;) {
+        uint32_t done = sched_process_do_work(sched);
+        const struct sched *core = &sched->core;
+        /* where nothing is in flight, nobody would wake it to plan */
+        check(core->in_flight > 0 || core->table.running.count + core->table.waiting.count == 0);
+        if (done == 0)
             sched_process_wait(sched);
+    }
 }
 
 static void run_stage(void *pointer)
