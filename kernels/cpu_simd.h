@@ -1,6 +1,7 @@
 /* cpu_simd.h - the fast paths' kernels, written once over simd.h. cpu_avx512.c and cpu_avx2.c include it, each with its
  * PATH_NAME and PATH_TABLE, and with what its registers hold: PATH_ROWS_MAX (rows of the largest tile of a product),
  * PATH_QUERIES_MAX (queries that attention takes together; 6 or 12) and PATH_CHAINS (sums that fewer queries fill up to).
+ * PATH_ROWS_AHEAD: the fewest rows of a tile that asks for weights before it needs them.
  *
  * Used by: cpu_avx512.c, cpu_avx2.c.   Owns: nothing.   Never blocks, never allocates.
  *
@@ -172,8 +173,8 @@ INLINE void float_step(const struct product *p, const enum matrix_form form, uin
         acc[r] = vf_fma(w, vf_set1(p->a->f32[(size_t)(row + r) * p->a->k + i]), acc[r]);
 }
 
-/* How far ahead a full tile asks for weights: past the end of a page, where the processor's own prefetch stops. Tiles
- * of fewer rows wait for memory rather than compute, and asking there made a row alone a third slower. */
+/* How far ahead a tile of PATH_ROWS_AHEAD rows or more asks for weights: past the end of a page, where the processor's own
+ * prefetch stops. */
 #define PREFETCH_BYTES 4096
 
 INLINE void tile(const struct product *p, const enum matrix_form form, struct panel_sums *sums, uint32_t row,
@@ -186,7 +187,7 @@ INLINE void tile(const struct product *p, const enum matrix_form form, struct pa
     if (matrix_is_quantized(form)) {
         const size_t record_bytes = record_bytes_of(form);
         for (uint32_t g = 0; g < p->groups; g++) {
-            if (is_first && rows == PATH_ROWS_MAX)
+            if (is_first && rows >= PATH_ROWS_AHEAD)
                 UNROLL(9)
             for (size_t line = 0; line < record_bytes; line += 64)
                 _mm_prefetch((const char *)p->panel + g * record_bytes + PREFETCH_BYTES + line, _MM_HINT_T0);
