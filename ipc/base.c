@@ -6,8 +6,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define HUGE_PAGE_BYTES ((size_t)2 << 20)
-
 static bool base_sealed;
 static char *check_text;
 static size_t check_text_size;

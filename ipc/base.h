@@ -13,7 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ERR_TEXT_MAX 512
+#define ERR_TEXT_MAX    512
+#define HUGE_PAGE_BYTES ((size_t)2 << 20) /* of x86-64 */
 
 struct err {
     char text[ERR_TEXT_MAX]; /* one line for a human: what is wrong and what to do; "" when nothing was */

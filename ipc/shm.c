@@ -45,6 +45,15 @@ int shm_read_only(int fd, struct err *err)
     return read_only;
 }
 
+/* Large ones in huge pages where the system gives them to shared memory: who streams through the weights looks up an address
+ * every 2 MiB, not every 4 KiB. */
+static int populate(void *memory, size_t bytes, int access)
+{
+    if (bytes >= HUGE_PAGE_BYTES)
+        madvise(memory, bytes, MADV_HUGEPAGE); /* a wish */
+    return madvise(memory, bytes, (access & SHM_WRITE) ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+}
+
 void *shm_map(int fd, size_t bytes, int access, const char *name, struct err *err)
 {
     struct stat stat;
@@ -57,9 +66,14 @@ void *shm_map(int fd, size_t bytes, int access, const char *name, struct err *er
         return NULL;
     }
     int protection = PROT_READ | ((access & SHM_WRITE) ? PROT_WRITE : 0);
-    void *memory = mmap(NULL, bytes, protection, MAP_SHARED | ((access & SHM_POPULATE) ? MAP_POPULATE : 0), fd, 0);
+    void *memory = mmap(NULL, bytes, protection, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED) {
         err_set(err, -errno, "region %s: cannot map %zu bytes: %s", name, bytes, strerror(errno));
+        return NULL;
+    }
+    if ((access & SHM_POPULATE) && populate(memory, bytes, access) != 0) {
+        err_set(err, -errno, "region %s: cannot take %zu bytes of memory: %s", name, bytes, strerror(errno));
+        munmap(memory, bytes);
         return NULL;
     }
     return memory;
