@@ -110,6 +110,7 @@ $(BUILD)/bin/evenflow-stage:      $(BUILD)/stages/main_stage.o $(STAGES) $(KERNE
 $(BUILD)/bin/bench-kernels:       $(BUILD)/tools/main_bench_kernels.o $(BUILD)/tools/measure.o $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-limits:        $(BUILD)/tools/main_bench_limits.o $(BUILD)/tools/measure.o $(BUILD)/tools/samples.o $(STAGES) $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-cuda:          $(BUILD)/tools/main_bench_cuda.o $(KERNELS) $(IPC)
+$(BUILD)/bin/bench-decode:        $(BUILD)/tools/main_bench_decode.o $(STAGES) $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-hand-off:      $(BUILD)/tools/main_bench_hand_off.o $(KERNELS) $(IPC)
 $(BUILD)/bin/bench-sched:         $(BUILD)/tools/main_bench_sched.o $(ENGINE) $(IPC)
 $(BUILD)/bin/bench-journal:       $(BUILD)/tools/main_bench_journal.o $(ENGINE) $(IPC)
@@ -309,9 +310,9 @@ sanitize: ## Every test under address and undefined-behaviour sanitizers, the ri
 	$(Q)build/tsan/bin/threads
 
 # ---- measurements ----
-.PHONY: bench-accuracy bench-peers bench-kernels bench-limits bench-cuda bench-hand-off bench-sched bench-front bench-journal bench-ipc bench-recovery bench-serve bench-structured bench-speculate bench-load bench-timed bench-loaded bench-policies
+.PHONY: bench-accuracy bench-peers bench-kernels bench-limits bench-cuda bench-decode bench-hand-off bench-sched bench-front bench-journal bench-ipc bench-recovery bench-serve bench-structured bench-speculate bench-load bench-timed bench-loaded bench-policies
 .PHONY: benches
-benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-limits bench-cuda bench-hand-off bench-sched bench-front bench-journal bench-ipc logits) # built by make test, so that they stay whole
+benches: $(addprefix $(BUILD)/bin/,bench-kernels bench-limits bench-cuda bench-decode bench-hand-off bench-sched bench-front bench-journal bench-ipc logits) # built by make test, so that they stay whole
 
 bench-kernels: $(BUILD)/bin/bench-kernels ## Speed of every kernel on every instruction path that this processor has
 	$(Q)$<
@@ -322,10 +323,17 @@ bench-limits: $(BUILD)/bin/bench-limits model ## What this processor can do (pro
 bench-cuda: $(BUILD)/bin/bench-cuda ## Speed of the kernels for devices on cuda:0, beside its own copy rate
 	$(Q)$<
 
+bench-decode: $(BUILD)/bin/bench-decode ## Decode steps of models of usual shapes on cuda:0, beside what reading their bytes takes
+	$(Q)$<
+
 bench-hand-off: $(BUILD)/bin/bench-hand-off ## How long activations take from a stage on cuda:0 to another one there
 	$(Q)$<
 
-.PHONY: gpu-check
+.PHONY: gpu-check gpu-pack
+GPU_TESTS := $(addprefix $(BUILD)/,tests/test_cuda tests/test_forward_cuda tests/test_devices bin/bench-cuda bin/bench-decode bin/bench-hand-off)
+gpu-pack: all $(GPU_TESTS) $(FAKE_CUDA) ## What gpu-check runs, with the libraries it needs, for a machine without them: build/gpu-pack
+	$(Q)tools/gpu-pack.sh $(BUILD) $(BUILD)/gpu-pack
+
 gpu-check: ## All that only a GPU can prove, on cuda:0, into build/gpu-check (nine minutes at most)
 	$(Q)BUILD=$(BUILD) tools/gpu-check.sh $(BUILD)/gpu-check
 

@@ -1,29 +1,39 @@
 #!/bin/sh
 # gpu-check.sh [FOLDER]: everything that only a GPU can prove, in one go, under nine minutes; a report in FOLDER (default
-# build/gpu-check). No network, nothing installed. Needs nvcc, the packages of make test and a device, cuda:0.
+# build/gpu-check): report.txt, which grows line by line, and details.txt, all that the parts printed. No network, nothing
+# installed. Needs a device, cuda:0, and nvcc and the packages of make test, or what make gpu-pack made elsewhere:
 #
-# EVENFLOW_LIBCUDA names another driver than libcuda.so.1: with build/tests/driver/libcuda.so.1, the stand-in, the script itself is
-# tried where there is no GPU, and the report says so.
+#   make gpu-pack                                # where there is everything but a GPU
+#   BUILD=build/gpu-pack tools/gpu-check.sh      # where there is a GPU and nothing else
+#
+# Parts stand in the order of what they tell; each has a limit of its own, and one that fails or hangs costs no other.
+#
+# EVENFLOW_LIBCUDA names another driver than libcuda.so.1: with tests/driver/libcuda.so.1 of the build, the stand-in, the script
+# itself is tried where there is no GPU, and the report says so.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 out=${1:-build/gpu-check}
 build=${BUILD:-build}
-cores=$(nproc)
 deadline=$(($(date +%s) + 530))
 model=models/SmolLM2-135M-Instruct.Q4_1.gguf
 mkdir -p "$out" || exit 1
-report=$out/report.txt
+parts=$(mktemp -d) || exit 1
+trap 'rm -rf "$parts"' EXIT
+report=$out/report.txt details=$out/details.txt
 : >"$report"
+: >"$details"
 failures=0
 export EVENFLOW_BUILD="$build" EVENFLOW_LIBCUDA="${EVENFLOW_LIBCUDA:-libcuda.so.1}"
+[ ! -e "$build/packed" ] || export LD_LIBRARY_PATH="$build/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
 say()
 {
     echo "$1" | tee -a "$report"
 }
 
-# step NAME SECONDS COMMAND...: what it prints goes to FOLDER/NAME.txt; whether it worked, and how long it took, to the report.
-step()
+# part NAME SECONDS COMMAND...: what it prints goes to the details and stays in $parts/NAME for the script; whether it worked, and
+# how long it took, to the report.
+part()
 {
     name=$1 seconds=$2 begin=$(date +%s)
     shift 2
@@ -34,63 +44,99 @@ step()
         failures=$((failures + 1))
         return 1
     fi
-    timeout "$seconds" "$@" >"$out/$name.txt" 2>&1
+    timeout -k 5 "$seconds" "$@" >"$parts/$name" 2>&1 </dev/null
     status=$?
     took=$(($(date +%s) - begin))
-    if [ $status -eq 0 ]; then
-        say "ok       $name ($took s)"
-    else
-        say "FAILED   $name ($took s, status $status): $(tail -n 1 "$out/$name.txt")"
-        failures=$((failures + 1))
-    fi
+    { echo "==== $name: $*"; cat "$parts/$name"; echo; } >>"$details"
+    case $status in
+    0) say "ok       $name ($took s)" ;;
+    124 | 137) say "FAILED   $name: not done in $seconds s; its last line: $(tail -n 1 "$parts/$name")" ;;
+    *) say "FAILED   $name ($took s, status $status): $(tail -n 1 "$parts/$name")" ;;
+    esac
+    [ $status -eq 0 ] || failures=$((failures + 1))
     return $status
 }
 
-step build 240 make BUILD="$build" CUDA=on -j"$cores" all tests benches || exit 1
-step roofline 60 "$build/bin/bench-cuda" || exit 1
-head -n 1 "$out/roofline.txt" | tee -a "$report"
-grep -q 'stand-in' "$out/roofline.txt" && say "stand-in, no GPU result: this run says only that the script works"
-tail -n +2 "$out/roofline.txt" | tee -a "$report"
+# table NAME: what a part measured belongs into the report, as far as it came.
+table()
+{
+    [ ! -e "$parts/$1" ] || sed 's/^/         /' "$parts/$1" | tee -a "$report"
+}
+
+# tests NAME SECONDS PROGRAM: and the names of those that failed.
+tests()
+{
+    part "$1" "$2" "$build/tests/$3" --jobs 1 --verbose=1 && return 0
+    grep -E '^\[(FAIL|CRASH)|TIMEOUT|^\[====\]' "$parts/$1" | head -n 20 | sed 's/^/         /' | tee -a "$report"
+    return 1
+}
+
+say "gpu-check, $(date -u '+%Y-%m-%d %H:%M') UTC, $(nproc) cores, $(uname -sr)"
+part machine 10 sh -c 'nvidia-smi || true; nvidia-smi topo -m || true; command -v nvcc compute-sanitizer nvidia-cuda-mps-control; ulimit -l; cat /proc/driver/nvidia/version; true'
+
+if [ -e "$build/packed" ]; then
+    say "         programs of $build, built elsewhere"
+else
+    part build 300 make BUILD="$build" CUDA=on -j"$(nproc)" all "$build/tests/test_cuda" "$build/tests/test_forward_cuda" \
+        "$build/tests/test_devices" "$build/bin/bench-cuda" "$build/bin/bench-decode" "$build/bin/bench-hand-off" || exit 1
+fi
+
+# What the device copies, and each kernel beside it.
+part roofline 60 "$build/bin/bench-cuda"
+table roofline
+stand_in=$(grep -c 'stand-in' "$parts/roofline")
+[ "$stand_in" -eq 0 ] || say "stand-in, no GPU result: this run says only that the script works"
+
+# Kernels against the plain path, and the sweep: a row alone and beside up to 255 others, chunks, block sizes, draws; memory that
+# outlives a process that is killed in the middle of writing it, and is not written any more then.
+tests kernels 90 test_cuda
+tests forward 90 test_forward_cuda
+
+# Whole steps of models of usual shapes beside the time that their bytes take, with and without graphs.
+part decode 90 "$build/bin/bench-decode"
+table decode
 
 # Two processes that hand on to each other, without a processor on the way: on one device, and on two where there are.
 for memory in vmm ipc; do
-    step hand-off-$memory 30 "$build/bin/bench-hand-off" 0 0 $memory && tee -a "$report" <"$out/hand-off-$memory.txt"
+    part hand-off-$memory 25 "$build/bin/bench-hand-off" 0 0 $memory
+    table hand-off-$memory
 done
 if [ "$(nvidia-smi -L 2>/dev/null | wc -l)" -ge 2 ]; then
-    step hand-off-peers 30 "$build/bin/bench-hand-off" 0 1 && tee -a "$report" <"$out/hand-off-peers.txt"
+    part hand-off-peers 25 "$build/bin/bench-hand-off" 0 1
+    table hand-off-peers
 else
     say "not run  hand-off-peers: it needs two GPUs"
 fi
 
-# Kernels against the plain path, and the sweep: a row alone and beside up to 255 others, chunks, block sizes.
-step kernels 120 "$build/tests/test_cuda" --jobs 1
-step forward 120 "$build/tests/test_forward_cuda" --jobs 1
 # Whole engines: 1, 2 and 4 stages, mixed pipelines, activations over the host and not, kill -9 of each stage in the middle of answers.
-step engines 180 "$build/tests/test_devices" --jobs 1
+tests engines 180 test_devices
 
 # The real model, where it is there: loss of a page on the device beside the processor's, with 1, 2 and 4 stages.
-if [ -r "$model" ] && ! grep -q 'stand-in' "$out/roofline.txt"; then
+if [ -r "$model" ] && [ "$stand_in" -eq 0 ]; then
     for stages in 1 2 4; do
-        step "page-$stages" 60 "$build/bin/evenflow" perplexity "$model" tests/data/page.txt --json -p $stages --devices cuda:0
+        part "page-$stages" 40 "$build/bin/evenflow" perplexity "$model" tests/data/page.txt --json -p $stages --devices cuda:0
     done
-    if ! cmp "$out/page-1.txt" "$out/page-2.txt" || ! cmp "$out/page-1.txt" "$out/page-4.txt"; then
+    if cmp -s "$parts/page-1" "$parts/page-2" && cmp -s "$parts/page-1" "$parts/page-4"; then
+        table page-1
+    else
         say "FAILED   page: its losses depend on the stages"
         failures=$((failures + 1))
     fi
-    step bench 60 env BUILD="$build" tools/bench-serve.sh "$model" -p 1 --devices cuda:0 && tail -n +2 "$out/bench.txt" | tee -a "$report"
+    part bench 60 env BUILD="$build" tools/bench-serve.sh "$model" -p 1 --devices cuda:0
+    table bench
 else
     say "not run  page, bench: they need $model and a GPU"
 fi
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
-if [ -n "$sanitizer" ] && ! grep -q 'stand-in' "$out/roofline.txt"; then
+if [ -n "$sanitizer" ] && [ "$stand_in" -eq 0 ]; then
     for tool in memcheck racecheck; do
-        step "$tool" 100 "$sanitizer" --tool $tool --target-processes all --error-exitcode 9 "$build/tests/test_forward_cuda" --jobs 1
+        part "$tool" 90 "$sanitizer" --tool $tool --target-processes all --error-exitcode 9 "$build/tests/test_forward_cuda" \
+            --jobs 1 --filter 'forward_cuda/tokens_that*'
     done
 else
     say "not run  compute-sanitizer: it needs a GPU and the toolkit's program"
 fi
-command -v nvidia-smi >/dev/null && nvidia-smi >"$out/nvidia-smi.txt" 2>&1
 
-say "$failures steps failed; details in $out"
+say "$failures parts failed; details in $details"
 [ "$failures" -eq 0 ]

@@ -65,6 +65,41 @@ static double copy_rate(void)
     return 2.0 * (double)bytes / seconds_of(copy_once, &copy);
 }
 
+/* ---- one kernel behind another ---- */
+
+#define EMPTY_KERNELS 500u
+
+static void launch_many(const void *context)
+{
+    for (uint32_t i = 0; i < EMPTY_KERNELS; i++)
+        cuda_launch(&cuda, CUDA_KERNEL_add, 1, 1, 1, context);
+}
+
+static struct cuda_graph *recorded;
+
+static void replay_many(const void *nothing)
+{
+    (void)nothing;
+    cuda_replay(&cuda, recorded);
+}
+
+/* What a kernel that computes next to nothing takes, launched and replayed. */
+static void measure_boundary(void)
+{
+    float *x = take(16 * sizeof(float));
+    const struct cuda_add_args args = {.out = x, .x = x, .branch = x, .width = 16};
+    double launched = seconds_of(launch_many, &args) / EMPTY_KERNELS;
+    if (cuda_record_begin(&cuda)) {
+        launch_many(&args);
+        recorded = cuda_record_end(&cuda);
+    }
+    printf("an empty kernel behind another: %.2f us launched", launched * 1e6);
+    if (recorded != NULL)
+        printf(", %.2f us replayed\n", seconds_of(replay_many, NULL) / EMPTY_KERNELS * 1e6);
+    else
+        printf("; this device records no graphs\n");
+}
+
 /* ---- products ---- */
 
 static void multiply_once(const void *context)
@@ -154,6 +189,7 @@ int main(int argc, char **argv)
     printf("cuda:%u, %s, compute capability %d.%d%s\n", ordinal, cuda.name, cuda.capability / 10, cuda.capability % 10,
            is_stand_in ? ": stand-in, no GPU result" : "");
     printf("a copy on the device reads and writes %.1f GB/s\n", copies / 1e9);
+    measure_boundary();
     uint32_t width = is_stand_in ? 256 : 4096, wide = is_stand_in ? 512 : 11008;
     measure_product("product f16", MATRIX_F16, width, width, copies);
     measure_product("product f16, wide", MATRIX_F16, 2 * wide, width, copies);
