@@ -1,9 +1,9 @@
-/* main_bench_decode.c - what a whole decode step takes on a device, beside what reading its weights and KV takes at the rate of a
- * copy there: make bench-decode.
+/* main_bench_decode.c - what a whole decode step takes on a device, beside what reading its weights and KV takes at the rate
+ * of a copy there: make bench-decode.
  *
- * Models of well-known shapes, of one stage; their weights are whatever bits the memory has, which changes no time. From the step's
- * record on the host to its tokens there, kernels launched one by one and replayed. On what stands in for a driver the shapes are
- * small and the times mean nothing.
+ * Models of well-known shapes, of one stage; their weights are whatever bits the memory has, which changes no time. From the
+ * step's record on the host to its tokens there, kernels launched one by one and replayed. On what stands in for a driver the
+ * shapes are small and the times mean nothing.
  *
  *   bench-decode [DEVICE] */
 #include <stdio.h>
