@@ -268,8 +268,26 @@ uint32_t sched_process_do_work(struct sched_process *p)
     return count + planned;
 }
 
+/* Nobody would wake us to plan the next step: the supervisor's watch ends such a life, and this says what it was like. */
+static void report_standstill(const struct sched_process *p)
+{
+    const struct sched *core = &p->core;
+    uint32_t ready = 0, awaited = 0;
+    for (uint32_t s = core->table.running.first; s != SEQ_NONE; s = core->table.seqs[s].next) {
+        ready += policy_schedulable(core, s) > 0;
+        awaited += core->table.seqs[s].in_flight > 0;
+    }
+    log_error(
+        "bug: nothing is in flight behind step %llu and nothing is planned: %u sequences run, %u of them could go "
+        "on, %u await a token; %u wait, %u blocks are free",
+        (unsigned long long)core->next_step - 1, core->table.running.count, ready, awaited, core->table.waiting.count,
+        core->kv.free_count);
+}
+
 void sched_process_wait(struct sched_process *p)
 {
+    if (p->core.in_flight == 0 && p->core.table.running.count > 0)
+        report_standstill(p);
     uint32_t spin_ns = p->arena->plan->spin_ns;
     for (uint64_t start_ns = spin_ns ? clock_ns() : 0; spin_ns && clock_ns() - start_ns < spin_ns;)
         if (!ring_is_empty(&p->requests) || !ring_is_empty(&p->results))

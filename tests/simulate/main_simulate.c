@@ -20,7 +20,7 @@
 #define LOAD_SEED   1u
 
 struct totals {
-    uint64_t worlds, turns, points, suspicions, drafts, deaths[ROLE_COUNT], by_point[FAULT_COUNT + 1];
+    uint64_t worlds, turns, points, suspicions, stops, drafts, deaths[ROLE_COUNT], by_point[FAULT_COUNT + 1];
 };
 
 static struct world world;
@@ -103,6 +103,7 @@ static void add(struct totals *totals)
     totals->turns += world.turns;
     totals->points += world.points;
     totals->suspicions += world.suspicions;
+    totals->stops += world.stops;
     totals->drafts += counter_read(arena_process(&world.arena, ROLE_SCHED, 0), COUNTER_SCHED_ACCEPTED);
     for (uint32_t role = 0; role < ROLE_COUNT; role++)
         totals->deaths[role] += world.deaths_of[role];
@@ -120,16 +121,17 @@ static void print(const struct totals *totals, const struct load *load, double t
             printf("%-28s %8llu deaths\n", point < FAULT_COUNT ? fault_names[point] : "inside of the model",
                    (unsigned long long)totals->by_point[point]);
     printf(
-        "%s: %llu engines, %llu deaths (%llu of front, %llu of sched, %llu of stages) at %u points, %llu suspicions, "
-        "%llu answers (%.1f MB) compared, %llu drafts right, %llu closed unread; %llu turns past %llu points in %.1f "
-        "s\n",
+        "%s: %llu engines, %llu deaths (%llu of front, %llu of sched, %llu of stages) at %u points, %llu stops, %llu "
+        "suspicions, %llu answers (%.1f MB) compared, %llu drafts right, %llu closed unread; %llu turns past %llu "
+        "points in %.1f s\n",
         is_good ? "clean" : "FAILED", (unsigned long long)totals->worlds,
         (unsigned long long)(totals->deaths[ROLE_FRONT] + totals->deaths[ROLE_SCHED] + totals->deaths[ROLE_STAGE]),
         (unsigned long long)totals->deaths[ROLE_FRONT], (unsigned long long)totals->deaths[ROLE_SCHED],
-        (unsigned long long)totals->deaths[ROLE_STAGE], points, (unsigned long long)totals->suspicions,
-        (unsigned long long)load_totals(load)->answers, (double)load_totals(load)->bytes / 1e6,
-        (unsigned long long)totals->drafts, (unsigned long long)load_totals(load)->closed_unread,
-        (unsigned long long)totals->turns, (unsigned long long)totals->points, took_s);
+        (unsigned long long)totals->deaths[ROLE_STAGE], points, (unsigned long long)totals->stops,
+        (unsigned long long)totals->suspicions, (unsigned long long)load_totals(load)->answers,
+        (double)load_totals(load)->bytes / 1e6, (unsigned long long)totals->drafts,
+        (unsigned long long)load_totals(load)->closed_unread, (unsigned long long)totals->turns,
+        (unsigned long long)totals->points, took_s);
 }
 
 int main(int argc, char **argv)

@@ -22,13 +22,16 @@
 #include "tests/tiny_vocab.h"
 #include "tools/random.h"
 
-#define START_NS     1000000000000ull
-#define TURN_NS      500u     /* what a turn takes */
-#define JUMP_NS      1000000u /* at most, while clients may still do something */
-#define YIELD_ONE_IN 6u       /* points */
-#define PATIENCE     4000u    /* points until somebody dies elsewhere */
-#define INSIDE       FAULT_COUNT
-#define LAYERS       3u
+#define START_NS      1000000000000ull
+#define TURN_NS       500u       /* what a turn takes */
+#define JUMP_NS       1000000u   /* at most, while clients may still do something */
+#define YIELD_ONE_IN  6u         /* points */
+#define PATIENCE      4000u      /* points until somebody dies elsewhere */
+#define STOP_ONE_IN   3u         /* deaths: it is stopped, and ended when that has been noticed */
+#define STARVE_ONE_IN 20000u     /* points: the processor is others' for as long */
+#define STOP_NS       500000000u /* at most */
+#define INSIDE        FAULT_COUNT
+#define LAYERS        3u
 
 struct world *world_at_hand;
 
@@ -159,6 +162,13 @@ static uint32_t point_of(const char *name)
     return point;
 }
 
+/* Whatever comes for it, it does nothing: stopped, or starved by others on the machine. */
+static void stand_still(struct world *w)
+{
+    w->stops++;
+    actor_sleep(-1, w->now_ns + 1 + dice(w, STOP_NS));
+}
+
 static uint32_t process_at_hand(const struct world *w)
 {
     uint32_t process = 1;
@@ -180,9 +190,13 @@ void world_point(const char *name)
         w->deaths[point_of(name)]++;
         w->deaths_of[role_of(process_at_hand(w))]++;
         plan_death(w);
+        if (dice(w, STOP_ONE_IN) == 0)
+            stand_still(w);
         actor_die();
     }
-    if (dice(w, YIELD_ONE_IN) == 0)
+    if (dice(w, STARVE_ONE_IN) == 0)
+        stand_still(w);
+    else if (dice(w, YIELD_ONE_IN) == 0)
         actor_yield();
 }
 

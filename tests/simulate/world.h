@@ -47,6 +47,7 @@ struct world {
     uint64_t meant_until;             /* points past which it is anywhere */
     uint64_t deaths[FAULT_COUNT + 1]; /* by point; the last one: inside of the model */
     uint64_t deaths_of[ROLE_COUNT], suspicions;
+    uint64_t stops; /* for a long time: ended then, or not */
 };
 
 /* What the engine's code is inside of, once it runs. */
