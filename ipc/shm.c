@@ -11,6 +11,9 @@
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008u /* Linux 6.3; older kernels answer EINVAL */
 #endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1; likewise */
+#endif
 
 int shm_create(const char *name, size_t bytes, struct err *err)
 {
@@ -45,13 +48,37 @@ int shm_read_only(int fd, struct err *err)
     return read_only;
 }
 
-/* Large ones in huge pages where the system gives them to shared memory: who streams through the weights looks up an address
- * every 2 MiB, not every 4 KiB. */
-static int populate(void *memory, size_t bytes, int access)
+/* Large ones at addresses that huge pages need. */
+static void *map(int fd, size_t bytes, int protection)
 {
-    if (bytes >= HUGE_PAGE_BYTES)
-        madvise(memory, bytes, MADV_HUGEPAGE); /* a wish */
-    return madvise(memory, bytes, (access & SHM_WRITE) ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+    if (bytes < HUGE_PAGE_BYTES)
+        return mmap(NULL, bytes, protection, MAP_SHARED, fd, 0);
+    uint8_t *room = mmap(NULL, bytes + HUGE_PAGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED)
+        return MAP_FAILED;
+    size_t before = align_up_u64((uintptr_t)room, HUGE_PAGE_BYTES) - (uintptr_t)room;
+    void *memory = mmap(room + before, bytes, protection, MAP_SHARED | MAP_FIXED, fd, 0);
+    int error = errno;
+    size_t end = before + align_up_u64(bytes, 4096);
+    if (memory == MAP_FAILED || before > 0)
+        munmap(room, memory == MAP_FAILED ? bytes + HUGE_PAGE_BYTES : before);
+    if (memory != MAP_FAILED && end < bytes + HUGE_PAGE_BYTES)
+        munmap(room + end, bytes + HUGE_PAGE_BYTES - end);
+    errno = error;
+    return memory;
+}
+
+/* Takes memory in huge pages as far as it goes: who streams through the weights looks up an address every 2 MiB, not every
+ * 4 KiB. The system seldom gives them to shared memory unasked (transparent_hugepage/shmem_enabled: never), but where something
+ * is there already, it puts it together when it is told to. All of it is a wish. */
+static void take_huge_pages(uint8_t *memory, size_t bytes)
+{
+    size_t whole = bytes / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+    madvise(memory, bytes, MADV_HUGEPAGE);
+    for (size_t at = 0; at < whole; at += HUGE_PAGE_BYTES)
+        madvise(memory + at, 4096, MADV_POPULATE_WRITE);
+    if (whole > 0)
+        madvise(memory, whole, MADV_COLLAPSE);
 }
 
 void *shm_map(int fd, size_t bytes, int access, const char *name, struct err *err)
@@ -66,12 +93,15 @@ void *shm_map(int fd, size_t bytes, int access, const char *name, struct err *er
         return NULL;
     }
     int protection = PROT_READ | ((access & SHM_WRITE) ? PROT_WRITE : 0);
-    void *memory = mmap(NULL, bytes, protection, MAP_SHARED, fd, 0);
+    void *memory = map(fd, bytes, protection);
     if (memory == MAP_FAILED) {
         err_set(err, -errno, "region %s: cannot map %zu bytes: %s", name, bytes, strerror(errno));
         return NULL;
     }
-    if ((access & SHM_POPULATE) && populate(memory, bytes, access) != 0) {
+    if ((access & SHM_POPULATE) && (access & SHM_WRITE))
+        take_huge_pages(memory, bytes);
+    if ((access & SHM_POPULATE) &&
+        madvise(memory, bytes, (access & SHM_WRITE) ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) != 0) {
         err_set(err, -errno, "region %s: cannot take %zu bytes of memory: %s", name, bytes, strerror(errno));
         munmap(memory, bytes);
         return NULL;
