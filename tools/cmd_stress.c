@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "engine/config.h"
+#include "engine/watch.h"
 #include "ipc/clock.h"
 #include "ipc/fault.h"
 #include "ipc/ledger.h"
@@ -886,6 +887,30 @@ static bool kill_engine(struct stress *s)
     return true;
 }
 
+/* What everybody was at: words that others go by, and the last of what it noted itself. */
+static void write_processes(const struct stress *s, FILE *file)
+{
+    const struct sup_shm *sup = arena_sup(&s->inside);
+    fprintf(file, "\nengine: ready %u, kept %u of %u, standby %u, %llu deaths\n", sup->ready, sup->kept,
+            sup->head.epoch, sup->standby, (unsigned long long)sup->death_count);
+    for (uint32_t number = 0; number < s->process_count; number++) {
+        struct watch_look look = {0};
+        char trace[1024];
+        watch_read(pid_of(s, number), &look);
+        fprintf(file, "%s %u: process %d (%c, %llu ms of processor time), %u lives before", role_name(role_of(number)),
+                number < ROLE_STAGE ? 0 : number - ROLE_STAGE, pid_of(s, number), look.state ? look.state : '-',
+                (unsigned long long)look.cpu_ns / 1000000, arena_process_restarts(&s->inside, number));
+        if (number > 0) {
+            const struct process_shm *p = block_of(s, number);
+            trace_print(&p->trace, 12, clock_ns(), trace, sizeof(trace));
+            fprintf(file, ", state %u, sleeping %u, step %llu, consumed %llu and %llu, told %llu; %s", p->state,
+                    p->sleeping, (unsigned long long)p->step, (unsigned long long)p->consumed,
+                    (unsigned long long)p->consumed_second, (unsigned long long)p->told, trace);
+        }
+        fputc('\n', file);
+    }
+}
+
 /* The first one is `failure`, others have a number. */
 static void write_failure(const struct stress *s)
 {
@@ -898,6 +923,8 @@ static void write_failure(const struct stress *s)
         return;
     fprintf(file, "%s\n(after %llu bytes of the log)\n\n%s\n", s->failure,
             (unsigned long long)lseek(STDERR_FILENO, 0, SEEK_CUR), load_failure(s->load));
+    if (s->inside.plan != NULL)
+        write_processes(s, file);
     fclose(file);
 }
 
