@@ -112,6 +112,8 @@ static bool plan_successor(struct supervisor *s, struct child *child)
     if (child->fruitless > 1)
         wait_ns = min_u64(BACK_OFF_NS << (child->fruitless - 2), BACK_OFF_MAX_NS);
     child->successor_ns = now_ns + wait_ns;
+    if (wait_ns > 0) /* a standby that does not know of this death would take it for one together with a supervisor */
+        s->is_standby_outdated = true;
     return true;
 }
 
@@ -168,10 +170,12 @@ void supervisor_on_death(struct supervisor *s, struct child *child)
     if (child->role == ROLE_FRONT)
         keeper_turn(&s->keeper); /* what it gave last */
     bool is_soon = s->takeover_ns != 0 && clock_ns() - s->takeover_ns < TOGETHER_NS;
-    if (child->role == ROLE_FRONT) /* however late: connections that it had not given to this supervisor are lost */
-        is_soon = is_soon || !s->keeper.is_whole;
-    bool is_ours = child->is_replaced && (child->role != ROLE_FRONT || s->is_keeping);
-    bool is_together = (is_soon || child->died_with_supervisor) && !child->is_unborn && !is_ours;
+    /* however late: connections that it had not given to this supervisor are lost */
+    bool is_lost = child->role == ROLE_FRONT && !s->keeper.is_whole;
+    /* it was ended, by this supervisor or the one before, and nobody else has died */
+    bool is_ours =
+        (child->is_replaced && (child->role != ROLE_FRONT || s->is_keeping)) || (child->hung != WATCH_FINE && !is_lost);
+    bool is_together = (is_soon || is_lost || child->died_with_supervisor) && !child->is_unborn && !is_ours;
     child->is_unborn = child->died_with_supervisor = false;
     bool is_known = info.si_code != 0; /* not always, of a process that a supervisor before this one has started */
     bool is_orderly = s->phase == PHASE_STOPPING && (!is_known || (info.si_code == CLD_EXITED && info.si_status == 0));

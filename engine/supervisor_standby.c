@@ -68,6 +68,8 @@ void supervisor_take_over(struct supervisor *s)
     for (uint32_t i = 1; i < s->process_count; i++) { /* however long it takes until one gets round to it */
         struct pollfd poll_fd = {.fd = s->children[i].pidfd, .events = POLLIN};
         s->children[i].died_with_supervisor = poll(&poll_fd, 1, 0) == 1;
+        if (s->children[i].hung != WATCH_FINE && s->children[i].pidfd >= 0) /* it was about to be ended */
+            syscall(SYS_pidfd_send_signal, s->children[i].pidfd, SIGKILL, NULL, 0);
     }
     /* relaxed, all three: shown to people, or written by supervisors alone */
     uint32_t takeovers = atomic_load_explicit(&s->shm->processes[0].restarts, memory_order_relaxed) + 1;
@@ -84,14 +86,15 @@ void supervisor_take_over(struct supervisor *s)
     /* acquire: pairs with the release in arena_set_state() */
     bool is_front_starting = atomic_load_explicit(&front->state, memory_order_acquire) == PROCESS_STARTING;
     struct child *child = &s->children[process_number(ROLE_FRONT, 0)];
-    if (is_front_starting && s->is_keeping) { /* it may have been given some of its connections: another one gets all */
-        child->is_replaced = true;
-        if (child->pidfd >= 0)
-            syscall(SYS_pidfd_send_signal, child->pidfd, SIGKILL, NULL, 0);
+    if (child->pidfd < 0) {
+        /* its successor, which has not begun, gets what is kept */
+    } else if (is_front_starting && s->is_keeping) {
+        child->is_replaced = true; /* it may have been given some of its connections: another one gets all */
+        syscall(SYS_pidfd_send_signal, child->pidfd, SIGKILL, NULL, 0);
     } else if (is_front_starting) {
         log_error("front was about to start again: its connections went with the supervisor; ending the engine");
         supervisor_end_now(s);
-    } else if (!child->is_replaced && child->pidfd >= 0) {
+    } else if (!child->is_replaced) {
         keeper_forget(&s->keeper); /* it hands over all of them again */
     }
     bool knows_of_upgrade = supervisor_is_preparing(s) || s->upgrade.phase == UPGRADE_REPLACING;

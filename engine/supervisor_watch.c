@@ -107,7 +107,9 @@ void supervisor_look_who_hangs(struct supervisor *s)
             continue;
         struct watch_look look = supervisor_look_at(s, child);
         child->hung = watch_judge(&child->watch, &look);
-        if (child->hung != WATCH_FINE)
-            syscall(SYS_pidfd_send_signal, child->pidfd, SIGKILL, NULL, 0);
+        if (child->hung == WATCH_FINE)
+            continue;
+        supervisor_renew_standby(s); /* it has to know why this process dies */
+        syscall(SYS_pidfd_send_signal, child->pidfd, SIGKILL, NULL, 0);
     }
 }

@@ -124,11 +124,11 @@ static void *strike(void *pointer)
 }
 
 /* Requests run until every blow has fallen and been got over. */
-static void survive(struct blow *blows)
+static void survive_what(void *(*strikes)(void *), void *argument)
 {
     pthread_t thread;
     atomic_store(&is_over, false);
-    cr_assert_eq(pthread_create(&thread, NULL, strike, blows), 0);
+    cr_assert_eq(pthread_create(&thread, NULL, strikes, argument), 0);
     while (!atomic_load(&is_over)) {
         engine_complete_with(client, bodies, REQUESTS, 12, seen);
         expect_the_truth();
@@ -136,6 +136,11 @@ static void survive(struct blow *blows)
     pthread_join(thread, NULL);
     engine_complete_with(client, bodies, REQUESTS, 12, seen);
     expect_the_truth();
+}
+
+static void survive(struct blow *blows)
+{
+    survive_what(strike, blows);
 }
 
 Test(survive, answers_go_on_over_the_deaths_of_any_process, .timeout = 120)
@@ -253,6 +258,65 @@ Test(survive, nothing_is_left_when_front_dies_before_a_new_supervisor_has_its_co
     kill(all[0], SIGKILL);
     expect_the_end("a front that had given nothing");
     inside_close(&inside);
+}
+
+/* A stage that dies again and again before it can do anything waits for its next life: nobody dies with the supervisor then. */
+Test(survive, a_supervisor_dies_alone_while_a_process_waits_for_its_next_life, .timeout = 120)
+{
+    const uint32_t stage = process_number(ROLE_STAGE, 1);
+    struct arena inside;
+    struct err err;
+    uint64_t dead_ns = 0;
+    start(OPTIONS);
+    cr_assert_eq(inside_open(&inside, engine.pid, &err), 0, "%s", err.text);
+    for (uint32_t pid = 0; dead_ns == 0 || clock_ns() - dead_ns < 100000000u;) {
+        uint32_t next = arena_process_id(&inside, stage), standby = arena_standby(&inside);
+        if (next == pid)
+            continue;
+        pid = next;
+        kill((pid_t)pid, SIGSTOP); /* it does not become ready */
+        kill((pid_t)standby, SIGKILL);
+        while (arena_standby(&inside) == standby) /* the next one knows that it was born */
+            wait_ms(1);
+        kill((pid_t)pid, SIGKILL);
+        dead_ns = clock_ns();
+    }
+    kill(engine.pid, SIGKILL);
+    engine_complete_with(client, bodies, REQUESTS, 12, seen);
+    expect_the_truth();
+    inside_close(&inside);
+    stop();
+}
+
+/* Who is stopped is ended for it. A supervisor that takes over at that time ends it soon after its predecessor's death, or
+ * finds it ended. */
+static void *stop_stage_and_kill_supervisor(void *unused)
+{
+    for (int i = 0; i < 5; i++) {
+        pid_t stage = pid_of("stage", 1), standby = pid_of("standby", 0), supervisor = pid_of("supervisor", 0);
+        uint64_t stopped_ns = clock_ns();
+        kill(stage, SIGSTOP);
+        wait_ms(220);
+        kill(standby, SIGKILL); /* the next one has seen that stage stopped */
+        await_other("standby", 0, standby);
+        while (clock_ns() - stopped_ns < 300000000u + (uint64_t)i * 30000000u)
+            wait_ms(1);
+        kill(supervisor, SIGKILL);
+        await_other("stage", 1, stage);
+        await_ready("stage", 1);
+        await_other("supervisor", 0, supervisor);
+        wait_ms(150);
+    }
+    atomic_store(&is_over, true);
+    return unused;
+}
+
+Test(survive, a_supervisor_dies_alone_while_a_process_is_ended_for_being_stopped, .timeout = 120)
+{
+    prctl(PR_SET_CHILD_SUBREAPER, 1); /* or the kernel would let the stopped one continue when the supervisor dies */
+    start(OPTIONS);
+    survive_what(stop_stage_and_kill_supervisor, NULL);
+    stop();
 }
 
 /* The kernel hangs up on a process group that loses its last tie to the session while somebody in it is stopped. */
