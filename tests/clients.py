@@ -11,6 +11,7 @@ import sys
 
 import httpx
 import openai
+import pydantic
 
 SOCKET = sys.argv[1]
 client = openai.OpenAI(
@@ -44,7 +45,8 @@ def ids(answer, choice=0):
 
 
 def ask(path, body):
-    return json.loads(subprocess.run(["curl", "-s", "--unix-socket", SOCKET, "http://localhost" + path, "-d", json.dumps(body)],
+    data = ["-d", json.dumps(body)] if body is not None else []
+    return json.loads(subprocess.run(["curl", "-s", "--unix-socket", SOCKET, "http://localhost" + path, *data],
                                      check=True, capture_output=True).stdout)
 
 
@@ -208,7 +210,37 @@ special = complete("<|im_start|>", max_tokens=1).usage.prompt_tokens
 check("parse_special", complete("<|im_start|>", max_tokens=1, extra={"parse_special": True}).usage.prompt_tokens < special)
 check("models.retrieve", client.models.retrieve(MODEL).id == MODEL)
 
+check("best_of: as many as n", len(complete(n=2, best_of=2, max_tokens=1).choices) == 2)
+check("/tokenize of a chat", ask("/tokenize", {"messages": [{"role": "user", "content": "Name three colours."}]})["count"] ==
+      chat(max_tokens=1).usage.prompt_tokens)
+
+# the package's own types, with nothing missing and nothing of another kind
+for name, kind, answer in (
+        ("completion", openai.types.Completion, ask("/v1/completions", {"prompt": PROMPT, "logprobs": 2, "n": 2})),
+        ("chat", openai.types.chat.ChatCompletion, ask("/v1/chat/completions", {
+            "messages": [{"role": "user", "content": "Hi"}], "logprobs": True, "top_logprobs": 2, "max_tokens": 3})),
+        ("model", openai.types.Model, ask("/v1/models/" + MODEL, None))):
+    try:
+        kind.model_validate(answer, strict=True)
+    except ValueError as error:
+        check(f"types: {name}", False, error)
+with client.chat.completions.stream(model=MODEL, messages=[{"role": "user", "content": "Name three colours."}],
+                                    temperature=0, max_tokens=200, logprobs=True) as whole_chat:
+    kinds = {event.type for event in whole_chat}
+    final = whole_chat.get_final_completion().choices[0]
+check("the package's own streams", {"chunk", "content.delta", "content.done", "logprobs.content.done"} <= kinds and
+      final.message.content == chat(max_tokens=200).choices[0].message.content, kinds)
+parsed = client.chat.completions.parse(
+    model=MODEL, messages=[{"role": "user", "content": "A colour?"}], temperature=0, max_tokens=60,
+    response_format=type("Colour", (pydantic.BaseModel,), {"__annotations__": {"is_warm": bool}}))
+check("the package's own parsing", isinstance(parsed.choices[0].message.parsed.is_warm, bool), parsed)
+
 # errors, as the package sees them
+try:
+    client.completions.create(model=MODEL, prompt="", extra_headers={"X-Request-Id": "mine-8"})
+    check("error: none", False)
+except openai.BadRequestError as error:
+    check("X-Request-Id of an error", error.request_id == "mine-8", error.response.headers)
 check("error: field", refused(lambda: complete(temperature=-1), 400, "temperature"))
 check("error: user", refused(lambda: complete(extra={"user": 7}), 400, "user"))
 check("error: logprobs", refused(lambda: complete(logprobs=21), 400, "logprobs"))

@@ -350,6 +350,52 @@ FRONT_TEST(answers_what_it_knows_by_itself, set_up)
     expect_nothing_left();
 }
 
+/* What promtool would say of it: each family has its help, then its type, then its samples, all in one place; counters end in
+ * _total, and nothing else does. */
+FRONT_TEST(metrics_have_the_form_that_prometheus_reads, set_up)
+{
+    int fd = connect_client();
+    const char *answer = ask(fd, "GET /metrics HTTP/1.1\r\n\r\n");
+    char *text = strdup(strstr(answer, "\r\n\r\n") + 4), *rest = text, family[128] = "", seen[16384] = " ";
+    bool has_type = false;
+    uint32_t families = 0, samples = 1;
+    cr_expect_not_null(strstr(answer, "Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"));
+    cr_assert(text[0] != '\0' && text[strlen(text) - 1] == '\n');
+    for (char *line; (line = strsep(&rest, "\n")) != NULL && *line != '\0';) {
+        char name[128], kind[16], said[130];
+        double value;
+        int end = 0;
+        if (sscanf(line, "# HELP %127s %n", name, &end) == 1 && end > 0) {
+            cr_expect(samples > 0 && line[end] != '\0', "%s", line);
+            snprintf(said, sizeof(said), " %s ", name);
+            cr_expect_null(strstr(seen, said), "twice: %s", line);
+            cr_assert_lt(strlen(seen) + strlen(said), sizeof(seen));
+            strcat(seen, said);
+            strcpy(family, name);
+            families++;
+            has_type = false;
+            samples = 0;
+        } else if (sscanf(line, "# TYPE %127s %15s%n", name, kind, &end) == 2) {
+            size_t size = strlen(name);
+            bool is_total = size > 6 && strcmp(name + size - 6, "_total") == 0;
+            cr_expect(!has_type && samples == 0 && strcmp(name, family) == 0 && line[end] == '\0', "%s", line);
+            cr_expect_eq(is_total, strcmp(kind, "counter") == 0, "%s", line);
+            cr_expect(is_total || strcmp(kind, "gauge") == 0, "%s", line);
+            has_type = true;
+        } else {
+            bool is_plain = sscanf(line, "%127[a-z0-9_] %lf%n", name, &value, &end) == 2;
+            bool has_labels = !is_plain && sscanf(line, "%127[a-z0-9_]{%*[^}]} %lf%n", name, &value, &end) == 2;
+            cr_expect((is_plain || has_labels) && line[end] == '\0', "%s", line);
+            cr_expect(has_type && strcmp(name, family) == 0, "%s", line);
+            samples++;
+        }
+    }
+    cr_expect_gt(families, 20);
+    free(text);
+    close(fd);
+    expect_nothing_left();
+}
+
 /* Whether a bell has been rung since the last question. */
 static bool has_rung(enum role role)
 {
