@@ -44,10 +44,12 @@ static bool does_a_client_wait(const struct supervisor *s)
     return false;
 }
 
-/* Something is under way somewhere. */
+/* Something is under way somewhere. Front counts a request from its acceptance until its answer is out: a scheduler that is
+ * stopped between taking it in and planning its first step shows nothing of it yet. */
 static bool is_busy(const struct supervisor *s)
 {
-    return WORD(s, ROLE_SCHED, 0, step) > WORD(s, ROLE_SCHED, 0, consumed_second) ||
+    return counter_read(s->processes[process_number(ROLE_FRONT, 0)], COUNTER_FRONT_REQUESTS_ACTIVE) > 0 ||
+           WORD(s, ROLE_SCHED, 0, step) > WORD(s, ROLE_SCHED, 0, consumed_second) ||
            WORD(s, ROLE_FRONT, 0, told) > WORD(s, ROLE_SCHED, 0, consumed) ||
            WORD(s, ROLE_SCHED, 0, told) > WORD(s, ROLE_FRONT, 0, consumed);
 }

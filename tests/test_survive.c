@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -14,6 +15,7 @@
 #include <unistd.h>
 
 #include "ipc/clock.h"
+#include "ipc/fault.h"
 #include "tests/engine.h"
 #include "tools/inside.h"
 
@@ -354,12 +356,13 @@ Test(survive, a_standby_that_was_stopped_is_replaced, .timeout = 120)
 
 /* ---- programs that fail ---- */
 
-static void use_programs_that_fail(void)
+/* Of another build, in a folder beside the programs'. */
+static void use_programs(const char *name)
 {
     char directory[512], program_dir[600];
     const char *build = getenv("EVENFLOW_BUILD");
     cr_assert_not_null(getcwd(directory, sizeof(directory)));
-    snprintf(program_dir, sizeof(program_dir), "%s/%s/poison", directory, build != NULL ? build : "build");
+    snprintf(program_dir, sizeof(program_dir), "%s/%s/%s", directory, build != NULL ? build : "build", name);
     setenv("EVENFLOW_TEST_PROGRAMS", program_dir, 1);
 }
 
@@ -368,7 +371,7 @@ static void use_poison(const char *way, unsigned stage)
     char poison[64];
     snprintf(poison, sizeof(poison), "%u:%s:%u", stage, way, POISON);
     setenv("EVENFLOW_POISON", poison, 1);
-    use_programs_that_fail();
+    use_programs("poison");
 }
 
 static struct client_call poisoned[2];
@@ -440,7 +443,7 @@ Test(survive, a_request_that_makes_a_stage_sleep_for_ever_fails_alone, .timeout 
 Test(survive, a_scheduler_that_plans_nothing_for_sequences_that_run_is_replaced, .timeout = 120)
 {
     setenv("EVENFLOW_IDLE_FROM", "100", 1);
-    use_programs_that_fail();
+    use_programs("poison");
     start(OPTIONS);
     json_t *status = engine_status(&engine), *deaths = json_object_get(status, "deaths");
     json_t *death = json_array_get(deaths, 0);
@@ -451,6 +454,30 @@ Test(survive, a_scheduler_that_plans_nothing_for_sequences_that_run_is_replaced,
     engine_complete_with(client, bodies, REQUESTS, 12, seen);
     expect_the_truth();
     stop();
+}
+
+/* It has taken all that there was for it, and what it is about to do no word shows: the first step of a request, with nothing
+ * else running, and any step behind the last results. */
+Test(survive, a_scheduler_that_is_stopped_before_it_has_planned_is_replaced, .timeout = 120)
+{
+    static const uint32_t points[] = {FAULT_JOURNAL_ANSWER, FAULT_JOURNAL_ORDER, FAULT_STEP_BEGIN, FAULT_JOURNAL_LOG};
+    char path[] = "/tmp/evenflow-points-XXXXXX";
+    int fd = mkstemp(path);
+    cr_assert(fd >= 0 && ftruncate(fd, sizeof(struct fault_page_shm)) == 0);
+    struct fault_page_shm *page = mmap(NULL, sizeof(*page), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    cr_assert_neq(page, MAP_FAILED);
+    setenv("EVENFLOW_FAULT_PAGE", path, 1);
+    use_programs("points");
+    start(OPTIONS);
+    for (size_t i = 0; i < ARRAY_COUNT(points); i++) {
+        pid_t victim = pid_of("sched", 0);
+        fault_order(page, process_number(ROLE_SCHED, 0), points[i], 1, SIGSTOP);
+        engine_complete_with(client, bodies, 1, 1, seen); /* alone: nothing else can wake anybody */
+        cr_expect_eq(memcmp(seen[0].tokens, truth[0].tokens, truth[0].count * sizeof(uint32_t)), 0);
+        cr_expect_neq(pid_of("sched", 0), victim, "not stopped at %s", fault_names[points[i]]);
+    }
+    stop();
+    unlink(path);
 }
 
 /* 8 places of others' memory, 64 descriptors, and what else there is; each tried from within the last stage. */
