@@ -289,10 +289,10 @@ static uint32_t count_unknown(const struct body *b, enum api_endpoint endpoint)
     json_t *value;
     json_object_foreach(b->root, key, value) {
         bool is_known = false;
-        for (size_t i = 0; i < ARRAY_COUNT(common) && !is_known; i++)
-            is_known = key[0] == common[i][0] && strcmp(key, common[i]) == 0;
         for (size_t i = 0; i < ARRAY_COUNT(special[endpoint]) && special[endpoint][i] != NULL && !is_known; i++)
             is_known = strcmp(key, special[endpoint][i]) == 0;
+        for (size_t i = 0; i < ARRAY_COUNT(common) && !is_known; i++)
+            is_known = key[0] == common[i][0] && strcmp(key, common[i]) == 0;
         unknown += !is_known;
     }
     return unknown;

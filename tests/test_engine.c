@@ -5,12 +5,14 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <poll.h>
 #include <unistd.h>
 
 #include "ipc/clock.h"
+#include "ipc/sandbox.h"
 #include "tests/engine.h"
 #include "tests/forbid.h"
 
@@ -73,6 +75,39 @@ Test(engine, shows_every_process, .timeout = 120)
     json_decref(engine_get(&engine, "/ready", &status));
     cr_assert_eq(status, 200);
     cr_assert_eq(own_engine_stop(&engine), 0);
+}
+
+/* A number of /proc/PID/status. */
+static long status_number(pid_t pid, const char *name)
+{
+    char path[64], line[256];
+    long value = -1;
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+    FILE *file = fopen(path, "r");
+    cr_assert_not_null(file);
+    while (value < 0 && fgets(line, sizeof(line), file) != NULL)
+        if (strncmp(line, name, strlen(name)) == 0 && line[strlen(name)] == ':')
+            value = strtol(line + strlen(name) + 1, NULL, 10);
+    fclose(file);
+    return value;
+}
+
+Test(engine, who_reads_what_clients_send_has_no_way_out, .timeout = 120)
+{
+    static const char *const roles[] = {"front", "sched", "stage"};
+    struct own_engine engine;
+    if (!sandbox_is_possible())
+        cr_skip_test("this system has no system call filters");
+    engine_start(&engine, "-p 2 --backend timed --cost tests/data/quick.pipeline.json");
+    for (size_t i = 0; i < ARRAY_COUNT(roles); i++) {
+        pid_t pid = engine_pid(&engine, roles[i], 0);
+        cr_expect_eq(status_number(pid, "NoNewPrivs"), 1, "%s", roles[i]);
+        cr_expect_eq(status_number(pid, "Seccomp"), 2, "%s", roles[i]); /* 2: a filter */
+    }
+    struct stat socket;
+    cr_assert_eq(stat(engine.socket, &socket), 0);
+    cr_expect(S_ISSOCK(socket.st_mode) && (socket.st_mode & 0777) == 0600, "%o", socket.st_mode);
+    cr_expect_eq(own_engine_stop(&engine), 0);
 }
 
 Test(engine, refuses_wrong_input_with_an_error_object, .timeout = 120)

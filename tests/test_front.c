@@ -2,7 +2,9 @@
 #include <criterion/criterion.h>
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
+#include <liburing.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
@@ -1279,6 +1281,49 @@ Test(front_any, where_io_uring_is_too_old_epoll_serves)
 Test(front_any, where_io_uring_cannot_be_restricted_epoll_serves)
 {
     expect_epoll_instead(SYS_io_uring_register, EINVAL, "io_uring: cannot restrict it");
+}
+
+/* ---- what a front that has been taken over could ask of the kernel ---- */
+
+static int ring_descriptor(void)
+{
+    for (int fd = 0; fd < 1024; fd++) {
+        char path[64], target[64] = "";
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+        if (readlink(path, target, sizeof(target) - 1) > 0 && strcmp(target, "anon_inode:[io_uring]") == 0)
+            return fd;
+    }
+    return -1;
+}
+
+Test(front_uring, its_ring_opens_no_file_and_can_be_given_nothing, .fini = tear_down)
+{
+    io_choice = IO_URING;
+    set_up();
+    settle();
+    int ring = ring_descriptor();
+    cr_assert_geq(ring, 0);
+    /* another one of the same kind and sizes tells where the words of the queues lie */
+    struct io_uring_params twin = {.flags =
+                                       IORING_SETUP_CQSIZE | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+                                   .cq_entries = arena.layout.io_completions_max};
+    cr_assert_geq(syscall(SYS_io_uring_setup, arena.layout.io_submissions_max, &twin), 0);
+    uint8_t *queues = arena.regions[REGION_IO] + arena.layout.io_rings;
+    struct io_uring_sqe *submissions = (void *)(arena.regions[REGION_IO] + arena.layout.io_submissions);
+    const struct io_uring_cqe *completions = (const void *)(queues + twin.cq_off.cqes);
+    uint32_t *tail = (void *)(queues + twin.sq_off.tail);
+    const uint32_t *done = (const void *)(queues + twin.cq_off.tail);
+    struct io_uring_sqe *one = &submissions[*tail & (twin.sq_entries - 1)];
+    io_uring_prep_openat(one, AT_FDCWD, "/etc/passwd", O_RDONLY, 0);
+    one->user_data = 77;
+    uint32_t done_before = *done;
+    (*tail)++;
+    cr_assert_eq(syscall(SYS_io_uring_enter, ring, 1, 0, IORING_ENTER_GETEVENTS, NULL, 0), 1);
+    cr_assert_eq(*done, done_before + 1);
+    const struct io_uring_cqe *result = &completions[done_before & (twin.cq_entries - 1)];
+    cr_expect(result->user_data == 77 && result->res == -EACCES, "%d", result->res);
+    cr_expect_eq(syscall(SYS_io_uring_register, ring, IORING_REGISTER_PERSONALITY, NULL, 0), -1);
+    cr_expect_eq(errno, EACCES);
 }
 
 /* ---- the table of malformed requests ---- */
