@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "ipc/clock.h"
+#include "stages/cost_inside.h"
 #include "stages/forward.h"
 
 #define BLOCK_SIZE    32u
@@ -12,12 +13,7 @@
 #define ROUNDS_MAX    6u
 #define TIME_NS       200000000u /* no further round after so long */
 
-/* What is measured of a layer: a row alone, a usual step, the same behind more context, and chunks of a prompt. */
-#define ROWS       16u
-#define SHORT_PAST 127u
-#define LONG_PAST  511u
-#define CHUNK      FORWARD_TILE
-#define CHUNK_PAST 448u
+static_assert(COST_CHUNK == FORWARD_TILE, "a chunk is a tile");
 
 /* All memory of a measurement, given back together: it is not needed once the engine serves. */
 struct bench {
@@ -105,7 +101,7 @@ struct layer {
 static void load_layer(struct layer *layer, struct bench *bench, const struct gguf *gguf, const struct model_desc *desc,
                        const struct kernels *kernels, enum kv_type kv_type)
 {
-    const uint32_t blocks = ROWS * (uint32_t)div_up_u64(LONG_PAST + 1, BLOCK_SIZE);
+    const uint32_t blocks = COST_ROWS * (uint32_t)div_up_u64(COST_LONG_PAST + 1, BLOCK_SIZE);
     const size_t floats = (size_t)FORWARD_TILE * desc->width;
     struct model_desc *three = take(bench, sizeof(*three));
     *three = *desc;
@@ -113,7 +109,7 @@ static void load_layer(struct layer *layer, struct bench *bench, const struct gg
     three->layer[1] = desc->layer[0];
     model_bind(&layer->slice, three, 1, 1, take(bench, model_slice_bytes(three, 1, 1)));
     model_pack_layer(&layer->slice.layers[0], desc, 0, gguf);
-    const struct forward_limits limits = {LONG_PAST + 1, BLOCK_SIZE, kv_type};
+    const struct forward_limits limits = {COST_LONG_PAST + 1, BLOCK_SIZE, kv_type};
     forward_init(&layer->forward, kernels, NULL, three, &layer->slice, &limits,
                  take(bench, blocks * forward_block_stride(three, 1, &limits)));
     layer->blocks = take(bench, blocks * sizeof(*layer->blocks));
@@ -125,9 +121,9 @@ static void load_layer(struct layer *layer, struct bench *bench, const struct gg
         layer->in[i] = (float)((int)(i * 37 % 255) - 127) / 127.0f; /* any numbers: the time does not depend on them */
 }
 
-/* A step of `rows` rows of `tokens` tokens each, behind `past` others. */
-static struct part layer_part(struct layer *layer, struct bench *bench, uint32_t rows, uint32_t past, uint32_t tokens)
+static struct part layer_part(struct layer *layer, struct bench *bench, const struct cost_step *step)
 {
+    const uint32_t rows = step->rows, past = step->past, tokens = step->tokens;
     struct layer_work *work = take(bench, sizeof(*work));
     struct row_shm *row = take(bench, rows * sizeof(*row));
     uint32_t blocks = (uint32_t)div_up_u64(past + tokens, BLOCK_SIZE);
@@ -183,7 +179,7 @@ static void load_head(struct head *head, struct bench *bench, const struct gguf 
     float *gain = take(bench, desc->width * sizeof(float));
     for (uint32_t i = 0; i < desc->width; i++)
         gain[i] = 1;
-    size_t floats = (size_t)ROWS * desc->width;
+    size_t floats = (size_t)COST_ROWS * desc->width;
     head->residual = take(bench, floats * sizeof(float));
     for (size_t i = 0; i < floats; i++)
         head->residual[i] = (float)((int)(i * 37 % 255) - 127) / 127.0f;
@@ -208,7 +204,7 @@ struct embedding_work {
 static void run_embedding(void *context)
 {
     struct embedding_work *work = context;
-    for (uint32_t i = 0; i < ROWS; i++)
+    for (uint32_t i = 0; i < COST_ROWS; i++)
         matrix_unpack_row(work->out, &work->embedding, i % work->embedding.n);
 }
 
@@ -225,26 +221,34 @@ static struct part embedding_part(struct bench *bench, const struct gguf *gguf, 
 
 /* ---- the table ---- */
 
-enum { LAYER_ALONE, LAYER_ROWS, LAYER_CONTEXT, LAYER_CHUNK, LAYER_CHUNK_PAST, HEAD_ALONE, HEAD_ROWS, EMBEDDING, PARTS };
+enum { HEAD_ALONE = COST_STEPS, HEAD_ROWS, EMBEDDING, PARTS }; /* behind those of a layer */
 
 static double positive(double value)
 {
     return value > 0 ? value : 0;
 }
 
-/* The terms of timing.h from five steps. A row alone waits for the weights; a chunk computes. */
-static struct timing_stage layer_timing(const double *us)
+/* A row alone waits for the weights; a chunk computes. */
+struct timing_stage cost_layer(const double us[COST_STEPS])
 {
     struct timing_stage t = {0};
-    t.context_us = positive((us[LAYER_CONTEXT] - us[LAYER_ROWS]) / (ROWS * (LONG_PAST - SHORT_PAST)));
-    t.pair_us = positive((us[LAYER_CHUNK_PAST] - us[LAYER_CHUNK] - t.context_us * CHUNK_PAST) / (CHUNK * CHUNK_PAST));
-    t.token_us = (us[LAYER_CHUNK] - t.context_us * CHUNK - t.pair_us * CHUNK * CHUNK / 2) / CHUNK;
-    t.token_us = t.token_us > 0 ? t.token_us : us[LAYER_CHUNK] / CHUNK;
-    double alone = us[LAYER_ALONE] - t.context_us * (SHORT_PAST + 1);
-    double rows = us[LAYER_ROWS] - t.context_us * ROWS * (SHORT_PAST + 1);
-    bool computes = ROWS * t.token_us >= alone;
-    t.row_us = positive(computes ? rows / ROWS - t.token_us : (rows - alone) / (ROWS - 1));
+    t.context_us = positive((us[COST_CONTEXT] - us[COST_MANY]) / (COST_ROWS * (COST_LONG_PAST - COST_SHORT_PAST)));
+    t.pair_us = positive((us[COST_PROMPT_PAST] - us[COST_PROMPT] - t.context_us * COST_CHUNK_PAST) /
+                         (COST_CHUNK * COST_CHUNK_PAST));
+    t.token_us = (us[COST_PROMPT] - t.context_us * COST_CHUNK - t.pair_us * COST_CHUNK * COST_CHUNK / 2) / COST_CHUNK;
+    t.token_us = t.token_us > 0 ? t.token_us : us[COST_PROMPT] / COST_CHUNK;
+    double alone = us[COST_ALONE] - t.context_us * (COST_SHORT_PAST + 1);
+    double rows = us[COST_MANY] - t.context_us * COST_ROWS * (COST_SHORT_PAST + 1);
+    bool computes = COST_ROWS * t.token_us >= alone;
+    t.row_us = positive(computes ? rows / COST_ROWS - t.token_us : (rows - alone) / (COST_ROWS - 1));
     t.weights_us = positive(alone - t.row_us);
+    return t;
+}
+
+struct timing_stage cost_head(double alone_us, double rows_us)
+{
+    struct timing_stage t = {.row_us = positive(rows_us - alone_us) / (COST_ROWS - 1)};
+    t.base_us = positive(alone_us - t.row_us);
     return t;
 }
 
@@ -258,22 +262,19 @@ int cost_measure(struct cost *cost, const struct gguf *gguf, const struct model_
     load_layer(&layer, &bench, gguf, desc, kernels, kv_type);
     load_head(&head, &bench, gguf, desc, kernels);
     struct part parts[PARTS] = {
-        [LAYER_ALONE] = layer_part(&layer, &bench, 1, SHORT_PAST, 1),
-        [LAYER_ROWS] = layer_part(&layer, &bench, ROWS, SHORT_PAST, 1),
-        [LAYER_CONTEXT] = layer_part(&layer, &bench, ROWS, LONG_PAST, 1),
-        [LAYER_CHUNK] = layer_part(&layer, &bench, 1, 0, CHUNK),
-        [LAYER_CHUNK_PAST] = layer_part(&layer, &bench, 1, CHUNK_PAST, CHUNK),
         [HEAD_ALONE] = head_part(&head, &bench, 1),
-        [HEAD_ROWS] = head_part(&head, &bench, ROWS),
+        [HEAD_ROWS] = head_part(&head, &bench, COST_ROWS),
         [EMBEDDING] = embedding_part(&bench, gguf, desc),
     };
+    for (uint32_t i = 0; i < COST_STEPS; i++)
+        parts[i] = layer_part(&layer, &bench, &cost_steps[i]);
     measure_parts(parts, PARTS, &bench);
     double us[PARTS];
     for (uint32_t i = 0; i < PARTS; i++)
         us[i] = (double)parts[i].shortest_ns / 1000;
-    *cost = (struct cost){.layer = layer_timing(us), .embedding = {.token_us = us[EMBEDDING] / ROWS}};
-    cost->head.row_us = positive(us[HEAD_ROWS] - us[HEAD_ALONE]) / (ROWS - 1) / head.share;
-    cost->head.base_us = positive(us[HEAD_ALONE] / head.share - cost->head.row_us);
+    *cost = (struct cost){.layer = cost_layer(us),
+                          .head = cost_head(us[HEAD_ALONE] / head.share, us[HEAD_ROWS] / head.share),
+                          .embedding = {.token_us = us[EMBEDDING] / COST_ROWS}};
     forward_free(&layer.forward);
     model_unbind(&layer.slice);
     forward_free(&head.forward);
@@ -294,6 +295,7 @@ static void add(struct timing_stage *sum, const struct timing_stage *part, doubl
 struct timing_stage cost_stage(const struct cost *cost, uint32_t layers, bool is_first, bool is_last)
 {
     struct timing_stage stage = {0};
+    add(&stage, &cost->stage, 1);
     add(&stage, &cost->layer, layers);
     add(&stage, &cost->embedding, is_first);
     add(&stage, &cost->head, is_last);
@@ -302,11 +304,11 @@ struct timing_stage cost_stage(const struct cost *cost, uint32_t layers, bool is
 
 double cost_usual_us(const struct timing_stage *stage)
 {
-    const struct shape usual = {.rows = ROWS, .tokens = ROWS, .context = ROWS * (SHORT_PAST + 1)};
+    const struct shape usual = {.rows = COST_ROWS, .tokens = COST_ROWS, .context = COST_ROWS * (COST_SHORT_PAST + 1)};
     return timing_stage_us(stage, &usual);
 }
 
-void cost_split(const struct cost *cost, uint32_t layers, uint32_t stage_count, uint32_t counts[])
+void cost_split(const struct cost *const costs[], uint32_t layers, uint32_t stage_count, uint32_t counts[])
 {
     check(stage_count >= 1 && stage_count <= layers);
     for (uint32_t stage = 0; stage < stage_count; stage++)
@@ -316,7 +318,8 @@ void cost_split(const struct cost *cost, uint32_t layers, uint32_t stage_count, 
         uint32_t best = 0;
         double best_us = INFINITY;
         for (uint32_t stage = 0; stage < stage_count; stage++) {
-            struct timing_stage more = cost_stage(cost, counts[stage] + 1, stage == 0, stage + 1 == stage_count);
+            struct timing_stage more =
+                cost_stage(costs[stage], counts[stage] + 1, stage == 0, stage + 1 == stage_count);
             double us = cost_usual_us(&more);
             if (us < best_us) {
                 best = stage;

@@ -510,9 +510,9 @@ Test(devices, who_dies_in_the_middle_of_a_hand_off_is_followed_by_the_same_bits,
 Test(devices, a_device_that_is_lost_again_and_again_costs_no_request, .init = set_up, .fini = tear_down, .timeout = 90)
 {
     fake_cuda_wish("devices=1");
-    answers_of("-p 2 --devices cuda:0,cpu", truth);
+    answers_of("-p 2 --split 2,2 --devices cuda:0,cpu", truth);
     fake_cuda_wish("vanish=700"); /* kernels of every life of a stage: some 30 steps */
-    start("--log-level error -p 2 --devices cuda:0,cpu");
+    start("--log-level error -p 2 --split 2,2 --devices cuda:0,cpu");
     engine_complete(&engine, bodies, REQUESTS, 6, seen);
     expect_the_truth("lost");
     uint32_t restarts = count_restarts();

@@ -315,26 +315,26 @@ Test(model, gemma3_has_a_window_and_positions_of_their_own_in_all_but_every_sixt
 
 /* ---- split ---- */
 
-static double slowest(const struct cost *cost, uint32_t stages, const uint32_t *counts)
+static double slowest(const struct cost *const *costs, uint32_t stages, const uint32_t *counts)
 {
     double worst = 0;
     for (uint32_t i = 0; i < stages; i++) {
-        const struct timing_stage stage = cost_stage(cost, counts[i], i == 0, i + 1 == stages);
+        const struct timing_stage stage = cost_stage(costs[i], counts[i], i == 0, i + 1 == stages);
         worst = fmax(worst, cost_usual_us(&stage));
     }
     return worst;
 }
 
 /* Every way to give `left` layers to stages i..: the smallest slowest stage. */
-static double best_of_all(const struct cost *cost, uint32_t stages, uint32_t i, uint32_t left, uint32_t *counts)
+static double best_of_all(const struct cost *const *costs, uint32_t stages, uint32_t i, uint32_t left, uint32_t *counts)
 {
     if (i + 1 == stages) {
         counts[i] = left;
-        return slowest(cost, stages, counts);
+        return slowest(costs, stages, counts);
     }
     double best = INFINITY;
     for (counts[i] = 1; counts[i] <= left - (stages - 1 - i); counts[i]++)
-        best = fmin(best, best_of_all(cost, stages, i + 1, left - counts[i], counts));
+        best = fmin(best, best_of_all(costs, stages, i + 1, left - counts[i], counts));
     return best;
 }
 
@@ -343,17 +343,25 @@ Test(cost, split_is_the_best_of_all_splits)
     static const double times[][3] = {{100, 800, 1},   {100, 0, 0}, {100, 5000, 0}, /* layer, head, embedding */
                                       {100, 250, 370}, {1, 0, 0},   {7, 50, 3}};
     for (size_t i = 0; i < ARRAY_COUNT(times); i++) {
-        const struct cost cost = {{.base_us = times[i][0]}, {.base_us = times[i][1]}, {.base_us = times[i][2]}};
+        const struct cost cost = {
+            .layer = {.base_us = times[i][0]}, .head = {.base_us = times[i][1]}, .embedding = {.base_us = times[i][2]}};
+        /* every other stage on something faster, which takes a while to be given a step */
+        const struct cost device = {.layer = {.base_us = times[i][0] / 7},
+                                    .head = {.base_us = times[i][1] / 9},
+                                    .stage = {.base_us = 3 * times[i][0]}};
+        const struct cost *const alike[] = {&cost, &cost, &cost, &cost, &cost};
+        const struct cost *const mixed[] = {&device, &cost, &device, &cost, &device};
         for (uint32_t layers = 1; layers <= 12; layers++) {
-            for (uint32_t stages = 1; stages <= min_u64(layers, 5); stages++) {
-                uint32_t counts[5], other[5], sum = 0;
-                cost_split(&cost, layers, stages, counts);
+            for (uint32_t run = 0; run < 2 * min_u64(layers, 5); run++) {
+                const struct cost *const *costs = run % 2 ? mixed : alike;
+                uint32_t counts[5], other[5], sum = 0, stages = 1 + run / 2;
+                cost_split(costs, layers, stages, counts);
                 for (uint32_t j = 0; j < stages; j++) {
                     cr_assert_geq(counts[j], 1);
                     sum += counts[j];
                 }
                 cr_assert_eq(sum, layers);
-                cr_assert_eq(slowest(&cost, stages, counts), best_of_all(&cost, stages, 0, layers, other));
+                cr_assert_eq(slowest(costs, stages, counts), best_of_all(costs, stages, 0, layers, other));
             }
         }
     }

@@ -57,8 +57,22 @@ static void print_costs(const struct timing_stage *t, uint32_t stage)
            stage, t->base_us, t->row_us, t->weights_us, t->token_us, t->context_us, t->pair_us);
 }
 
+/* A step of 16 sequences on each device. */
+static void print_devices(const struct cost *measured, const uint32_t *devices, uint32_t stages)
+{
+    char name[16];
+    for (uint32_t device = 1; device <= DEVICES_MAX; device++)
+        for (uint32_t i = 0; i < stages; i++)
+            if (devices[i] == device) {
+                const struct cost *cost = &measured[device - 1];
+                printf("on %s: layer %.3f ms, head %.3f ms, a step itself %.3f ms\n", plan_device_name(device, name),
+                       cost_usual_us(&cost->layer) / 1e3, cost_usual_us(&cost->head) / 1e3, cost->stage.base_us / 1e3);
+                break;
+            }
+}
+
 /* The picture of a split, and how even it is. */
-static void print_split(const struct cost *cost, const struct model_desc *desc, const struct values *values,
+static void print_split(const struct cost *const *costs, const struct model_desc *desc, const struct values *values,
                         const uint32_t *counts, const uint32_t *devices)
 {
     struct picture_stage stages[STAGES_MAX];
@@ -66,7 +80,7 @@ static void print_split(const struct cost *cost, const struct model_desc *desc, 
     double sum_us = 0, longest_us = 0;
     char name[16];
     for (uint32_t i = 0, first = 0; i < count; first += counts[i++]) {
-        const struct timing_stage timing = cost_stage(cost, counts[i], i == 0, i + 1 == count);
+        const struct timing_stage timing = cost_stage(costs[i], counts[i], i == 0, i + 1 == count);
         stages[i] = (struct picture_stage){
             .first_layer = first,
             .layer_count = counts[i],
@@ -86,15 +100,15 @@ static void print_split(const struct cost *cost, const struct model_desc *desc, 
            100 * sum_us / count / longest_us);
 }
 
-static int split(const struct cost *cost, const struct model_desc *desc, const struct values *values, uint32_t *counts,
-                 struct err *err)
+static int split(const struct cost *const *costs, const struct model_desc *desc, const struct values *values,
+                 uint32_t *counts, struct err *err)
 {
     uint32_t stages = (uint32_t)values->stages;
     if (stages > desc->layers)
         return err_set(err, -EINVAL, "%u stages: the model has %u layers", stages, desc->layers);
     if (values->split[0] != '\0')
         return launch_parse_split(values->split, desc->layers, stages, counts, err);
-    cost_split(cost, desc->layers, stages, counts);
+    cost_split(costs, desc->layers, stages, counts);
     return 0;
 }
 
@@ -121,11 +135,15 @@ static int run(const void *pointer, char **positional, int positional_count)
            kernels->name, cost_usual_us(&cost.layer) / 1e3, cost_usual_us(&cost.head) / 1e3,
            cost_usual_us(&cost.embedding) / 1e3);
     uint32_t devices[STAGES_MAX];
+    static struct cost measured[DEVICES_MAX];
+    const struct cost *costs[STAGES_MAX];
     if (devices_parse(values->devices, (uint32_t)values->stages, devices, &err) != 0)
         return command_fail(2, "inspect", err.text);
-    if (split(&cost, desc, values, counts, &err) != 0)
+    if (devices_measure(devices, (uint32_t)values->stages, desc, kernels, &cost, measured, costs, &err) != 0 ||
+        split(costs, desc, values, counts, &err) != 0)
         return command_fail(1, "inspect", err.text);
-    print_split(&cost, desc, values, counts, devices);
+    print_devices(measured, devices, (uint32_t)values->stages);
+    print_split(costs, desc, values, counts, devices);
     free(desc);
     gguf_close(gguf);
     return 0;

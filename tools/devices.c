@@ -12,6 +12,7 @@
 
 #include "ipc/birth.h"
 #include "ipc/layout.h"
+#include "ipc/log.h"
 #include "ipc/sandbox.h"
 #include "kernels/cuda.h"
 
@@ -232,6 +233,99 @@ _Noreturn static void be_child(const struct plan *given, const struct devices_wi
     if (is_sent && answer.code == 0 && answer.memory == DEVICE_MEMORY_IPC)
         hold(socket);
     _exit(is_sent ? 0 : 1);
+}
+
+/* ---- what they cost ---- */
+
+struct measurement {
+    int code; /* 0, or -errno with text: one cannot be opened */
+    char text[ERR_TEXT_MAX];
+    char failures[DEVICES_MAX][ERR_TEXT_MAX]; /* why one that was opened could not be measured; "": it was */
+    struct cost costs[DEVICES_MAX];
+};
+
+/* The first of those before it that is the same; itself: none is. */
+static uint32_t like(const struct cuda *cuda, uint32_t device)
+{
+    for (uint32_t i = 0; i < device; i++)
+        if (cuda[i].library != NULL && cuda[i].capability == cuda[device].capability &&
+            strncmp(cuda[i].name, cuda[device].name, sizeof(cuda[i].name)) == 0)
+            return i;
+    return device;
+}
+
+_Noreturn static void be_measuring(const bool is_used[DEVICES_MAX], const struct model_desc *desc,
+                                   const struct kernels *kernels, int to)
+{
+    static struct cuda cuda[DEVICES_MAX];
+    static struct measurement m;
+    struct err err = {0};
+    for (uint32_t i = 0; i < DEVICES_MAX && m.code == 0; i++) {
+        if (!is_used[i])
+            continue;
+        m.code = cuda_open(&cuda[i], i);
+        const uint32_t same = like(cuda, i);
+        if (m.code != 0)
+            err_set(&err, m.code, "%s%s", cuda[i].error,
+                    m.code == -ENOENT ? "; is it installed? Stages on cpu need none" : "");
+        else if (same != i)
+            m.costs[i] = m.costs[same], memcpy(m.failures[i], m.failures[same], sizeof(m.failures[i]));
+        else if (cost_measure_cuda(&m.costs[i], &cuda[i], desc, kernels, &err) != 0)
+            memcpy(m.failures[i], err.text, sizeof(err.text));
+    }
+    snprintf(m.text, sizeof(m.text), "%s", err.text);
+    _exit(write(to, &m, sizeof(m)) == (ssize_t)sizeof(m) ? 0 : 1);
+}
+
+/* In a child, which takes the devices' memory with it when it ends: nobody else is to know of the driver. A measurement that fails
+ * is no reason not to start: whatever is wrong will be said by whoever computes there. */
+static int measure_all(const bool is_used[DEVICES_MAX], const struct model_desc *desc, const struct kernels *kernels,
+                       const struct cost *processor, struct cost costs[DEVICES_MAX], struct err *err)
+{
+    static struct measurement m;
+    int sockets[2];
+    ssize_t got;
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) != 0)
+        return err_set(err, -errno, "--devices: cannot create a socket: %s", strerror(errno));
+    pid_t child = fork();
+    if (child == 0)
+        be_measuring(is_used, desc, kernels, sockets[1]);
+    int error = errno;
+    close(sockets[1]);
+    do {
+        got = child < 0 ? 0 : recv(sockets[0], &m, sizeof(m), MSG_WAITALL);
+    } while (got < 0 && errno == EINTR);
+    close(sockets[0]);
+    if (child < 0)
+        return err_set(err, -error, "--devices: cannot fork: %s", strerror(error));
+    while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
+        continue;
+    const bool is_whole = got == (ssize_t)sizeof(m);
+    if (is_whole && m.code != 0)
+        return err_set(err, m.code, "--devices: %s", m.text);
+    for (uint32_t i = 0; i < DEVICES_MAX; i++) {
+        const bool is_measured = is_whole && m.failures[i][0] == '\0';
+        costs[i] = is_measured ? m.costs[i] : *processor;
+        if (is_used[i] && !is_measured)
+            log_warn(
+                "cuda:%u cannot be measured (%s); layers are split as if it were a processor: --split says otherwise",
+                i, is_whole ? m.failures[i] : "the process that does it was lost");
+    }
+    return 0;
+}
+
+int devices_measure(const uint32_t devices[STAGES_MAX], uint32_t stage_count, const struct model_desc *desc,
+                    const struct kernels *kernels, const struct cost *processor, struct cost measured[DEVICES_MAX],
+                    const struct cost *costs[STAGES_MAX], struct err *err)
+{
+    bool is_used[DEVICES_MAX] = {false}, are_any = false;
+    for (uint32_t stage = 0; stage < stage_count; stage++) {
+        const uint32_t device = devices[stage];
+        costs[stage] = device == DEVICE_CPU ? processor : &measured[device - 1];
+        if (device != DEVICE_CPU)
+            are_any = is_used[device - 1] = true;
+    }
+    return are_any ? measure_all(is_used, desc, kernels, processor, measured, err) : 0;
 }
 
 /* ---- the launcher ---- */

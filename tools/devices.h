@@ -1,7 +1,7 @@
 /* devices.h - which device each stage computes on, and the memory there that outlives every stage.
  *
- * Used by: the launcher, evenflow inspect.   Owns: nothing; the socket is the caller's. Blocks: devices_take(), while a
- * child opens the devices (a second or so for each).
+ * Used by: the launcher, evenflow inspect.   Owns: nothing; the socket is the caller's. Blocks: devices_measure() and
+ * devices_take(), while a child opens the devices (a second or so for each).
  *
  * The supervisor knows nothing of CUDA and cannot: so, before there is one, a child of the launcher opens the devices, takes
  * memory there for weights and KV of every stage and for what stages hand on without the processor, and leaves its
@@ -13,6 +13,7 @@
 #define EVENFLOW_TOOLS_DEVICES_H
 
 #include "ipc/plan.h"
+#include "stages/cost.h"
 
 /* "cuda:0,cpu,cuda:1" or "cuda:0": one for each stage, or one for all; "": all on the processor. 0, or -EINVAL with err. */
 int devices_parse(const char *text, uint32_t stage_count, uint32_t devices[STAGES_MAX], struct err *err);
@@ -43,6 +44,13 @@ struct devices_wish {
 
 /* "auto", "host" or "device"; "auto", "vmm" or "ipc". 0, or -EINVAL with err. */
 int devices_parse_wish(struct devices_wish *wish, const char *edges, const char *memory, struct err *err);
+
+/* What layer and head cost on what each stage computes on, costs[stage]: `processor`, or what a child measures on its device, one
+ * of each kind (a second or so for each device). `measured` is room for devices. 0, or -errno with err: one cannot be opened. A
+ * device that cannot be measured is said, and taken for a processor. */
+int devices_measure(const uint32_t devices[STAGES_MAX], uint32_t stage_count, const struct model_desc *desc,
+                    const struct kernels *kernels, const struct cost *processor, struct cost measured[DEVICES_MAX],
+                    const struct cost *costs[STAGES_MAX], struct err *err);
 
 /* Takes the memory that the plan's slices need on their devices, and completes the plan: pages, edges, what memory lives
  * with, and in `kinds` of which kind each device is, by number. The socket, or -errno with err. */

@@ -85,6 +85,23 @@ int launch_parse_split(const char *text, uint32_t layers, uint32_t stages, uint3
     return 0;
 }
 
+/* Which stage computes on what. */
+static int plan_devices(const struct plan *plan, const struct config *config, const struct model_desc *desc,
+                        uint32_t devices[STAGES_MAX], struct err *err)
+{
+    int ret = devices_parse(config->devices, plan->stage_count, devices, err);
+    for (uint32_t stage = 0; stage < plan->stage_count && ret == 0; stage++) {
+        if (devices[stage] == DEVICE_CPU)
+            continue;
+        if (plan->kv_type != KV_F16)
+            return err_set(err, -EINVAL, "--kv-type %s: stages on devices keep f16", config->kv_type);
+        ret = forward_cuda_supports(desc, err);
+        if (ret != 0)
+            err_prefix(err, ret, "--devices %s", config->devices);
+    }
+    return ret;
+}
+
 static int plan_slices(struct plan *plan, const struct config *config, const struct gguf *gguf,
                        const struct model_desc *desc, const struct kernels *kernels, struct err *err)
 {
@@ -92,38 +109,25 @@ static int plan_slices(struct plan *plan, const struct config *config, const str
     if (stages > desc->layers || stages > STAGES_MAX)
         return err_set(err, -EINVAL, "--pipeline-parallel-size %u: the model has %u layers, and %u stages are possible",
                        stages, desc->layers, STAGES_MAX);
+    uint32_t counts[STAGES_MAX] = {desc->layers}, devices[STAGES_MAX];
+    static struct cost measured[DEVICES_MAX];
+    const struct cost *costs[STAGES_MAX];
+    struct cost processor;
     plan->stage_count = stages;
-    uint32_t counts[STAGES_MAX] = {desc->layers};
-    struct cost cost;
-    int ret = cost_measure(&cost, gguf, desc, kernels, plan->kv_type, err);
+    int ret = plan_devices(plan, config, desc, devices, err);
+    ret = ret ? ret : cost_measure(&processor, gguf, desc, kernels, plan->kv_type, err);
+    ret = ret ? ret : devices_measure(devices, stages, desc, kernels, &processor, measured, costs, err);
     if (ret == 0)
-        cost_split(&cost, desc->layers, stages, counts);
+        cost_split(costs, desc->layers, stages, counts);
     if (ret == 0 && config->split[0] != '\0')
         ret = launch_parse_split(config->split, desc->layers, stages, counts, err);
     plan->timing.stage_count = stages;
     for (uint32_t stage = 0, first = 0; stage < stages && ret == 0; first += counts[stage++]) {
         plan->slices[stage] = (struct plan_slice){.first_layer = first,
                                                   .layer_count = counts[stage],
-                                                  .weights_bytes = model_slice_bytes(desc, first, counts[stage])};
-        plan->timing.stages[stage] = cost_stage(&cost, counts[stage], stage == 0, stage + 1 == stages);
-    }
-    return ret;
-}
-
-/* Which stage computes on what. */
-static int plan_devices(struct plan *plan, const struct config *config, const struct model_desc *desc, struct err *err)
-{
-    uint32_t devices[STAGES_MAX];
-    int ret = devices_parse(config->devices, plan->stage_count, devices, err);
-    for (uint32_t stage = 0; stage < plan->stage_count && ret == 0; stage++) {
-        plan->slices[stage].device = devices[stage];
-        if (devices[stage] == DEVICE_CPU)
-            continue;
-        if (plan->backend == BACKEND_TIMED)
-            return err_set(err, -EINVAL, "--devices: timed stages compute nothing; leave it out");
-        ret = forward_cuda_supports(desc, err);
-        if (ret != 0)
-            err_prefix(err, ret, "--devices %s", config->devices);
+                                                  .weights_bytes = model_slice_bytes(desc, first, counts[stage]),
+                                                  .device = devices[stage]};
+        plan->timing.stages[stage] = cost_stage(costs[stage], counts[stage], stage == 0, stage + 1 == stages);
     }
     return ret;
 }
@@ -158,6 +162,8 @@ static void plan_fingerprint(struct plan *plan, const struct kernels *kernels, c
  * gives vocabulary and chat template, and the size of the cache where --num-blocks does not. */
 static int plan_timed(struct plan *plan, const struct config *config, struct err *err)
 {
+    if (config->devices[0] != '\0')
+        return err_set(err, -EINVAL, "--devices: timed stages compute nothing; leave it out");
     if (config->cost[0] == '\0')
         return err_set(err, -EINVAL, "--backend timed: needs --cost FILE, the times of its stages");
     int ret = pipeline_read(&plan->timing, config->cost, err);
@@ -615,7 +621,6 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
     if (ret == 0)
         ret = plan->backend == BACKEND_TIMED ? plan_timed(plan, config, err)
                                              : plan_slices(plan, config, gguf, desc, kernels, err);
-    ret = ret ? ret : plan_devices(plan, config, desc, err);
     ret = ret ? ret : devices_parse_wish(&wish, config->edges, config->gpu_memory, err);
     if (ret == 0 && wish.edges == EDGES_DEVICE && !plan_uses_devices(plan))
         ret = err_set(err, -EINVAL, "--edges device: no stage is on a device; say which with --devices");
@@ -629,8 +634,6 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
         plan->end_token_count = vocab_end_tokens(vocab, vocab_bytes, plan->end_tokens, END_TOKENS_MAX);
         snprintf(plan->isa, sizeof(plan->isa), "%s", kernels->name);
     }
-    if (ret == 0 && plan_uses_devices(plan) && plan->kv_type != KV_F16)
-        ret = err_set(err, -EINVAL, "--kv-type %s: stages on devices keep f16", config->kv_type);
     if (ret == 0 && plan_uses_devices(plan)) {
         launch->devices_fd = devices_take(plan, &wish, kinds, err);
         ret = launch->devices_fd < 0 ? launch->devices_fd : 0;
