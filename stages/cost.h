@@ -1,5 +1,5 @@
-/* cost.h - what a layer, the head and the embedding cost on this machine, on its processor and on its devices; the split of the layers and the start-up table of
- * stage times that follow from it.
+/* cost.h - what a layer, the head and the embedding cost on this machine, on its processor and on its devices; the split of
+ * the layers and the start-up table of stage times that follow from it.
  *
  * Used by: the launcher, at start.   Owns: nothing.   cost_measure() takes about 0.2 s (more with the
  * reference kernels) and some memory, which it gives back.
@@ -31,8 +31,8 @@ struct cost {
 int cost_measure(struct cost *cost, const struct gguf *gguf, const struct model_desc *desc,
                  const struct kernels *kernels, enum kv_type kv_type, struct err *err);
 
-/* The same of a device, whose memory it uses: the caller closes it then. A whole layer and the whole head, on weights of any bits.
- * The embedding is a row of memory there, and counts as nothing. About 0.1 s. */
+/* The same of a device, whose memory it uses: the caller closes it then. A whole layer and the whole head, on weights of any
+ * bits. The embedding is a row of memory there, and counts as nothing. About 0.3 s. */
 int cost_measure_cuda(struct cost *cost, struct cuda *cuda, const struct model_desc *desc,
                       const struct kernels *kernels, struct err *err);
 
@@ -42,8 +42,8 @@ struct timing_stage cost_stage(const struct cost *cost, uint32_t layers, bool is
 /* The time of a usual step, 16 sequences that generate: what a split evens out. */
 double cost_usual_us(const struct timing_stage *stage);
 
-/* Layers per stage, each with costs of its own, so that the slowest stage is as fast as possible; every stage has at least one. Among equal splits, later
- * stages are relieved first. stage_count: 1..layers. */
+/* Layers per stage, each with costs of its own, so that the slowest stage is as fast as possible; every stage has at least
+ * one. Among equal splits, later stages are relieved first. stage_count: 1..layers. */
 void cost_split(const struct cost *const costs[], uint32_t layers, uint32_t stage_count, uint32_t counts[]);
 
 #endif

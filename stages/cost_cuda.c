@@ -1,5 +1,6 @@
-/* cost_cuda.c - cost.h on a device: steps of slices without embedding, of one layer and of several, and of one with the head. What
- * a layer costs is by how much more of them take longer; the rest is a step's own: launches, copies, waiting for the device. */
+/* cost_cuda.c - cost.h on a device: steps of slices without embedding, of one layer and of several, and of one with the head.
+ * What a layer costs is by how much more of them take longer; the rest is a step's own: launches, copies, waiting for the
+ * device. */
 #include <stdlib.h>
 #include <string.h>
 

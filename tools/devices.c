@@ -277,8 +277,8 @@ _Noreturn static void be_measuring(const bool is_used[DEVICES_MAX], const struct
     _exit(write(to, &m, sizeof(m)) == (ssize_t)sizeof(m) ? 0 : 1);
 }
 
-/* In a child, which takes the devices' memory with it when it ends: nobody else is to know of the driver. A measurement that fails
- * is no reason not to start: whatever is wrong will be said by whoever computes there. */
+/* In a child, which takes the devices' memory with it when it ends: nobody else is to know of the driver. A measurement that
+ * fails is no reason not to start: whatever is wrong will be said by whoever computes there. */
 static int measure_all(const bool is_used[DEVICES_MAX], const struct model_desc *desc, const struct kernels *kernels,
                        const struct cost *processor, struct cost costs[DEVICES_MAX], struct err *err)
 {
