@@ -1,4 +1,6 @@
-/* cost_inside.h - what measuring costs on a processor and on a device have in common; cost.h is for everybody else. */
+/* cost_inside.h - what measuring costs on a processor and on a device have in common; cost.h is for everybody else.
+ *
+ * Used by: cost.c, cost_cuda.c.   Owns: nothing.   Never blocks. */
 #ifndef EVENFLOW_COST_INSIDE_H
 #define EVENFLOW_COST_INSIDE_H
 

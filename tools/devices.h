@@ -46,8 +46,8 @@ struct devices_wish {
 int devices_parse_wish(struct devices_wish *wish, const char *edges, const char *memory, struct err *err);
 
 /* What layer and head cost on what each stage computes on, costs[stage]: `processor`, or what a child measures on its device,
- * one of each kind (a second or so for each device). `measured` is room for devices. 0, or -errno with err: one cannot be opened. A
- * device that cannot be measured is said, and taken for a processor. */
+ * one of each kind (a second or so for each device). `measured` is room for devices. 0, or -errno with err: one cannot be
+ * opened. A device that cannot be measured is said, and taken for a processor. */
 int devices_measure(const uint32_t devices[STAGES_MAX], uint32_t stage_count, const struct model_desc *desc,
                     const struct kernels *kernels, const struct cost *processor, struct cost measured[DEVICES_MAX],
                     const struct cost *costs[STAGES_MAX], struct err *err);
