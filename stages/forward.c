@@ -20,13 +20,41 @@ static float *floats(size_t rows, size_t width)
     return base_alloc_aligned(KERNEL_ALIGN, align_up_u64(rows * width * sizeof(float), KERNEL_ALIGN));
 }
 
+static uint32_t widest_input(const struct model_desc *desc)
+{
+    return (uint32_t)max_u64(max_u64(desc->width, desc->heads * desc->head_dim), desc->feed_forward);
+}
+
+static void open_desk(struct forward *forward, uint32_t part, uint32_t rows)
+{
+    const struct model_desc *desc = forward->desc;
+    uint32_t widest = widest_input(desc), groups = widest / KERNEL_GROUP + 1;
+    forward->desks[part] = (struct forward_desk){
+        .residual = part > 0 ? floats(1, desc->width) : NULL,
+        .normed = floats(rows, desc->width),
+        .inner = floats(min_u64(rows, FORWARD_TILE), desc->feed_forward),
+        .quant = base_alloc_aligned(KERNEL_ALIGN, align_up_u64((size_t)rows * widest, KERNEL_ALIGN)),
+        .quant_scale = floats(rows, groups),
+        .quant_offset = floats(rows, groups),
+        .quant_total = floats(rows, groups),
+        .quant_start = (int32_t *)(void *)floats(rows, groups),
+        .quant_half = (int32_t *)(void *)floats(rows, groups),
+    };
+}
+
+static void free_desk(struct forward_desk *desk)
+{
+    void *const taken[] = {desk->residual,     desk->normed,      desk->inner,       desk->quant,     desk->quant_scale,
+                           desk->quant_offset, desk->quant_total, desk->quant_start, desk->quant_half};
+    for (uint32_t i = 0; i < ARRAY_COUNT(taken); i++)
+        free(taken[i]);
+}
+
 void forward_init(struct forward *forward, const struct kernels *kernels, struct team *team,
                   const struct model_desc *desc, const struct model_slice *slice, const struct forward_limits *limits,
                   uint8_t *kv)
 {
     uint32_t q_width = desc->heads * desc->head_dim;
-    uint32_t widest = (uint32_t)max_u64(max_u64(desc->width, q_width), desc->feed_forward);
-    uint32_t quant_rows = (uint32_t)max_u64(FORWARD_TILE, FORWARD_HEAD_ROWS);
     *forward = (struct forward){
         .kernels = kernels,
         .team = team,
@@ -36,21 +64,15 @@ void forward_init(struct forward *forward, const struct kernels *kernels, struct
         .limits = *limits,
         .kv = kv,
         .layer_block_bytes = forward_block_stride(desc, 1, limits),
-        .normed = floats(quant_rows, desc->width),
         .qkv = floats(FORWARD_TILE, q_width + 2 * desc->kv_heads * desc->head_dim),
         .mixed = floats(FORWARD_TILE, q_width),
         .gate_up = floats(FORWARD_TILE, 2 * desc->feed_forward),
-        .inner = floats(FORWARD_TILE, desc->feed_forward),
         .branch = floats(FORWARD_TILE, desc->width),
-        .quant = base_alloc_aligned(KERNEL_ALIGN, align_up_u64((size_t)quant_rows * widest, KERNEL_ALIGN)),
-        .quant_scale = floats(quant_rows, widest / KERNEL_GROUP + 1),
-        .quant_offset = floats(quant_rows, widest / KERNEL_GROUP + 1),
-        .quant_total = floats(quant_rows, widest / KERNEL_GROUP + 1),
-        .quant_start = (int32_t *)(void *)floats(quant_rows, widest / KERNEL_GROUP + 1),
-        .quant_half = (int32_t *)(void *)floats(quant_rows, widest / KERNEL_GROUP + 1),
     };
-    for (uint32_t part = 0; part < team_size(team); part++)
+    for (uint32_t part = 0; part < team_size(team); part++) {
         forward->attention_scratch[part] = floats(attention_scratch_floats(limits->positions_max, desc->heads), 1);
+        open_desk(forward, part, part > 0 ? 1 : (uint32_t)max_u64(FORWARD_TILE, FORWARD_HEAD_ROWS));
+    }
     for (uint32_t i = 0; i < slice->layer_count; i++) {
         uint32_t rope = desc->layer[slice->first_layer + i].rope;
         if (forward->rope[rope] != NULL)
@@ -73,21 +95,23 @@ void forward_lend(struct forward *forward, struct team *team)
     size_t floats_each = attention_scratch_floats(forward->limits.positions_max, forward->desc->heads);
     check(forward->lone_team == NULL);
     forward->lone_team = team;
-    for (uint32_t part = team_size(forward->own_team); part < team_size(team); part++)
+    for (uint32_t part = team_size(forward->own_team); part < team_size(team); part++) {
         forward->attention_scratch[part] = base_reserve(KERNEL_ALIGN, floats_each * sizeof(float));
+        open_desk(forward, part, 1);
+    }
 }
 
 void forward_free(struct forward *forward)
 {
-    void *const taken[] = {forward->rope[0],     forward->rope[1],      forward->cos_sin[0],  forward->cos_sin[1],
-                           forward->residual,    forward->normed,       forward->qkv,         forward->mixed,
-                           forward->gate_up,     forward->inner,        forward->branch,      forward->quant,
-                           forward->quant_scale, forward->quant_offset, forward->quant_total, forward->quant_start,
-                           forward->quant_half,  forward->wanted_rows,  forward->logits};
+    void *const taken[] = {forward->rope[0],  forward->rope[1],     forward->cos_sin[0], forward->cos_sin[1],
+                           forward->residual, forward->qkv,         forward->mixed,      forward->gate_up,
+                           forward->branch,   forward->wanted_rows, forward->logits};
     for (uint32_t i = 0; i < ARRAY_COUNT(taken); i++)
         free(taken[i]);
-    for (uint32_t part = 0; part < TEAM_MAX; part++)
+    for (uint32_t part = 0; part < TEAM_MAX; part++) {
         free(forward->attention_scratch[part]);
+        free_desk(&forward->desks[part]);
+    }
     if (forward->slice->is_last)
         judge_free(&forward->judge);
     *forward = (struct forward){0};
@@ -105,16 +129,30 @@ struct tile {
 };
 
 /* Rows that belong to one member, in every operation that works row by row: what it writes there it alone reads until the
- * next meeting. */
+ * next meeting. A row alone belongs to everybody, each at its own desk. */
 struct rows {
     uint32_t first, count;
 };
 
 static struct rows rows_of(const struct forward *forward, uint32_t part, uint32_t count)
 {
-    struct rows rows;
+    struct rows rows = {0, 1};
+    if (count == 1)
+        return rows;
     rows.count = team_share(forward->team, part, count, 1, &rows.first);
     return rows;
+}
+
+static struct forward_desk *desk_of(struct forward *forward, uint32_t part, uint32_t count)
+{
+    return &forward->desks[count == 1 ? part : 0];
+}
+
+/* Waits for what the others did with their rows; nobody needs it of a row alone. */
+static void meet_over_rows(const struct forward *forward, uint32_t count)
+{
+    if (count > 1)
+        team_meet(forward->team);
 }
 
 /* out(count, product->columns) = x(count, k) * weights + bias. The member has written its own rows of x; behind the meeting
@@ -124,16 +162,17 @@ static void multiply(struct forward *forward, uint32_t part, float *out, const s
 {
     uint32_t k = product->parts[0].k, groups = k / KERNEL_GROUP;
     struct rows own = rows_of(forward, part, count);
+    const struct forward_desk *desk = desk_of(forward, part, count);
     struct activations a = {
         .rows = count,
         .k = k,
         .f32 = x,
-        .q = forward->quant,
-        .scale = forward->quant_scale,
-        .offset = forward->quant_offset,
-        .total = forward->quant_total,
-        .start = forward->quant_start,
-        .half = forward->quant_half,
+        .q = desk->quant,
+        .scale = desk->quant_scale,
+        .offset = desk->quant_offset,
+        .total = desk->quant_total,
+        .start = desk->quant_start,
+        .half = desk->quant_half,
     };
     if (product->quantized) {
         struct activations mine = {
@@ -149,7 +188,7 @@ static void multiply(struct forward *forward, uint32_t part, float *out, const s
         };
         forward->kernels->quantize(&mine);
     }
-    team_meet(forward->team);
+    meet_over_rows(forward, count);
     for (uint32_t i = 0; i < product->part_count; i++) {
         const struct matrix *whole = &product->parts[i];
         uint32_t first, outputs = team_share(forward->team, part, whole->n, KERNEL_PANEL, &first);
@@ -234,19 +273,29 @@ static struct attention attention_of(const struct tile *tile, uint32_t index, ui
     };
 }
 
-/* Of one row, the KV heads that belong to this member, with their query heads. */
-static void attend_heads(struct attention *attention, const struct forward *forward, uint32_t part)
+/* KV heads, with their query heads. */
+struct heads {
+    uint32_t first, count;
+};
+
+/* Those of one row that belong to this member. */
+static struct heads heads_of(const struct forward *forward, uint32_t part)
 {
-    uint32_t group = attention->heads / attention->kv_heads, first;
-    uint32_t kv_heads = team_share(forward->team, part, attention->kv_heads, 1, &first);
+    struct heads heads;
+    heads.count = team_share(forward->team, part, forward->desc->kv_heads, 1, &heads.first);
+    return heads;
+}
+
+/* Of one row, leaves these heads. */
+static void keep_heads(struct attention *attention, struct heads heads)
+{
+    uint32_t group = attention->heads / attention->kv_heads;
     check(attention->rows == 1);
-    attention->out += (size_t)first * group * attention->head_dim;
-    attention->q += (size_t)first * group * attention->head_dim;
-    attention->kv += first * kv_block_bytes(attention->kv_type, 1, attention->head_dim, attention->block_size);
-    attention->heads = kv_heads * group;
-    attention->kv_heads = kv_heads;
-    if (kv_heads > 0)
-        forward->kernels->attention(attention);
+    attention->out += (size_t)heads.first * group * attention->head_dim;
+    attention->q += (size_t)heads.first * group * attention->head_dim;
+    attention->kv += heads.first * kv_block_bytes(attention->kv_type, 1, attention->head_dim, attention->block_size);
+    attention->heads = heads.count * group;
+    attention->kv_heads = heads.count;
 }
 
 /* Attention over the tile's segments, into mixed: each member takes its rows, or of every row its heads where there are fewer
@@ -268,7 +317,9 @@ static void attend(const struct tile *tile, uint32_t index, uint32_t part)
         for (uint32_t j = 0; j < segment.token_count; j++) {
             token.first_token = segment.first_token + j;
             struct attention attention = attention_of(tile, index, part, &token);
-            attend_heads(&attention, forward, part);
+            keep_heads(&attention, heads_of(forward, part));
+            if (attention.kv_heads > 0)
+                forward->kernels->attention(&attention);
         }
     }
 }
@@ -279,12 +330,13 @@ static void norm(const struct forward *forward, float *out, const float *x, cons
     forward->kernels->rms_norm(out, x, gain, count, forward->desc->width, forward->desc->norm_eps);
 }
 
-/* x += branch, normed first where gain is not NULL; the member's own rows of both, of width. */
-static void add_branch(const struct forward *forward, float *x, float *branch, const float *gain, uint32_t count)
+/* x += branch, normed first where gain is not NULL, into normed; the member's own rows of all of them, of width. */
+static void add_branch(const struct forward *forward, float *x, const float *branch, float *normed, const float *gain,
+                       uint32_t count)
 {
     if (gain != NULL)
-        norm(forward, branch, branch, gain, count);
-    forward->kernels->add(x, branch, (size_t)count * forward->desc->width);
+        norm(forward, normed, branch, gain, count);
+    forward->kernels->add(x, gain != NULL ? normed : branch, (size_t)count * forward->desc->width);
 }
 
 /* Norms, where gain is not NULL, and rotates `heads` heads of every row. */
@@ -297,35 +349,59 @@ static void turn_heads(const struct forward *forward, float *x, size_t stride, c
     forward->kernels->rope(x, stride, cos_sin, count, heads, desc->head_dim);
 }
 
+/* The residuals that the member works on: a row alone at its own desk, which the first member has in its place. */
+static float *residual_of(const struct tile *tile, uint32_t part)
+{
+    return tile->count == 1 && part > 0 ? desk_of(tile->forward, part, 1)->residual : tile->x;
+}
+
+/* Rotates Q and K, and stores K and V: of the member's rows, or of its heads of a row alone. */
+static void store_keys(const struct tile *tile, uint32_t index, uint32_t part)
+{
+    struct forward *forward = tile->forward;
+    const struct model_desc *desc = forward->desc;
+    const struct model_layer *layer = &forward->slice->layers[index];
+    struct rows own = rows_of(forward, part, tile->count);
+    struct heads heads = tile->count == 1 ? heads_of(forward, part) : (struct heads){0, desc->kv_heads};
+    uint32_t group = desc->heads / desc->kv_heads, q_width = desc->heads * desc->head_dim;
+    uint32_t kv_width = desc->kv_heads * desc->head_dim;
+    size_t stride = q_width + 2 * kv_width, key_at = q_width + heads.first * desc->head_dim;
+    const float *cos_sin = forward->cos_sin[described(forward, index)->rope] + (size_t)own.first * desc->head_dim;
+    float *qkv = forward->qkv + own.first * stride;
+
+    turn_heads(forward, qkv + heads.first * group * desc->head_dim, stride, layer->q_norm, cos_sin, own.count,
+               heads.count * group);
+    turn_heads(forward, qkv + key_at, stride, layer->k_norm, cos_sin, own.count, heads.count);
+    for (uint32_t i = 0; i < forward->segment_count; i++) {
+        struct forward_segment segment = segment_in(&forward->segments[i], tile, own);
+        struct attention attention = attention_of(tile, index, part, &segment);
+        const float *keys = attention.q + key_at;
+        if (segment.token_count == 0)
+            continue;
+        if (tile->count == 1)
+            keep_heads(&attention, heads);
+        forward->kernels->kv_store(&attention, keys, keys + kv_width, stride);
+    }
+}
+
 /* x += attention over the tile's segments; their K and V are stored first. */
 static void attention_branch(const struct tile *tile, uint32_t index, uint32_t part)
 {
     struct forward *forward = tile->forward;
-    const struct kernels *kernels = forward->kernels;
-    const struct model_desc *desc = forward->desc;
     const struct model_layer *layer = &forward->slice->layers[index];
     struct rows own = rows_of(forward, part, tile->count);
-    uint32_t q_width = desc->heads * desc->head_dim, kv_width = desc->kv_heads * desc->head_dim;
-    size_t stride = q_width + 2 * kv_width; // a row of qkv: Q (heads, head_dim) | K (kv_heads, head_dim) | V likewise
-    size_t at = (size_t)own.first * desc->width;
-    float *x = tile->x + at, *qkv = forward->qkv + own.first * stride;
-    const float *cos_sin = forward->cos_sin[described(forward, index)->rope] + (size_t)own.first * desc->head_dim;
+    size_t at = (size_t)own.first * forward->desc->width;
+    float *x = residual_of(tile, part) + at, *normed = desk_of(forward, part, tile->count)->normed;
 
-    norm(forward, forward->normed + at, x, layer->attn_norm, own.count);
-    multiply(forward, part, forward->qkv, &layer->qkv, forward->normed, tile->count); // (count, stride)
-    turn_heads(forward, qkv, stride, layer->q_norm, cos_sin, own.count, desc->heads);
-    turn_heads(forward, qkv + q_width, stride, layer->k_norm, cos_sin, own.count, desc->kv_heads);
-    for (uint32_t i = 0; i < forward->segment_count; i++) {
-        struct forward_segment segment = segment_in(&forward->segments[i], tile, own);
-        struct attention attention = attention_of(tile, index, part, &segment);
-        if (segment.token_count > 0)
-            kernels->kv_store(&attention, attention.q + q_width, attention.q + q_width + kv_width, stride);
-    }
-    team_meet(forward->team);
+    norm(forward, normed + at, x, layer->attn_norm, own.count);
+    // (count, (heads + 2 * kv_heads) * head_dim): Q (heads, head_dim) | K (kv_heads, head_dim) | V likewise
+    multiply(forward, part, forward->qkv, &layer->qkv, normed, tile->count);
+    store_keys(tile, index, part);
+    meet_over_rows(forward, tile->count);
     attend(tile, index, part);
     team_meet(forward->team);
     multiply(forward, part, forward->branch, &layer->out, forward->mixed, tile->count); // (count, width)
-    add_branch(forward, x, forward->branch + at, layer->attn_post_norm, own.count);
+    add_branch(forward, x, forward->branch + at, normed + at, layer->attn_post_norm, own.count);
 }
 
 /* x += down(f(gate) * up), f the model's gate. */
@@ -337,22 +413,25 @@ static void feed_forward_branch(const struct tile *tile, uint32_t index, uint32_
     const struct model_layer *layer = &forward->slice->layers[index];
     struct rows own = rows_of(forward, part, tile->count);
     size_t at = (size_t)own.first * desc->width, inner_at = (size_t)own.first * desc->feed_forward;
-    float *x = tile->x + at;
+    const struct forward_desk *desk = desk_of(forward, part, tile->count);
+    float *x = residual_of(tile, part) + at;
     void (*gate)(float *, const float *, uint32_t, uint32_t) =
         desc->gate == MODEL_GELU ? kernels->geglu : kernels->swiglu;
 
-    norm(forward, forward->normed + at, x, layer->ffn_norm, own.count);
-    multiply(forward, part, forward->gate_up, &layer->gate_up, forward->normed,
-             tile->count); // (count, 2 * feed_forward)
-    gate(forward->inner + inner_at, forward->gate_up + 2 * inner_at, own.count, desc->feed_forward);
-    multiply(forward, part, forward->branch, &layer->down, forward->inner, tile->count); // (count, width)
-    add_branch(forward, x, forward->branch + at, layer->ffn_post_norm, own.count);
+    norm(forward, desk->normed + at, x, layer->ffn_norm, own.count);
+    multiply(forward, part, forward->gate_up, &layer->gate_up, desk->normed, tile->count); // (count, 2 * feed_forward)
+    gate(desk->inner + inner_at, forward->gate_up + 2 * inner_at, own.count, desc->feed_forward);
+    multiply(forward, part, forward->branch, &layer->down, desk->inner, tile->count); // (count, width)
+    add_branch(forward, x, forward->branch + at, desk->normed + at, layer->ffn_post_norm, own.count);
 }
 
 /* One member's part of the layers that are next. */
 static void run_layers(void *context, uint32_t part)
 {
     const struct tile *tile = context;
+    float *x = residual_of(tile, part);
+    if (x != tile->x)
+        memcpy(x, tile->x, tile->forward->desc->width * sizeof(float));
     for (uint32_t index = tile->first_layer; index < tile->first_layer + tile->layer_count; index++) {
         attention_branch(tile, index, part);
         feed_forward_branch(tile, index, part);
@@ -413,8 +492,9 @@ static void run_head(void *context, uint32_t part)
     };
     struct rows own = rows_of(forward, part, head->count);
     size_t at = (size_t)own.first * desc->width;
-    norm(forward, forward->normed + at, head->residual + at, slice->output_norm, own.count);
-    multiply(forward, part, forward->logits, &product, forward->normed, head->count); // (count, vocab_size)
+    float *normed = desk_of(forward, part, head->count)->normed;
+    norm(forward, normed + at, head->residual + at, slice->output_norm, own.count);
+    multiply(forward, part, forward->logits, &product, normed, head->count); // (count, vocab_size)
 }
 
 const float *forward_logits(struct forward *forward, const float *residual, uint32_t count)

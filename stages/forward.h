@@ -12,8 +12,9 @@
  * struct attention says.
  *
  * A team of threads shares a tile: rows where rows are independent, outputs in products, query heads in the attention of few
- * rows. Each output is one member's alone and computed as ever, so the bits are the same for a team of any size. Layer by layer
- * it is the team of forward_init(), or a larger one while no other stage has anything to do.
+ * rows. What is to be done with a row alone between two products, all of them do. Each output is one member's alone and
+ * computed as ever, so the bits are the same for a team of any size. Layer by layer it is the team of forward_init(), or a
+ * larger one while no other stage has anything to do.
  */
 #ifndef EVENFLOW_FORWARD_H
 #define EVENFLOW_FORWARD_H
@@ -46,6 +47,20 @@ struct forward_segment {
     uint32_t token_count;
 };
 
+/* What rows become between two products. All members work at the first one's, each on rows of its own; with a row alone each
+ * has a copy of it at its own desk, since computing it once more takes less time than waiting for who does. */
+struct forward_desk {
+    float *residual;      /* (1, width); not the first one's */
+    float *normed;        /* (FORWARD_TILE, width); one row but for the first one's, here and below */
+    float *inner;         /* (FORWARD_TILE, feed_forward) */
+    int8_t *quant;        /* (FORWARD_TILE, widest input) */
+    float *quant_scale;   /* (FORWARD_TILE, widest input / KERNEL_GROUP) */
+    float *quant_offset;  /* likewise */
+    float *quant_total;   /* likewise */
+    int32_t *quant_start; /* likewise */
+    int32_t *quant_half;  /* likewise */
+};
+
 struct forward {
     const struct kernels *kernels;
     struct team *team;      /* at work: one of the next two */
@@ -60,22 +75,15 @@ struct forward {
     size_t layer_block_bytes; /* one block of one layer */
     struct judge judge;       /* last stage */
 
-    float *rope[2];                     /* (positions_max, 2, head_dim / 2), as desc->ropes; NULL: no layer uses it */
-    float *residual;                    /* (FORWARD_TILE, width): last stage; the others work in the outgoing buffer */
-    float *cos_sin[2];                  /* (FORWARD_TILE, 2, head_dim / 2): of the tile's positions */
-    float *normed;                      /* (FORWARD_TILE, width) */
-    float *qkv;                         /* (FORWARD_TILE, (heads + 2 * kv_heads) * head_dim) */
-    float *mixed;                       /* (FORWARD_TILE, heads * head_dim) */
-    float *gate_up;                     /* (FORWARD_TILE, 2 * feed_forward) */
-    float *inner;                       /* (FORWARD_TILE, feed_forward) */
-    float *branch;                      /* (FORWARD_TILE, width): what is added to the residual */
-    float *attention_scratch[TEAM_MAX]; /* of each member */
-    int8_t *quant;                      /* (FORWARD_TILE, widest input) */
-    float *quant_scale;                 /* (FORWARD_TILE, widest input / KERNEL_GROUP) */
-    float *quant_offset;                /* likewise */
-    float *quant_total;                 /* likewise */
-    int32_t *quant_start;               /* likewise */
-    int32_t *quant_half;                /* likewise */
+    float *rope[2];                      /* (positions_max, 2, head_dim / 2), as desc->ropes; NULL: no layer uses it */
+    float *residual;                     /* (FORWARD_TILE, width): last stage; the others work in the outgoing buffer */
+    float *cos_sin[2];                   /* (FORWARD_TILE, 2, head_dim / 2): of the tile's positions */
+    float *qkv;                          /* (FORWARD_TILE, (heads + 2 * kv_heads) * head_dim) */
+    float *mixed;                        /* (FORWARD_TILE, heads * head_dim) */
+    float *gate_up;                      /* (FORWARD_TILE, 2 * feed_forward) */
+    float *branch;                       /* (FORWARD_TILE, width): what is added to the residual */
+    float *attention_scratch[TEAM_MAX];  /* of each member */
+    struct forward_desk desks[TEAM_MAX]; /* of each member */
     struct forward_segment segments[FORWARD_TILE];
     uint32_t segment_count;
 
