@@ -228,14 +228,19 @@ $(TESTS):
 	@echo "  LD    $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBS) -lcriterion -lpthread
 
-# What stands in for CUDA's driver: the same kernels, as C, for this processor alone.
+# What stands in for CUDA's driver: the same kernels, as C, for this processor alone. And for NCCL, on it.
 FAKE_CUDA := $(BUILD)/tests/driver/libcuda.so.1
-tests: $(FAKE_CUDA)
+FAKE_NCCL := $(BUILD)/tests/driver/libnccl.so.2
+tests: $(FAKE_CUDA) $(FAKE_NCCL)
 $(FAKE_CUDA): tests/driver/libcuda.c kernels/cuda_kernels.cu $(wildcard kernels/*.h)
 	@mkdir -p $(@D)
 	@echo "  LD    $@"
-	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -O3 -march=native -Wno-missing-prototypes -Wno-unknown-pragmas -fPIC -shared -o $@ \
-	          -x c tests/driver/libcuda.c kernels/cuda_kernels.cu -x none -lm -lpthread
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -O3 -march=native -Wno-missing-prototypes -Wno-unknown-pragmas -fPIC -shared -Wl,-soname,$(@F) \
+	          -o $@ -x c tests/driver/libcuda.c kernels/cuda_kernels.cu -x none -lm -lpthread
+$(FAKE_NCCL): tests/driver/libnccl.c $(FAKE_CUDA) kernels/nccl_library.h
+	@mkdir -p $(@D)
+	@echo "  LD    $@"
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -Wno-missing-prototypes -fPIC -shared -Wl,-soname,$(@F) -Wl,-rpath,'$$ORIGIN' -o $@ $< $(FAKE_CUDA) -lpthread
 
 # ---- fuzzing: the same targets, driven by tests/fuzz_main.c (gcc) or by libFuzzer (clang) ----
 FUZZERS      := $(patsubst tests/%.c,$(BUILD)/bin/%,$(filter-out tests/fuzz_main.c,$(wildcard tests/fuzz_*.c)))

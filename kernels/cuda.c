@@ -354,6 +354,29 @@ int cuda_wait(struct cuda *cuda)
     return cuda->failed;
 }
 
+struct cuda_stream *cuda_stream_open(struct cuda *cuda)
+{
+    struct cuda_stream *stream = NULL;
+    return CALL(cuda, stream_create, &stream, CUDA_STREAM_ALONE) ? stream : NULL;
+}
+
+void cuda_stream_close(struct cuda *cuda, struct cuda_stream *stream)
+{
+    if (stream != NULL)
+        cuda->driver.stream_destroy(stream);
+}
+
+void cuda_stream_write_word(struct cuda *cuda, struct cuda_stream *stream, cuda_address word, uint32_t value)
+{
+    CALL(cuda, write_word, stream, word, value, 0);
+}
+
+bool cuda_stream_is_done(struct cuda *cuda, struct cuda_stream *stream)
+{
+    int result = cuda->failed != 0 ? NOT_CALLED : cuda->driver.stream_query(stream);
+    return result != CUDA_NOT_READY && succeeded(cuda, result, "stream_query");
+}
+
 struct cuda_matrix cuda_matrix_of(const struct matrix *matrix)
 {
     return (struct cuda_matrix){.panels = matrix->panels,

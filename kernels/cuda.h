@@ -98,6 +98,13 @@ void cuda_write_word_aside(struct cuda *cuda, cuda_address word, uint32_t value)
 /* All of it is done: 0, or -errno of the first failure since cuda_open(). */
 int cuda_wait(struct cuda *cuda);
 
+/* Another stream, for what others put there (nccl.h); NULL when there is none. */
+struct cuda_stream *cuda_stream_open(struct cuda *cuda);
+void cuda_stream_close(struct cuda *cuda, struct cuda_stream *stream);
+void cuda_stream_write_word(struct cuda *cuda, struct cuda_stream *stream, cuda_address word, uint32_t value);
+/* All of it is done, as far as one knows. Never blocks. */
+bool cuda_stream_is_done(struct cuda *cuda, struct cuda_stream *stream);
+
 /* A matrix whose panels lie on the device. */
 struct cuda_matrix cuda_matrix_of(const struct matrix *matrix);
 

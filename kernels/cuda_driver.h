@@ -20,6 +20,7 @@ enum cuda_result {
     CUDA_NO_DEVICE = 100,
     CUDA_INVALID_DEVICE = 101,
     CUDA_NOT_FOUND = 500,
+    CUDA_NOT_READY = 600,
     CUDA_NOT_SUPPORTED = 801,
 };
 
@@ -90,6 +91,7 @@ struct cuda_graph; /* cuda.h's CUgraphExec: what can be run again and again */
       (struct cuda_function * *function, struct cuda_module * module, const char *name))                               \
     X(stream_create, cuStreamCreate, (struct cuda_stream * *stream, unsigned flags))                                   \
     X(stream_wait, cuStreamSynchronize, (struct cuda_stream * stream))                                                 \
+    X(stream_query, cuStreamQuery, (struct cuda_stream * stream))                                                      \
     X(stream_destroy, cuStreamDestroy_v2, (struct cuda_stream * stream))                                               \
     X(memory_alloc, cuMemAlloc_v2, (cuda_address * address, size_t bytes))                                             \
     X(host_alloc, cuMemAllocHost_v2, (void **memory, size_t bytes))                                                    \

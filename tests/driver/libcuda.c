@@ -60,7 +60,15 @@ static int state(void)
 /* ---- streams ---- */
 
 struct operation {
-    enum { OPERATION_KERNEL, OPERATION_COPY, OPERATION_FILL, OPERATION_WAIT, OPERATION_WRITE, OPERATION_GRAPH } kind;
+    enum {
+        OPERATION_KERNEL,
+        OPERATION_COPY,
+        OPERATION_FILL,
+        OPERATION_WAIT,
+        OPERATION_WRITE,
+        OPERATION_CALL,
+        OPERATION_GRAPH
+    } kind;
     const struct simt_kernel *kernel;
     const struct cuda_graph *graph;
     uint32_t grid[3], threads;
@@ -70,6 +78,7 @@ struct operation {
     size_t bytes;
     _Atomic uint32_t *word; /* in memory that processes share: whoever waits for it sleeps there */
     uint32_t value;
+    void (*call)(void *context); /* with `to` */
 };
 
 /* Kernels one behind the other: while they are recorded, and then as often as they are to run. */
@@ -79,6 +88,7 @@ struct cuda_graph {
 };
 
 struct cuda_stream {
+    struct cuda_stream *next; /* of all */
     pthread_t thread;
     struct cuda_graph *recording; /* NULL: what is put is done */
     pthread_mutex_t lock;
@@ -124,6 +134,11 @@ static void run(const struct operation *o)
         if (dies)
             raise(SIGKILL);
         syscall(SYS_futex, o->word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+        return;
+    case OPERATION_CALL:
+        if (dies)
+            raise(SIGKILL);
+        o->call(o->to);
         return;
     case OPERATION_KERNEL:
     case OPERATION_GRAPH:
@@ -191,10 +206,17 @@ static int put(struct cuda_stream *stream, const struct operation *operation)
     return CUDA_OK;
 }
 
+static struct cuda_stream *all_streams;
+static pthread_mutex_t all_lock = PTHREAD_MUTEX_INITIALIZER;
+
 int cuStreamCreate(struct cuda_stream **stream, unsigned flags)
 {
     (void)flags;
     *stream = calloc(1, sizeof(**stream));
+    pthread_mutex_lock(&all_lock);
+    (*stream)->next = all_streams;
+    all_streams = *stream;
+    pthread_mutex_unlock(&all_lock);
     pthread_mutex_init(&(*stream)->lock, NULL);
     pthread_cond_init(&(*stream)->changed, NULL);
     if (pthread_create(&(*stream)->thread, NULL, run_stream, *stream) != 0)
@@ -215,8 +237,37 @@ int cuStreamSynchronize(struct cuda_stream *stream)
     return state();
 }
 
+int cuStreamQuery(struct cuda_stream *stream)
+{
+    pthread_mutex_lock(&stream->lock);
+    bool is_done = stream->done == stream->put;
+    pthread_mutex_unlock(&stream->lock);
+    return state() != CUDA_OK ? state() : is_done ? CUDA_OK : CUDA_NOT_READY;
+}
+
+/* Waits for all of them, as taking and giving back memory may. */
+int cuCtxSynchronize(void)
+{
+    pthread_mutex_lock(&all_lock);
+    for (struct cuda_stream *stream = all_streams; stream != NULL; stream = stream->next)
+        cuStreamSynchronize(stream);
+    pthread_mutex_unlock(&all_lock);
+    return state();
+}
+
+int cuLaunchHostFunc(struct cuda_stream *stream, void (*call)(void *context), void *context)
+{
+    return put(stream, &(struct operation){.kind = OPERATION_CALL, .call = call, .to = context});
+}
+
 int cuStreamDestroy_v2(struct cuda_stream *stream)
 {
+    pthread_mutex_lock(&all_lock);
+    struct cuda_stream **link = &all_streams;
+    while (*link != stream)
+        link = &(*link)->next;
+    *link = stream->next;
+    pthread_mutex_unlock(&all_lock);
     pthread_mutex_lock(&stream->lock);
     stream->is_ended = true;
     pthread_cond_broadcast(&stream->changed);
@@ -625,7 +676,16 @@ int cuDevicePrimaryCtxRelease_v2(int device)
     return CUDA_OK;
 }
 
+static _Thread_local struct cuda_context *current;
+
+int cuCtxGetDevice(int *device)
+{
+    *device = (int)(uintptr_t)current - 1;
+    return current != NULL ? state() : CUDA_INVALID_VALUE;
+}
+
 int cuCtxSetCurrent(struct cuda_context *context)
 {
+    current = context;
     return context != NULL ? state() : CUDA_INVALID_VALUE;
 }
