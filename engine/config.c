@@ -30,7 +30,8 @@ static const struct option_spec specs[] = {
      "process of its own holds it, and names it to stages by CUDA IPC) or auto (vmm, where devices can do that)"},
     {"edges", NULL, 0, OPTION_TEXT, AT(edges), "auto", 0, 0, "NAME",
      "How stages on devices hand activations on: device (into the next one's device, where no processor is on the "
-     "way), host (through shared memory) or auto (device, where the one reaches the other)"},
+     "way), nccl (NCCL carries them from one to the other), host (through shared memory) or auto (device where the one "
+     "reaches the other, else nccl if there is libnccl.so.2, else host)"},
     {"cuda-graphs", NULL, 0, OPTION_FLAG, AT(cuda_graphs), "true", 0, 0, "",
      "Launches every kernel of a step on a device by itself, in place of all those of a step of up to 64 tokens "
      "together, "

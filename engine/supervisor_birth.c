@@ -55,13 +55,16 @@ static void add_bell(struct delivery *d, enum role role, uint32_t index)
     add(d, BIRTH_BELL, number, d->s->bells[number]);
 }
 
-/* A stage's edges in devices' memory. */
+/* A stage's edges in devices' memory. What NCCL carries comes into the reader's own, and both ends call each other. */
 static void add_edges(struct delivery *d, uint32_t stage)
 {
     const struct supervisor *s = d->s;
-    if (stage > 0 && s->plan->slices[stage - 1].edge == EDGE_DEVICE)
+    const uint32_t in = stage > 0 ? s->plan->slices[stage - 1].edge : EDGE_HOST;
+    if (in == EDGE_DEVICE)
         add(d, BIRTH_DEVICE, REGION_EDGE + stage - 1, s->regions[REGION_EDGE + stage - 1].fd);
-    if (s->plan->slices[stage].edge == EDGE_DEVICE)
+    if (in == EDGE_NCCL)
+        add_bell(d, ROLE_STAGE, stage - 1);
+    if (s->plan->slices[stage].edge != EDGE_HOST)
         add(d, BIRTH_DEVICE, REGION_EDGE + stage, s->regions[REGION_EDGE + stage].fd);
 }
 

@@ -66,7 +66,7 @@ static int take_device_regions(struct supervisor *s, int devices, struct err *er
     for (uint32_t stage = 0; ret == 0 && stage < s->plan->stage_count; stage++)
         if (s->plan->slices[stage].device != DEVICE_CPU &&
             (s->regions[REGION_KV + stage].fd <= 0 || s->regions[REGION_WEIGHTS + stage].fd <= 0 ||
-             (s->plan->slices[stage].edge == EDGE_DEVICE && s->regions[REGION_EDGE + stage].fd <= 0)))
+             (s->plan->slices[stage].edge != EDGE_HOST && s->regions[REGION_EDGE + stage].fd <= 0)))
             ret = err_set(err, -EPROTO, "devices: there is no memory for stage %u", stage);
     return ret;
 }

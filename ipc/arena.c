@@ -414,3 +414,8 @@ void arena_ring_stage_consumer(const struct arena *arena, uint32_t stage, struct
     ring_consumer_attach(ring, slots_at(arena, REGION_STAGE + stage, arena->layout.stage_ring),
                          arena->layout.stage_ring_slots, stage_consumed(arena, stage));
 }
+
+const struct ring_slot_shm *arena_stage_messages(const struct arena *arena, uint32_t stage)
+{
+    return slots_at(arena, REGION_STAGE + stage, arena->layout.stage_ring);
+}

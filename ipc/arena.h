@@ -222,6 +222,12 @@ static inline struct top_shm *arena_tops(const struct arena *arena, uint64_t ste
                                       arena->layout.stage_tops + slot * arena->layout.tops_stride);
 }
 
+/* Of a stage's connections to its neighbours, where there are any. */
+static inline struct session_shm *arena_session(const struct arena *arena, uint32_t stage)
+{
+    return (struct session_shm *)(void *)(arena->regions[REGION_STAGE + stage] + arena->layout.stage_session);
+}
+
 /* What stage `stage` measured of a step; whether it is that step's is for its field to say. */
 static inline struct step_time_shm *arena_step_time(const struct arena *arena, uint32_t stage, uint64_t step)
 {
@@ -239,5 +245,7 @@ void arena_ring_sched_to_front_consumer(const struct arena *arena, struct ring_c
 /* From stage i to stage i + 1, or from the last stage to sched. */
 void arena_ring_stage_producer(const struct arena *arena, uint32_t stage, struct ring_producer *ring);
 void arena_ring_stage_consumer(const struct arena *arena, uint32_t stage, struct ring_consumer *ring);
+/* (stage_ring_slots): what stands in it, for ring_look(). */
+const struct ring_slot_shm *arena_stage_messages(const struct arena *arena, uint32_t stage);
 
 #endif

@@ -109,10 +109,11 @@ static void layout_stages(struct layout *l, const struct plan *plan)
         bool is_last = stage + 1 == plan->stage_count;
         size_t offset = sizeof(struct region_head);
         l->stage_process = take(&offset, sizeof(struct process_shm));
+        l->stage_session = take(&offset, sizeof(struct session_shm));
         l->stage_times = take(&offset, (size_t)l->step_slots * sizeof(struct step_time_shm));
         l->stage_ring = take(&offset, (size_t)l->stage_ring_slots * sizeof(struct ring_slot_shm));
         size_t rest = align_up_u64(offset, PAGE_BYTES);
-        bool is_on_device = plan->slices[stage].edge == EDGE_DEVICE;
+        bool is_on_device = plan->slices[stage].edge != EDGE_HOST;
         size_t activations = l->activation_slots * l->activation_stride;
         /* the last stage returns results where the others keep activations */
         l->stage_activations = l->stage_results = rest;

@@ -16,12 +16,13 @@
  *                                               sequences, block tables, token logs, step table, ring sched -> front
  *   stage i    stage i     neighbours, sched    process block, times of steps, ring to the next, activations out, results (last
  *                                               stage)
- *   edge i     stage i     stage i + 1          in place of those activations, where both are on CUDA devices: see EDGE_DEVICE
+ *   edge i     stage i     stage i + 1          in place of those activations, where both are on CUDA devices: see EDGE_DEVICE;
+ *                          (of EDGE_NCCL: -)    with EDGE_NCCL its content is carried from there into the reader's own memory
  *   kv i       stage i     -                    KV blocks of the slice
  *   weights i  stage i     its successors       packed weights of the slice; sealed once loaded
  *
- * kv and weights of a stage on a CUDA device lie in the device's memory, an edge in that of its reader's: the supervisor holds
- * descriptors of it like any other, and only stages can map them.
+ * kv and weights of a stage on a CUDA device lie in the device's memory, an edge in that of its reader's (EDGE_NCCL: of its
+ * writer's): the supervisor holds descriptors of it like any other, and only stages can map them.
  *
  * Regions are the truth; rings only say where to look. Offsets follow from the plan (layout_compute) and from nothing
  * else. All offsets are in bytes from the start of the region. Words of two writers are never within 128 bytes.
@@ -38,12 +39,13 @@
 #include "ipc/base.h"
 #include "ipc/plan.h"
 #include "ipc/ring.h"
+#include "ipc/session.h"
 #include "ipc/stats.h"
 #include "ipc/trace.h"
 #include "ipc/words.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x000000000000001dull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x000000000000001eull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
@@ -430,8 +432,8 @@ struct layout {
     uint32_t step_rows_max, step_tokens_max, step_blocks_max, step_results_max;
 
     /* stage (the same for each) */
-    size_t stage_process, stage_times, stage_ring, stage_activations, activation_stride, stage_results, result_stride,
-        stage_tops, tops_stride;
+    size_t stage_process, stage_session, stage_times, stage_ring, stage_activations, activation_stride, stage_results,
+        result_stride, stage_tops, tops_stride;
     size_t edge_activations; /* behind a word for each slot */
     uint32_t stage_ring_slots;
     uint32_t activation_slots; /* = step_slots: buffer of a step is step & (slots - 1) */

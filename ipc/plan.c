@@ -75,8 +75,8 @@ int plan_validate(const struct plan *plan, struct err *err)
              (plan->device_page_bytes < 4096 || (plan->device_page_bytes & (plan->device_page_bytes - 1)) != 0)))
             return err_set(err, -EINVAL, "plan: slice %u: device %u, memory in pages of %llu", stage, slice->device,
                            (unsigned long long)plan->device_page_bytes);
-        bool may_be_device = is_on_device && stage + 1 < plan->stage_count && slice[1].device != DEVICE_CPU;
-        if (slice->edge != EDGE_HOST && (slice->edge != EDGE_DEVICE || !may_be_device))
+        bool joins_devices = is_on_device && stage + 1 < plan->stage_count && slice[1].device != DEVICE_CPU;
+        if (slice->edge > EDGE_NCCL || (slice->edge != EDGE_HOST && !joins_devices))
             return err_set(err, -EINVAL, "plan: slice %u: edge %u", stage, slice->edge);
     }
     if (layer != plan->layers)
@@ -100,6 +100,11 @@ int plan_validate(const struct plan *plan, struct err *err)
 bool plan_begins_with_record(const struct plan *plan, uint32_t stage)
 {
     return stage == 0 || plan->slices[stage - 1].edge == EDGE_DEVICE;
+}
+
+bool plan_uses_nccl(const struct plan *plan, uint32_t stage)
+{
+    return plan->slices[stage].edge == EDGE_NCCL || (stage > 0 && plan->slices[stage - 1].edge == EDGE_NCCL);
 }
 
 bool plan_uses_device(const struct plan *plan, uint32_t device)
@@ -128,6 +133,6 @@ const char *plan_device_name(uint32_t device, char name[16])
 
 const char *plan_edge_name(uint32_t edge)
 {
-    static const char *const names[] = {[EDGE_HOST] = "host", [EDGE_DEVICE] = "device"};
+    static const char *const names[] = {[EDGE_HOST] = "host", [EDGE_DEVICE] = "device", [EDGE_NCCL] = "nccl"};
     return edge < ARRAY_COUNT(names) ? names[edge] : "?";
 }

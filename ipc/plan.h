@@ -53,6 +53,7 @@ enum device_memory {
 enum edge {
     EDGE_HOST, /* through its region of shared memory */
     EDGE_DEVICE, /* through memory of the next one's CUDA device: what it enqueues there waits for what this one enqueues */
+    EDGE_NCCL, /* through memory of its own CUDA device, from where NCCL carries it to the next one's */
 };
 
 struct plan_slice {
@@ -153,6 +154,9 @@ int plan_validate(const struct plan *plan, struct err *err);
 /* Whether a stage begins with a step as soon as there is a record of it: the first one, and those whose device waits for their
  * input. The others are woken by it. */
 bool plan_begins_with_record(const struct plan *plan, uint32_t stage);
+
+/* Whether an edge of this stage's is EDGE_NCCL. */
+bool plan_uses_nccl(const struct plan *plan, uint32_t stage);
 
 /* Whether some stage computes on this device; on any. And "cpu" or "cuda:1". */
 bool plan_uses_device(const struct plan *plan, uint32_t device);

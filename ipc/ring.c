@@ -49,7 +49,7 @@ enum ring_result ring_push(struct ring_producer *ring, const void *payload)
         return RING_FULL;
     struct ring_slot_shm *slot = &ring->slots[ring->next & (ring->slot_count - 1)];
     memcpy(slot->payload, payload, RING_PAYLOAD_BYTES);
-    /* release: pairs with the acquire in ring_peek(): payload before commit */
+    /* release: pairs with the acquire in ring_look(): payload before commit */
     fault_point(FAULT_RING_PUSH);
     atomic_store_explicit(&slot->commit, ring->next + 1, memory_order_release);
     fault_point(FAULT_RING_PUSH);
@@ -57,14 +57,19 @@ enum ring_result ring_push(struct ring_producer *ring, const void *payload)
     return RING_OK;
 }
 
-enum ring_result ring_peek(const struct ring_consumer *ring, void *payload)
+enum ring_result ring_look(const struct ring_slot_shm *slots, uint32_t slot_count, uint64_t position, void *payload)
 {
-    const struct ring_slot_shm *slot = &ring->slots[ring->next & (ring->slot_count - 1)];
+    const struct ring_slot_shm *slot = &slots[position & (slot_count - 1)];
     /* acquire: pairs with the release in ring_push(): payload after commit */
-    if (atomic_load_explicit(&slot->commit, memory_order_acquire) != ring->next + 1)
+    if (atomic_load_explicit(&slot->commit, memory_order_acquire) != position + 1)
         return RING_EMPTY;
     memcpy(payload, slot->payload, RING_PAYLOAD_BYTES);
     return RING_OK;
+}
+
+enum ring_result ring_peek(const struct ring_consumer *ring, void *payload)
+{
+    return ring_look(ring->slots, ring->slot_count, ring->next, payload);
 }
 
 void ring_release(struct ring_consumer *ring)
@@ -80,6 +85,6 @@ void ring_release(struct ring_consumer *ring)
 bool ring_is_empty(const struct ring_consumer *ring)
 {
     const struct ring_slot_shm *slot = &ring->slots[ring->next & (ring->slot_count - 1)];
-    /* acquire: as in ring_peek(); the answer decides about sleeping, see bell.h */
+    /* acquire: as in ring_look(); the answer decides about sleeping, see bell.h */
     return atomic_load_explicit(&slot->commit, memory_order_acquire) != ring->next + 1;
 }

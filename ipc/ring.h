@@ -63,4 +63,7 @@ void ring_release(struct ring_consumer *ring);
 
 bool ring_is_empty(const struct ring_consumer *ring);
 
+/* Copies out what stands at a position, for either side: RING_EMPTY when it is not there, or not any more. */
+enum ring_result ring_look(const struct ring_slot_shm *slots, uint32_t slot_count, uint64_t position, void *payload);
+
 #endif

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <seccomp.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -89,6 +90,46 @@ static const struct permission device[] = {
     {SCMP_SYS(fcntl), {{1, UINT32_MAX, F_SETFD}}},
 };
 
+/* What NCCL asks for when it connects two processes on this machine. Likewise. */
+static const struct permission nccl[] = {
+    CALL(socket),
+    CALL(socketpair),
+    CALL(bind),
+    CALL(listen),
+    CALL(connect),
+    CALL(accept),
+    CALL(accept4),
+    CALL(shutdown),
+    CALL(getsockname),
+    CALL(getpeername),
+    CALL(getsockopt),
+    CALL(setsockopt),
+    CALL(sendto),
+    CALL(recvfrom),
+    CALL(sendmsg),
+    CALL(recvmsg),
+    CALL(pipe2),
+    CALL(set_robust_list),
+    CALL(rseq),
+    CALL(sched_setaffinity),
+    CALL(get_mempolicy),
+    CALL(set_mempolicy),
+    CALL(ftruncate),
+    CALL(fallocate),
+    CALL(unlink),
+    CALL(access),
+    CALL(readlink),
+    CALL(getdents64),
+    CALL(uname),
+    CALL(sysinfo),
+    CALL(getuid),
+    CALL(geteuid),
+    {SCMP_SYS(clone), {{0, CLONE_THREAD | CLONE_VM, CLONE_THREAD | CLONE_VM}}},
+    {SCMP_SYS(prctl), {{0, UINT32_MAX, PR_SET_NAME}}},
+    {SCMP_SYS(fcntl), {{1, UINT32_MAX, F_GETFD}}},
+    {SCMP_SYS(fcntl), {{1, UINT32_MAX, F_DUPFD_CLOEXEC}}},
+};
+
 static int permit(scmp_filter_ctx filter, const struct permission *list, size_t count)
 {
     int ret = 0;
@@ -109,7 +150,9 @@ bool sandbox_is_possible(void)
     return prctl(PR_SET_SECCOMP, 2 /* SECCOMP_MODE_FILTER */, NULL, 0, 0) == -1 && errno == EFAULT;
 }
 
-static int enter(enum role role, bool has_device, struct err *err)
+enum exception { EXCEPTION_NONE, EXCEPTION_DEVICE, EXCEPTION_NCCL };
+
+static int enter(enum role role, enum exception exception, struct err *err)
 {
     check(role != ROLE_SUPERVISOR);
     scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ERRNO(EPERM));
@@ -125,8 +168,13 @@ static int enter(enum role role, bool has_device, struct err *err)
                                  SCMP_CMP64(0, SCMP_CMP_EQ, (scmp_datum_t)getpid(), 0));
     if (role == ROLE_FRONT)
         ret = ret ? ret : permit(filter, front, ARRAY_COUNT(front));
-    if (has_device)
+    if (exception >= EXCEPTION_DEVICE)
         ret = ret ? ret : permit(filter, device, ARRAY_COUNT(device));
+    if (exception >= EXCEPTION_NCCL) {
+        ret = ret ? ret : permit(filter, nccl, ARRAY_COUNT(nccl));
+        /* its flags lie in memory, where no filter looks: the C library takes clone() then */
+        ret = ret ? ret : seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+    }
     ret = ret ? ret : seccomp_load(filter);
     seccomp_release(filter);
     if (ret != 0)
@@ -136,10 +184,15 @@ static int enter(enum role role, bool has_device, struct err *err)
 
 int sandbox_enter(enum role role, struct err *err)
 {
-    return enter(role, false, err);
+    return enter(role, EXCEPTION_NONE, err);
 }
 
 int sandbox_enter_with_device(struct err *err)
 {
-    return enter(ROLE_STAGE, true, err);
+    return enter(ROLE_STAGE, EXCEPTION_DEVICE, err);
+}
+
+int sandbox_enter_with_nccl(struct err *err)
+{
+    return enter(ROLE_STAGE, EXCEPTION_NCCL, err);
 }

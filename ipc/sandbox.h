@@ -25,4 +25,9 @@ int sandbox_enter(enum role role, struct err *err);
  * as alone. Never executable memory, and all else as for other stages. */
 int sandbox_enter_with_device(struct err *err);
 
+/* And one in it: a stage whose activations NCCL carries. Each connection takes sockets to the other end and threads of its own,
+ * and there is another one after every death of a neighbour: so sockets, threads and files of shared memory are left to it.
+ * Never other programs or processes. */
+int sandbox_enter_with_nccl(struct err *err);
+
 #endif

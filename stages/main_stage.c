@@ -124,10 +124,14 @@ int main(int argc, char **argv)
     if (ret < 0 || (can_prepare(&arena) && arena_take_over(&arena, &err) < 0))
         return fail(&err);
     stage_begin(&stage);
-    ret = is_on_device(&arena) ? sandbox_enter_with_device(&err) : sandbox_enter(ROLE_STAGE, &err);
+    ret = plan_uses_nccl(arena.plan, arena.index) ? sandbox_enter_with_nccl(&err)
+          : is_on_device(&arena)                  ? sandbox_enter_with_device(&err)
+                                                  : sandbox_enter(ROLE_STAGE, &err);
     if (ret != 0)
         return fail(&err);
     base_seal();
+    if (stage_join(&stage) < 0)
+        return 1;
     arena_set_state(&arena, PROCESS_READY);
 
     while (arena_command(&arena) != COMMAND_STOP) {

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -109,6 +110,30 @@ static cuda_address map_edge(struct stage *stage, int descriptor, uint32_t from)
     return edge;
 }
 
+/* Edges that NCCL carries: what comes, into memory of this stage's own. */
+static int open_carriers(struct stage *stage, struct err *err)
+{
+    const struct arena *arena = stage->arena;
+    const struct plan_slice *slice = &arena->plan->slices[stage->index];
+    bool has_in = stage->index > 0 && slice[-1].edge == EDGE_NCCL, has_out = slice->edge == EDGE_NCCL;
+    bool is_joined_to_itself =
+        (has_in && slice[-1].device == slice->device) || (has_out && slice[1].device == slice->device);
+    char host_name[32];
+    if (!has_in && !has_out)
+        return 0;
+    snprintf(host_name, sizeof(host_name), "evenflow-stage-%u", stage->index);
+    int ret = nccl_open(&stage->nccl, is_joined_to_itself ? host_name : NULL);
+    if (ret < 0)
+        return err_set(err, ret, "%s", stage->nccl.error);
+    if (has_in) {
+        stage->edge_in = cuda_alloc(&stage->cuda, arena->layout.region_bytes[REGION_EDGE + stage->index - 1]);
+        carrier_open(&stage->carriers[CARRIER_IN], arena, true, &stage->cuda, &stage->nccl, stage->edge_in);
+    }
+    if (has_out)
+        carrier_open(&stage->carriers[CARRIER_OUT], arena, false, &stage->cuda, &stage->nccl, stage->edge_out);
+    return stage->cuda.failed == 0 ? 0 : err_set(err, stage->cuda.failed, "%s", stage->cuda.error);
+}
+
 /* Those in shared memory that this stage writes. */
 static bool pin_activations(struct stage *stage)
 {
@@ -139,13 +164,15 @@ static int open_device(struct stage *stage, struct arena *arena, const struct ke
         return err_set(err, stage->cuda.failed, "%s", stage->cuda.error);
     close(arena->device_kv);
     close(arena->device_weights);
-    if (!arena->is_device_loaded)
+    ret = open_carriers(stage, err);
+    if (ret == 0 && !arena->is_device_loaded)
         ret = upload_weights(stage, arena, weights, weights_bytes, gguf, err);
     if (ret < 0)
         return ret;
-    /* a copy out to memory that is not pinned would wait for the input, in the driver */
+    /* a copy out to memory that is not pinned would wait for the input, in the driver; so would the end of a connection */
     bool has_output = stage->is_last || stage->edge_out != 0 || pin_activations(stage);
-    stage->begins_early = stage->edge_in != 0 && has_output && slice->layer_count <= FORWARD_CUDA_EARLY_LAYERS_MAX;
+    stage->begins_early = plan_begins_with_record(plan, stage->index) && stage->edge_in != 0 && has_output &&
+                          slice->edge != EDGE_NCCL && slice->layer_count <= FORWARD_CUDA_EARLY_LAYERS_MAX;
     model_bind(&stage->slice, &stage->desc, slice->first_layer, slice->layer_count, (const void *)(uintptr_t)weights);
     const struct forward_cuda_limits limits = {
         .common = {.positions_max = plan->max_model_len, .block_size = plan->block_size},
@@ -228,12 +255,27 @@ void stage_begin(struct stage *stage)
     stage->next = stage->is_last ? arena_pull(arena, ROLE_SCHED, 0) : arena_pull(arena, ROLE_STAGE, stage->index + 1);
     bell_ring(&stage->next); /* a predecessor may have published and died before it rang */
     process_note(&stage->process->step, stage->out.next);
+    carriers_begin(stage->carriers);
+}
+
+int stage_join(struct stage *stage)
+{
+    const struct arena *arena = stage->arena;
+    while (arena->epoch == 1 && !carriers_are_joined(stage->carriers) && arena_command(arena) != COMMAND_STOP) {
+        int ret = carriers_do_work(stage->carriers, stage->out.next + 1);
+        if (ret < 0)
+            return ret;
+        if (!carriers_are_joined(stage->carriers))
+            stage_wait(stage);
+    }
+    return 0;
 }
 
 void stage_end(struct stage *stage)
 {
     if (stage->begun.step == stage->out.next + 1)
         forward_cuda_release(&stage->forward_cuda);
+    carriers_end(stage->carriers);
 }
 
 void stage_free(struct stage *stage)
@@ -438,13 +480,17 @@ static int take_record(struct stage *stage, uint64_t number)
 
 /* ---- work ---- */
 
-/* The message that announces the input of step `number`: 1 when it is there, 0 when not yet, -errno when the ring holds
- * something else. */
+/* The message that announces the input of step `number`: 1 when it is there, and what is carried has come, 0 when not yet,
+ * -errno when the ring holds something else. */
 static int find_input(struct stage *stage, uint64_t number, struct msg_step *message)
 {
     while (ring_peek(&stage->in, message) == RING_OK) {
-        if (message->step == number)
+        if (message->step == number && carriers_have(stage->carriers, number))
             return 1;
+        if (message->step == number) {
+            process_note(&stage->process->predicted_us, CARRIER_PATIENCE_US); /* the supervisor's, too */
+            return 0;
+        }
         if (message->step > number) {
             log_error("step %" PRIu64 ": the stage before is at %" PRIu64 " already", number, message->step);
             return -EPROTO;
@@ -591,8 +637,11 @@ int stage_do_work(struct stage *stage)
     const struct arena *arena = stage->arena;
     uint64_t number = stage->out.next + 1;
     struct msg_step message = {0};
+    int ret = carriers_do_work(stage->carriers, number);
+    if (ret < 0)
+        return ret;
     if (stage->index > 0) {
-        int ret = find_input(stage, number, &message);
+        ret = find_input(stage, number, &message);
         if (ret == 0)
             return can_begin_early(stage) ? begin_early(stage) : 0;
         if (ret < 0)
@@ -613,7 +662,7 @@ int stage_do_work(struct stage *stage)
         begin_ns = min_u64(begin_ns, max_u64(stage->begun.at_ns, message.sent_ns));
     uint64_t input_ns = stage->index == 0 ? arena_step(arena, number)->planned_us * 1000 : message.sent_ns;
     struct step_time_shm time = {.step = number, .input_ns = min_u64(input_ns, begin_ns), .begin_ns = begin_ns};
-    int ret = is_begun ? 0 : take_record(stage, number);
+    ret = is_begun ? 0 : take_record(stage, number);
     if (ret == 0 && stage->index > 0 && message.count != stage->step.token_count) {
         log_error("step %" PRIu64 ": activations of %u tokens, %u expected", number, message.count,
                   stage->step.token_count);
@@ -669,7 +718,8 @@ int stage_do_work(struct stage *stage)
 static bool has_work(const struct stage *stage)
 {
     return stage->index == 0 ? step_is_published(stage->arena, stage->out.next + 1)
-                             : !ring_is_empty(&stage->in) || can_begin_early(stage);
+                             : (!ring_is_empty(&stage->in) && carriers_have(stage->carriers, stage->out.next + 1)) ||
+                                   can_begin_early(stage);
 }
 
 void stage_wait(struct stage *stage)
@@ -684,10 +734,15 @@ void stage_wait(struct stage *stage)
             return;
         }
     }
+    const uint64_t look_ns = carriers_look_ns(stage->carriers);
     bell_announce(&stage->bell);
-    if (has_work(stage) || arena_command(stage->arena) == COMMAND_STOP)
+    if (has_work(stage) || arena_command(stage->arena) == COMMAND_STOP) {
         bell_retract(&stage->bell);
-    else
+    } else if (look_ns > 0) {
+        bell_wait_until(&stage->bell, clock_ns() + look_ns);
+        bell_retract(&stage->bell);
+    } else {
         bell_wait(&stage->bell);
+    }
     stage->idle_since_ns = 0;
 }

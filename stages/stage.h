@@ -10,7 +10,8 @@
  * Between two stages on devices (EDGE_DEVICE) activations lie in the reader's device. There a stage puts a step into its
  * device's stream as soon as there is a record of it, behind a wait for a word beside the activations, which the device of the
  * stage before writes: no processor is on the way. Messages follow as for all others, and are what a stage goes by: it
- * finishes a step that the stage before has published.
+ * finishes a step that the stage before has published. Where one device does not reach the other (EDGE_NCCL), activations lie
+ * in the writer's, and carriers bring them to the reader's (carrier.h): a step is computed when its own have come.
  *
  * Steps are numbered from 1 without gaps and every stage publishes each exactly once, so message k of its ring (from 0)
  * is step k + 1: the ring itself says which step is next, in the first life and in every later one. Order within a step:
@@ -26,6 +27,7 @@
 #include "ipc/arena.h"
 #include "ipc/bell.h"
 #include "ipc/ring.h"
+#include "stages/carrier.h"
 #include "stages/forward.h"
 #include "stages/forward_cuda.h"
 #include "stages/gguf.h"
@@ -43,6 +45,8 @@ struct stage {
     struct cuda cuda; /* with forward_cuda in place of forward, when the plan puts the slice on a device */
     struct forward_cuda forward_cuda;
     cuda_address edge_in, edge_out; /* memory of devices that its input comes through, its output goes to; 0: none */
+    struct nccl nccl;               /* where it is needed, as these two are */
+    struct carrier carriers[CARRIERS];
     bool begins_early;
     struct {
         uint64_t step; /* the last one that was begun before its input was said to be there */
@@ -78,6 +82,10 @@ int stage_init(struct stage *stage, struct arena *arena, const struct kernels *k
 
 /* Its place in the pipeline is its own now: KV, rings, bells. */
 void stage_begin(struct stage *stage);
+
+/* In an engine's first life, joins its neighbours where that takes anything, and waits for it: that it can be done at all is
+ * to be known at the start. Later their deaths are no reason to wait. 0, or -errno (logged). */
+int stage_join(struct stage *stage);
 
 /* One step, if there is one: 1 when it computed, 0 when there is nothing to do, -errno when a record or a message is
  * not what it can be (logged). */

@@ -114,6 +114,11 @@ Test(devices, a_list_names_one_for_each_stage_or_one_for_all)
     cr_expect_not_null(strstr(err.text, "names 2 for 3 stages"), "%s", err.text);
 }
 
+static void no_nccl(void)
+{
+    setenv("EVENFLOW_LIBNCCL", "/nowhere/libnccl.so.2", 1);
+}
+
 static void expect_refusal(const char *wish, const char *options, int status, const char *words)
 {
     char arguments[256];
@@ -138,7 +143,14 @@ Test(devices, what_cannot_be_had_is_refused_at_the_start_and_says_why, .init = s
     expect_refusal("peer=0", "--devices cuda:0,cuda:1 --edges device", 1, "cuda:0 cannot write to memory of cuda:1");
     expect_refusal("", "--devices cuda:0,cpu --edges device", 1, "cuda:0 cannot write to memory of cpu");
     expect_refusal("", "--edges device", 2, "no stage is on a device");
-    expect_refusal("", "--devices cuda:0 --edges wire", 2, "must be auto, host or device");
+    expect_refusal("", "--devices cuda:0 --edges wire", 2, "must be auto, host, device or nccl");
+    expect_refusal("", "--devices cuda:0,cpu --edges nccl", 1, "cuda:0 to cpu: NCCL joins CUDA devices");
+    expect_refusal("", "--edges nccl", 2, "--edges nccl: no stage is on a device");
+    fake_nccl_wish("version=21603");
+    expect_refusal("", "--devices cuda:0,cuda:1 --edges nccl", 1, "NCCL 2.16.3 is too old: 2.17 or later is needed");
+    no_nccl();
+    expect_refusal("", "--devices cuda:0,cuda:1 --edges nccl", 1,
+                   "--edges nccl: cuda:0 to cuda:1: no NCCL: /nowhere/libnccl.so.2: cannot open");
     expect_refusal("", "--devices tpu:0", 2, "\"tpu:0\" is no device");
     expect_refusal("", "--devices cuda:0 --backend timed --cost tests/data/timed_fast.pipeline.json", 2,
                    "timed stages compute nothing");
@@ -302,7 +314,10 @@ Test(devices, activations_go_where_devices_reach_each_other_and_the_bits_are_the
     fake_cuda_wish("peer=0");
     second = "cuda:1";
     answers_of("-p 1 --devices cuda:0", truth);
-    expect_edges("-p 4 --devices cuda:0,cuda:0,%s,%s --window 1", "device host device ");
+    expect_edges("-p 4 --devices cuda:0,cuda:0,%s,%s --window 1", "device nccl device ");
+    expect_edges("-p 4 --devices cuda:0,cuda:0,%s,%s --edges host", "host host host ");
+    no_nccl();
+    expect_edges("-p 4 --devices cuda:0,cuda:0,%s,%s", "device host device ");
     fake_cuda_wish("");
     expect_edges("-p 4 --devices cuda:0,%s,cuda:0,%s --edges device --max-num-batched-tokens 8",
                  "device device device ");
@@ -312,6 +327,16 @@ Test(devices, activations_go_where_devices_reach_each_other_and_the_bits_are_the
     fake_cuda_wish("pin=0"); /* what goes to the host then cannot stand behind a wait */
     answers_of("-p 4 --devices cuda:0,cuda:0,cuda:0,cpu --edges host", truth);
     expect_edges("-p 4 --devices cuda:0,cuda:0,cuda:0,cpu", "device device host ");
+}
+
+/* Also where the devices could do better, and where both ends are on one device, which NCCL takes for those of two machines. */
+Test(devices, activations_that_nccl_carries_give_the_same_bits, .init = set_up, .fini = tear_down, .timeout = 90)
+{
+    use_devices();
+    answers_of("-p 1 --devices cuda:0", truth);
+    expect_edges("-p 2 --devices cuda:0,%s --edges nccl", "nccl ");
+    expect_edges("-p 3 --devices cuda:0,%s,cuda:0 --edges nccl --max-num-batched-tokens 8", "nccl nccl ");
+    expect_edges("-p 4 --devices cuda:0 --edges nccl --window 1", "nccl nccl nccl ");
 }
 
 Test(devices, only_stages_and_the_launcher_hold_anything_of_cuda)
@@ -370,17 +395,17 @@ static void spoil_the_model(void)
     close(fd);
 }
 
-/* Stages of two are killed in turn in the middle of answers, which stay the truth. */
-static void kill_stages(uint32_t count)
+/* Stages are killed in turn in the middle of answers, which stay the truth. */
+static void kill_stages(int stages, uint32_t count)
 {
     uint32_t kills = 0;
-    json_int_t steps[2] = {0}; /* that it had published when it was killed last */
+    json_int_t steps[3] = {0}; /* that it had published when it was killed last */
     while (kills < count) {
         pthread_t thread;
         is_over = false;
         cr_assert_eq(pthread_create(&thread, NULL, complete_on, NULL), 0);
         while (!is_over && kills < count) {
-            int victim = (int)(kills % 2);
+            int victim = (int)kills % stages;
             pid_t pid = engine_pid(&engine, "stage", victim);
             if (steps_of(victim) == steps[victim]) { /* lives without a step would be a reason to end the engine */
                 wait_a_little();
@@ -405,7 +430,7 @@ Test(devices, successors_of_stages_go_on_from_what_lies_on_their_devices, .init 
     start("--log-level error -p 2 --devices cuda:0,%s");
     engine_complete(&engine, bodies, REQUESTS, 6, truth);
     spoil_the_model();
-    kill_stages(KILLS);
+    kill_stages(2, KILLS);
     cr_expect_eq(own_engine_stop(&engine), 0);
 }
 
@@ -448,14 +473,14 @@ Test(devices, memory_that_a_process_holds_outlives_stages_and_supervisors_and_en
     engine_complete(&engine, bodies, REQUESTS, 6, seen);
     expect_the_truth("held");
     spoil_the_model();
-    kill_stages(KILLS / 2);
+    kill_stages(2, KILLS / 2);
     pid_t supervisor = engine_pid(&engine, "supervisor", 0);
     kill(supervisor, SIGKILL);
     while (engine_pid(&engine, "supervisor", 0) == supervisor)
         wait_a_little();
     engine_complete(&engine, bodies, REQUESTS, 6, seen); /* for a while: who dies with the supervisor ends the engine */
     wait_ms(150);
-    kill_stages(2);
+    kill_stages(2, 2);
     kill(engine_pid(&engine, "supervisor", 0), SIGTERM);
     cr_expect_eq(wait_for_end(holds), 0);
     wait_for_end(engine.pid);
@@ -505,6 +530,82 @@ Test(devices, who_dies_in_the_middle_of_a_hand_off_is_followed_by_the_same_bits,
     cr_expect_geq(restarts, 10, "%u restarts", restarts);
     printf("%u stages killed by their streams\n", restarts);
     cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
+/* ---- NCCL ---- */
+
+/* Each end of an edge alone, and the one in the middle, which is an end of two. */
+Test(devices, an_end_of_what_nccl_carries_that_is_killed_is_joined_again, .init = set_up, .fini = tear_down,
+     .timeout = 120)
+{
+    use_devices();
+    answers_of("-p 3 --devices cuda:0,%s,cuda:0", truth);
+    start("--log-level error -p 3 --devices cuda:0,%s,cuda:0 --edges nccl");
+    kill_stages(3, KILLS);
+    cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
+Test(devices, both_ends_of_what_nccl_carries_may_be_killed_together, .init = set_up, .fini = tear_down, .timeout = 90)
+{
+    use_devices();
+    answers_of("-p 2 --devices cuda:0,%s", truth);
+    start("--log-level error -p 2 --devices cuda:0,%s --edges nccl");
+    for (uint32_t round = 0; round < 4; round++) {
+        pthread_t thread;
+        json_int_t before = steps_of(1);
+        is_over = false;
+        cr_assert_eq(pthread_create(&thread, NULL, complete_on, NULL), 0);
+        while (steps_of(1) < before + 4 && !is_over)
+            wait_a_little();
+        pid_t pids[] = {engine_pid(&engine, "stage", 0), engine_pid(&engine, "stage", 1)};
+        kill(pids[round % 2], SIGKILL);
+        kill(pids[1 - round % 2], SIGKILL);
+        pthread_join(thread, NULL);
+        expect_the_truth("killed");
+    }
+    cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
+/* Every life ends in the middle of an operation, sends and receives among them. */
+Test(devices, who_dies_in_the_middle_of_sending_is_followed_by_the_same_bits, .init = set_up, .fini = tear_down,
+     .timeout = 120)
+{
+    fake_cuda_wish("");
+    answers_of("-p 3 --devices cuda:0,cuda:1,cuda:0", truth);
+    fake_cuda_wish("die=331"); /* some four steps */
+    start("--log-level error -p 3 --devices cuda:0,cuda:1,cuda:0 --edges nccl");
+    engine_complete(&engine, bodies, REQUESTS, 6, seen);
+    expect_the_truth("killed");
+    uint32_t restarts = count_restarts();
+    cr_expect_geq(restarts, 10, "%u restarts", restarts);
+    printf("%u stages killed by their streams\n", restarts);
+    cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
+/* No process has to die for it: both give the connection up, and make another one. */
+Test(devices, a_connection_that_fails_is_made_again_and_nothing_is_lost, .init = set_up, .fini = tear_down,
+     .timeout = 90)
+{
+    fake_cuda_wish("");
+    answers_of("-p 3 --devices cuda:0,cuda:1,cuda:0", truth);
+    fake_nccl_wish("init=2,error=7");
+    start("--log-level error -p 3 --devices cuda:0,cuda:1,cuda:0 --edges nccl");
+    engine_complete(&engine, bodies, REQUESTS, 6, seen);
+    expect_the_truth("failed");
+    cr_expect_eq(count_restarts(), 0);
+    cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
+Test(devices, a_connection_that_always_fails_ends_the_engine_with_its_reason, .init = set_up, .fini = tear_down,
+     .timeout = 90)
+{
+    fake_nccl_wish("error=1");
+    start("--log-level error -p 2 --devices cuda:0,cuda:1 --edges nccl");
+    int status;
+    json_decref(engine_post(&engine, "/v1/completions", bodies[0], &status));
+    cr_expect_neq(status, 200);
+    cr_expect_eq(wait_for_end(engine.pid), 1);
+    own_engine_forget(&engine);
 }
 
 Test(devices, a_device_that_is_lost_again_and_again_costs_no_request, .init = set_up, .fini = tear_down, .timeout = 90)

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -184,18 +185,61 @@ static int drive_a_device(void)
     return do_the_work(ROLE_STAGE);
 }
 
-Test(sandbox, a_stage_on_a_device_may_open_files_for_its_driver_and_no_more, .init = set_up)
+static void *do_nothing(void *nothing)
+{
+    return nothing;
+}
+
+static int connect_like_nccl(void)
+{
+    char *const arguments[] = {"/bin/true", NULL};
+    struct iovec mine = {writable, 1}, theirs = {readable, 1};
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof(address);
+    pthread_t thread;
+    int waiting = socket(AF_INET, SOCK_STREAM, 0), calling = socket(AF_INET, SOCK_STREAM, 0);
+    WORKS(waiting);
+    WORKS(bind(waiting, (struct sockaddr *)&address, size));
+    WORKS(listen(waiting, 1));
+    WORKS(getsockname(waiting, (struct sockaddr *)&address, &size));
+    WORKS(connect(calling, (struct sockaddr *)&address, size));
+    WORKS(accept(waiting, NULL, NULL));
+    WORKS(send(calling, "x", 1, 0));
+    if (pthread_create(&thread, NULL, do_nothing, NULL) != 0)
+        return __LINE__;
+    pthread_join(thread, NULL);
+    REFUSED(execv("/bin/true", arguments));
+    REFUSED(fork());
+    REFUSED(kill(getppid(), 0));
+    REFUSED(ptrace(PTRACE_ATTACH, getppid(), NULL, NULL));
+    REFUSED(process_vm_writev(getppid(), &mine, 1, &theirs, 1, 0));
+    REFUSED(mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, memory, 0));
+    REFUSED(mprotect(writable, 4096, PROT_READ | PROT_EXEC));
+    return do_the_work(ROLE_STAGE);
+}
+
+static void expect_inside_exception(int (*enter)(struct err *err), int (*body)(void))
 {
     cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
     pid_t child = fork();
     if (child == 0) {
         struct err err = {0};
-        _exit(sandbox_enter_with_device(&err) != 0 ? 255 : drive_a_device() & 0xff);
+        _exit(enter(&err) != 0 ? 255 : body() & 0xff);
     }
     int status;
     cr_assert_eq(waitpid(child, &status, 0), child);
     cr_assert(WIFEXITED(status), "signal %d", WTERMSIG(status));
     cr_expect_eq(WEXITSTATUS(status), 0, "line %d (modulo 256)", WEXITSTATUS(status));
+}
+
+Test(sandbox, a_stage_on_a_device_may_open_files_for_its_driver_and_no_more, .init = set_up)
+{
+    expect_inside_exception(sandbox_enter_with_device, drive_a_device);
+}
+
+Test(sandbox, a_stage_whose_activations_nccl_carries_may_open_sockets_and_threads_and_no_processes, .init = set_up)
+{
+    expect_inside_exception(sandbox_enter_with_nccl, connect_like_nccl);
 }
 
 Test(sandbox, every_role_can_do_its_work, .init = set_up)

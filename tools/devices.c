@@ -15,6 +15,7 @@
 #include "ipc/log.h"
 #include "ipc/sandbox.h"
 #include "kernels/cuda.h"
+#include "kernels/nccl.h"
 
 /* ---- the option ---- */
 
@@ -62,20 +63,24 @@ int devices_parse(const char *text, uint32_t stage_count, uint32_t devices[STAGE
     return 0;
 }
 
-static int parse_name(const char *option, const char *text, const char *const names[3], struct err *err)
+static int parse_name(const char *option, const char *text, const char *const *names, int count, struct err *err)
 {
-    for (int i = 0; i < 3; i++)
+    char all[64] = "";
+    for (int i = 0; i < count; i++) {
         if (strcmp(text, names[i]) == 0)
             return i;
-    return err_set(err, -EINVAL, "%s %s: must be %s, %s or %s", option, text, names[0], names[1], names[2]);
+        strcat(strcat(all, i == 0 ? "" : i + 1 < count ? ", " : " or "), names[i]);
+    }
+    return err_set(err, -EINVAL, "%s %s: must be %s", option, text, all);
 }
 
 int devices_parse_wish(struct devices_wish *wish, const char *edges, const char *memory, struct err *err)
 {
-    static const char *const edge_names[] = {[EDGES_AUTO] = "auto", [EDGES_HOST] = "host", [EDGES_DEVICE] = "device"};
+    static const char *const edge_names[] = {
+        [EDGES_AUTO] = "auto", [EDGES_HOST] = "host", [EDGES_DEVICE] = "device", [EDGES_NCCL] = "nccl"};
     static const char *const memory_names[] = {[MEMORY_AUTO] = "auto", [MEMORY_VMM] = "vmm", [MEMORY_IPC] = "ipc"};
-    int edge = parse_name("--edges", edges, edge_names, err);
-    int kind = edge < 0 ? edge : parse_name("--gpu-memory", memory, memory_names, err);
+    int edge = parse_name("--edges", edges, edge_names, ARRAY_COUNT(edge_names), err);
+    int kind = edge < 0 ? edge : parse_name("--gpu-memory", memory, memory_names, ARRAY_COUNT(memory_names), err);
     *wish = (struct devices_wish){(enum edges_wish)edge, (enum memory_wish)kind};
     return kind < 0 ? kind : 0;
 }
@@ -84,8 +89,8 @@ int devices_parse_wish(struct devices_wish *wish, const char *edges, const char 
 
 /* What it says before it sends descriptors. */
 struct answer {
-    int code; /* 0, or -errno with text */
-    char text[ERR_TEXT_MAX];
+    int code;                /* 0, or -errno with text */
+    char text[ERR_TEXT_MAX]; /* with 0, something that one may want to know: "" is nothing */
     uint64_t page_bytes;
     struct device_kind kinds[DEVICES_MAX];
     uint32_t edges[STAGES_MAX]; /* enum edge */
@@ -129,16 +134,34 @@ static void choose_memory(struct cuda *cuda, struct plan *plan, enum memory_wish
 /* How each stage hands its activations to the next one. */
 static void choose_edges(struct cuda *cuda, struct plan *plan, enum edges_wish wish, struct answer *answer)
 {
+    struct nccl nccl = {0};
+    int has_nccl = 1; /* not looked for */
     for (uint32_t stage = 0; stage + 1 < plan->stage_count && answer->code == 0; stage++) {
         struct plan_slice *slice = &plan->slices[stage];
-        bool is_possible = slice->device != DEVICE_CPU && slice[1].device != DEVICE_CPU &&
-                           cuda_reaches(&cuda[slice->device - 1], &cuda[slice[1].device - 1]);
-        slice->edge = answer->edges[stage] = is_possible && wish != EDGES_HOST ? EDGE_DEVICE : EDGE_HOST;
-        char name[16], next[16];
-        if (wish == EDGES_DEVICE && !is_possible) {
+        bool joins_devices = slice->device != DEVICE_CPU && slice[1].device != DEVICE_CPU;
+        bool reaches = joins_devices && cuda_reaches(&cuda[slice->device - 1], &cuda[slice[1].device - 1]);
+        if (has_nccl > 0 && joins_devices && (wish == EDGES_NCCL || (wish == EDGES_AUTO && !reaches)))
+            has_nccl = nccl_is_there(&nccl);
+        slice->edge = wish == EDGES_HOST || !joins_devices ? EDGE_HOST
+                      : reaches && wish != EDGES_NCCL      ? EDGE_DEVICE
+                      : has_nccl == 0                      ? EDGE_NCCL
+                                                           : EDGE_HOST;
+        answer->edges[stage] = slice->edge;
+        char names[2][16];
+        const char *name = plan_device_name(slice->device, names[0]);
+        const char *next = plan_device_name(slice[1].device, names[1]);
+        if (wish == EDGES_DEVICE && slice->edge != EDGE_DEVICE) {
             answer->code = -ENOTSUP;
             snprintf(answer->text, sizeof(answer->text), "--edges device: %s cannot write to memory of %s; try auto",
-                     plan_device_name(slice->device, name), plan_device_name(slice[1].device, next));
+                     name, next);
+        } else if (wish == EDGES_NCCL && slice->edge != EDGE_NCCL) {
+            answer->code = -ENOTSUP;
+            snprintf(answer->text, sizeof(answer->text), "--edges nccl: %s to %s: %s; try auto", name, next,
+                     joins_devices ? nccl.error : "NCCL joins CUDA devices");
+        } else if (wish == EDGES_AUTO && joins_devices && slice->edge == EDGE_HOST && answer->text[0] == '\0') {
+            snprintf(answer->text, sizeof(answer->text),
+                     "%s does not reach memory of %s, and there is %s; activations go through shared memory", name,
+                     next, nccl.error);
         }
     }
 }
@@ -168,7 +191,7 @@ static void take_region(struct cuda *cuda, uint32_t region, const struct layout 
     }
 }
 
-/* All that stages find on their devices. An edge lies on the device of its reader. */
+/* All that stages find on their devices. An edge lies on the device of its reader, or of its writer, where NCCL carries it. */
 static void take_regions(struct cuda *cuda, const struct plan *plan, struct birth *birth, int *fds,
                          struct answer *answer)
 {
@@ -179,8 +202,9 @@ static void take_regions(struct cuda *cuda, const struct plan *plan, struct birt
         const struct plan_slice *slice = &plan->slices[stage];
         for (size_t i = 0; i < ARRAY_COUNT(own) && slice->device != DEVICE_CPU; i++)
             take_region(&cuda[slice->device - 1], own[i] + stage, &layout, birth, fds, answer);
-        if (slice->edge == EDGE_DEVICE)
-            take_region(&cuda[slice[1].device - 1], REGION_EDGE + stage, &layout, birth, fds, answer);
+        if (slice->edge != EDGE_HOST)
+            take_region(&cuda[slice[slice->edge == EDGE_DEVICE].device - 1], REGION_EDGE + stage, &layout, birth, fds,
+                        answer);
     }
 }
 
@@ -369,6 +393,8 @@ int devices_take(struct plan *plan, const struct devices_wish *wish, struct devi
     }
     plan->device_page_bytes = answer.page_bytes;
     plan->device_memory = answer.memory;
+    if (answer.text[0] != '\0' && plan->log_level >= LOG_WARN)
+        fprintf(stderr, "evenflow: %s\n", answer.text);
     memcpy(kinds, answer.kinds, sizeof(answer.kinds));
     for (uint32_t stage = 0; stage < plan->stage_count; stage++)
         plan->slices[stage].edge = answer.edges[stage];

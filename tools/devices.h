@@ -25,9 +25,10 @@ struct device_kind {
 
 /* How neighbours on devices hand activations on. */
 enum edges_wish {
-    EDGES_AUTO,   /* through the reader's device where the writer's reaches it, else through shared memory */
+    EDGES_AUTO, /* through the reader's device where the writer's reaches it, else by NCCL if there is any, else by host */
     EDGES_HOST,   /* through shared memory */
     EDGES_DEVICE, /* through the reader's device, or not at all */
+    EDGES_NCCL,   /* from the writer's device to the reader's by NCCL, or not at all */
 };
 
 /* What memory on devices is to live with. */
@@ -42,7 +43,7 @@ struct devices_wish {
     enum memory_wish memory;
 };
 
-/* "auto", "host" or "device"; "auto", "vmm" or "ipc". 0, or -EINVAL with err. */
+/* "auto", "host", "device" or "nccl"; "auto", "vmm" or "ipc". 0, or -EINVAL with err. */
 int devices_parse_wish(struct devices_wish *wish, const char *edges, const char *memory, struct err *err);
 
 /* What layer and head cost on what each stage computes on, costs[stage]: `processor`, or what a child measures on its device,

@@ -378,8 +378,10 @@ static int check_budget(const struct plan *plan, struct err *err)
         weights += is_on_device ? 0 : stage_weights;
         kv += is_on_device ? 0 : stage_kv;
         on_devices += is_on_device ? stage_weights + stage_kv : 0;
-        on_devices += layout.region_bytes[REGION_EDGE + stage];
-        edges_on_devices += layout.region_bytes[REGION_EDGE + stage];
+        uint64_t stage_edge = layout.region_bytes[REGION_EDGE + stage];
+        stage_edge *= plan->slices[stage].edge == EDGE_NCCL ? 2 : 1; /* at both ends */
+        on_devices += stage_edge;
+        edges_on_devices += stage_edge;
         edges += layout.region_bytes[REGION_STAGE + stage];
     }
     uint64_t tables = layout.region_bytes[REGION_FRONT] + layout.region_bytes[REGION_SCHED];
@@ -622,8 +624,8 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
         ret = plan->backend == BACKEND_TIMED ? plan_timed(plan, config, err)
                                              : plan_slices(plan, config, gguf, desc, kernels, err);
     ret = ret ? ret : devices_parse_wish(&wish, config->edges, config->gpu_memory, err);
-    if (ret == 0 && wish.edges == EDGES_DEVICE && !plan_uses_devices(plan))
-        ret = err_set(err, -EINVAL, "--edges device: no stage is on a device; say which with --devices");
+    if (ret == 0 && (wish.edges == EDGES_DEVICE || wish.edges == EDGES_NCCL) && !plan_uses_devices(plan))
+        ret = err_set(err, -EINVAL, "--edges %s: no stage is on a device; say which with --devices", config->edges);
     ret = ret ? ret : plan_window(plan, config, err);
     void *vocab = NULL;
     size_t vocab_bytes = 0;

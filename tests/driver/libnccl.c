@@ -1,10 +1,10 @@
-/* libnccl.c - stands in for NCCL where there is no GPU: the functions that kernels/nccl.c calls, for connections of two. Sockets
- * carry what streams of the stand-in for the driver send and receive. Built as libnccl.so.2; EVENFLOW_LIBNCCL names it.
+/* libnccl.c - stands in for NCCL where there is no GPU: the functions that kernels/nccl.c calls, for connections of two.
+ * Sockets carry what streams of the stand-in for the driver send and receive. Built as libnccl.so.2; EVENFLOW_LIBNCCL names it.
  *
- * As hard to please as NCCL: connecting takes a thread and both ends, and whoever waits for the other end waits until the connection
- * is aborted, also when that end has died, of which nobody is told; a send ends when its floats were received; the first operation
- * of a connection is not in its stream when the call returns; whoever connects or aborts waits for all streams of the process;
- * two ends on one device of one host are refused.
+ * As hard to please as NCCL: connecting takes a thread and both ends, and whoever waits for the other end waits until the
+ * connection is aborted, also when that end has died, of which nobody is told; a send ends when its floats were received; the
+ * first operation of a connection is not in its stream when the call returns; whoever connects or aborts waits for all streams
+ * of the process; two ends on one device of one host are refused.
  *
  * EVENFLOW_FAKE_NCCL, words separated by commas, makes it fail:
  *   version=21600   of which version it is        init=N      the first N connections of a process
