@@ -2,8 +2,8 @@
  *
  * Limits: products of bytes with the best instructions that it has, fused multiply-adds of floats, reading through the caches
  * and from memory, with one core and with two. Beside them the best path's kernels on one core, and a whole model that
- * decodes, as shares of these limits. Everything is measured in turn, again and again, since a machine is not as fast in one
- * second as in the next; what is printed are medians, of time on a processor.
+ * decodes, on one core and on two, as shares of these limits. Everything is measured in turn, again and again, since a machine
+ * is not as fast in one second as in the next; what is printed are medians, of time on a processor (of two: by the clock).
  */
 #include <immintrin.h>
 #include <math.h>
@@ -159,12 +159,19 @@ struct decoder {
     struct gguf *gguf;
     struct model_desc desc;
     struct model_slice slice;
-    struct forward forward;
+    struct forward forwards[CORES_MAX]; /* with a team of so many, less one */
     struct token_shm result;
     struct top_shm tops[LOGPROBS_MAX];
     uint32_t blocks[CONTEXT / BLOCK];
     double bytes; /* of weights that one token reads */
 };
+
+static void start_member(void *context, uint32_t part)
+{
+    (void)context;
+    pin(part);
+    kernels_thread_init();
+}
 
 static int decoder_open(struct decoder *decoder, const char *path, const struct kernels *kernels, struct err *err)
 {
@@ -182,12 +189,16 @@ static int decoder_open(struct decoder *decoder, const char *path, const struct 
     decoder->bytes =
         (double)bytes - (desc->tied ? 0 : matrix_bytes(desc->embedding_form, desc->vocab_size, desc->width));
     const struct forward_limits limits = {.positions_max = CONTEXT, .block_size = BLOCK, .kv_type = KV_F16};
-    uint8_t *kv = base_alloc_aligned(4096, CONTEXT / BLOCK * forward_block_stride(desc, desc->layers, &limits));
-    forward_init(&decoder->forward, kernels, NULL, desc, &decoder->slice, &limits, kv);
-    return 0;
+    for (uint32_t cores = 1; cores <= min_u64((uint32_t)CPU_COUNT(&allowed), CORES_MAX) && ret == 0; cores++) {
+        struct team *team;
+        uint8_t *kv = base_alloc_aligned(4096, CONTEXT / BLOCK * forward_block_stride(desc, desc->layers, &limits));
+        ret = team_open(&team, cores, start_member, NULL, err);
+        forward_init(&decoder->forwards[cores - 1], kernels, team, desc, &decoder->slice, &limits, kv);
+    }
+    return ret;
 }
 
-static void decode(struct decoder *decoder)
+static void decode(struct decoder *decoder, uint32_t cores)
 {
     const struct row_shm row = {.first_pos = CONTEXT - 1,
                                 .token_count = 1,
@@ -196,7 +207,7 @@ static void decode(struct decoder *decoder)
                                 .flags = ROW_SAMPLE};
     const struct forward_step step = {
         .rows = &row, .row_count = 1, .tokens = &decoder->result.token, .token_count = 1, .blocks = decoder->blocks};
-    forward_run(&decoder->forward, &step, NULL, NULL, &decoder->result, decoder->tops);
+    forward_run(&decoder->forwards[cores - 1], &step, NULL, NULL, &decoder->result, decoder->tops);
 }
 
 /* ---- measurements ---- */
@@ -245,7 +256,7 @@ static double run_once(struct measurement *m)
         m->path->attention(&m->attention);
         return 4 * measure_attention_pairs(&m->attention) * m->attention.heads * m->attention.head_dim;
     case DECODE:
-        decode(m->decoder);
+        decode(m->decoder, m->cores);
         return m->decoder->bytes;
     default:
         check(false);
@@ -262,11 +273,12 @@ static double measure(struct measurement *m)
         return turns_rate(is_wide ? turns_fma512 : turns_fma256) * TURNS * CHAINS * (is_wide ? 32 : 16);
     if (m->kind == READ)
         return read_rate(m);
+    uint64_t (*time_ns)(void) = m->kind == DECODE && m->cores > 1 ? clock_ns : clock_cpu_ns; /* a team waits, too */
     double sum = 0;
-    uint64_t start_ns = clock_cpu_ns(), now_ns;
+    uint64_t start_ns = time_ns(), now_ns;
     do {
         sum += run_once(m);
-        now_ns = clock_cpu_ns();
+        now_ns = time_ns();
     } while (now_ns - start_ns < TIME_NS);
     return sum / (double)(now_ns - start_ns);
 }
@@ -305,7 +317,7 @@ struct bench {
     struct measurement reads[ARRAY_COUNT(levels)][CORES_MAX];
     struct measurement products[ARRAY_COUNT(products)][ARRAY_COUNT(row_counts)];
     struct measurement attentions[ARRAY_COUNT(attentions)];
-    struct measurement decode;
+    struct measurement decode[CORES_MAX];
     struct measurement *all[64]; /* those that are made, in the order of measuring */
     uint32_t count;
 };
@@ -422,8 +434,10 @@ int main(int argc, char **argv)
             fprintf(stderr, "bench-limits: %s\n", err.text);
             return 1;
         }
-        bench.decode = (struct measurement){.kind = DECODE, .decoder = &decoder};
-        add(&bench, &bench.decode);
+        for (uint32_t cores = 1; cores <= min_u64((uint32_t)CPU_COUNT(&allowed), CORES_MAX); cores++) {
+            bench.decode[cores - 1] = (struct measurement){.kind = DECODE, .decoder = &decoder, .cores = cores};
+            add(&bench, &bench.decode[cores - 1]);
+        }
     }
     for (uint32_t round = 0; round < ROUNDS; round++)
         for (uint32_t i = 0; i < bench.count; i++)
@@ -432,10 +446,13 @@ int main(int argc, char **argv)
     double memory = median(&bench.reads[ARRAY_COUNT(levels) - 1][0]);
     print_limits(&bench);
     print_kernels(&bench, memory);
-    if (argc == 2) {
-        printf("the model, one sequence behind 127 tokens, one core\n");
-        print_share("weights that it reads", median(&bench.decode), "GB/s", memory, "memory's stream", 70);
-        printf("  %-32s %7.1f\n", "tokens a second", 1e9 * median(&bench.decode) / decoder.bytes);
+    const struct measurement *streams = bench.reads[ARRAY_COUNT(levels) - 1];
+    for (uint32_t cores = 1; argc == 2 && cores <= CORES_MAX && streams[cores - 1].cores > 0; cores++) {
+        double rate = median(&bench.decode[cores - 1]);
+        printf("the model, one sequence behind 127 tokens, %s\n", cores == 1 ? "one core" : "two cores");
+        print_share("weights that it reads", rate, "GB/s", median(&bench.reads[ARRAY_COUNT(levels) - 1][cores - 1]),
+                    "memory's stream", cores == 1 ? 70 : 0);
+        printf("  %-32s %7.1f\n", "tokens a second", 1e9 * rate / decoder.bytes);
     }
     return 0;
 }
