@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "engine/json_arena.h"
-#include "engine/json_reader.h"
 #include "ipc/journal.h"
 
 /* Values of a body: an array of ids costs 32 bytes an element and its table, twice over while it grows; other bodies some
@@ -107,11 +106,7 @@ static int load_body(struct body *b, struct api *api, const char *text, size_t s
     json_error_t problem;
     if (size == 0)
         return api_fail(error, 400, "", "invalid_json", "the body is empty; it must be a JSON object");
-    b->root = size <= api->text_bytes ? json_read(text, size, api->text) : NULL;
-    if (b->root == NULL) {
-        json_arena_reset();
-        b->root = json_loadb(text, size, JSON_ALLOW_NUL | JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, &problem);
-    }
+    b->root = json_loadb(text, size, JSON_ALLOW_NUL | JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, &problem);
     /* jansson says nothing when its memory runs out */
     if (b->root == NULL && (problem.text[0] == '\0' || json_error_code(&problem) == json_error_out_of_memory))
         return api_fail(error, 413, "", "body_too_large", "the body holds more values than this server has memory for");

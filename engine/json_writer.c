@@ -86,7 +86,8 @@ void json_float(struct json_writer *writer, float value)
     json_text(writer, text);
 }
 
-size_t json_utf8_length(const uint8_t *text, size_t size)
+/* Bytes of the well-formed sequence at text (Unicode 15, table 3-7); 0: there is none. */
+static size_t utf8_length(const uint8_t *text, size_t size)
 {
     uint8_t c = text[0];
     size_t length = c < 0x80                ? 1
@@ -108,7 +109,7 @@ size_t json_valid_utf8(char *target, const uint8_t *text, size_t size)
 {
     size_t written = 0;
     while (size > 0) {
-        size_t length = json_utf8_length(text, size);
+        size_t length = utf8_length(text, size);
         if (length > 0) {
             memcpy(target + written, text, length);
             written += length;

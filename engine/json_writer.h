@@ -40,9 +40,6 @@ void json_hex(struct json_writer *writer, uint64_t value); /* 16 digits */
 /* The shortest decimal that gives back the same 32-bit float. JSON has no infinities: they become +-9999. */
 void json_float(struct json_writer *writer, float value);
 
-/* Bytes of the well-formed character at text (Unicode 15, table 3-7), which has `size` > 0 bytes; 0: there is none. */
-size_t json_utf8_length(const uint8_t *text, size_t size);
-
 /* Copies text as UTF-8: bytes that belong to no character become U+FFFD each. At most 3 * size bytes; the size. */
 size_t json_valid_utf8(char *target, const uint8_t *text, size_t size);
 
