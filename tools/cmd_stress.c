@@ -770,10 +770,14 @@ static bool quiet_down(struct stress *s, const struct holdings *wanted, struct h
         if (!turn(s, 1000, true))
             return false;
     }
-    if (!pass_time_alone(s, 300000000u)) /* descriptors are given up one by one */
-        return false;
-    holdings_take(now, &s->inside);
-    return true;
+    for (uint64_t end_ns = clock_ns() + SETTLE_NS;;) { /* descriptors are given up one by one, and taken for a moment */
+        struct holdings before = *now;
+        if (!pass_time_alone(s, 300000000u))
+            return false;
+        holdings_take(now, &s->inside);
+        if (holdings_have_files_of(now, &before) || clock_ns() > end_ns)
+            return true;
+    }
 }
 
 static bool have_pools_come_back(struct stress *s, const struct holdings *now, const char *when)

@@ -53,6 +53,11 @@ bool holdings_have_pools_of(const struct holdings *h, const struct holdings *bef
     return memcmp(h->pools, before->pools, sizeof(h->pools)) == 0;
 }
 
+bool holdings_have_files_of(const struct holdings *h, const struct holdings *before)
+{
+    return memcmp(h->files, before->files, h->process_count * sizeof(h->files[0])) == 0;
+}
+
 bool holdings_check_pools(const struct holdings *h, const struct holdings *before, char *text, size_t size)
 {
     for (size_t i = 0; i < HOLDINGS_POOLS; i++) {

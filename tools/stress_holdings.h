@@ -24,6 +24,7 @@ void holdings_take(struct holdings *holdings, const struct arena *inside);
 bool holdings_are_quiet(const struct holdings *holdings, const struct arena *inside);
 
 bool holdings_have_pools_of(const struct holdings *holdings, const struct holdings *before);
+bool holdings_have_files_of(const struct holdings *holdings, const struct holdings *before);
 /* As full as before; otherwise the text says what is not. */
 bool holdings_check_pools(const struct holdings *holdings, const struct holdings *before, char *text, size_t size);
 /* As many descriptors in every process, and no more memory. */
