@@ -336,7 +336,7 @@ bench-hand-off: $(BUILD)/bin/bench-hand-off ## How long activations take from a 
 
 .PHONY: gpu-check gpu-pack
 GPU_TESTS := $(addprefix $(BUILD)/,tests/test_cuda tests/test_forward_cuda tests/test_devices bin/bench-cuda bin/bench-decode bin/bench-hand-off)
-gpu-pack: all $(GPU_TESTS) $(FAKE_CUDA) ## What gpu-check runs, with the libraries it needs, for a machine without them: build/gpu-pack
+gpu-pack: all $(GPU_TESTS) $(FAKE_CUDA) $(FAKE_NCCL) ## What gpu-check runs, with the libraries it needs, for a machine without them: build/gpu-pack
 	$(Q)tools/gpu-pack.sh $(BUILD) $(BUILD)/gpu-pack
 
 gpu-check: ## All that only a GPU can prove, on cuda:0, into build/gpu-check (nine minutes at most)

@@ -36,6 +36,17 @@ static void use_devices(void)
     fake_cuda_use();
 }
 
+/* Likewise with NCCL, where a real driver goes with one that is named as well. */
+static void use_nccl(void)
+{
+    const char *other = getenv("EVENFLOW_SECOND_DEVICE");
+    if (getenv("EVENFLOW_LIBCUDA") != NULL && getenv("EVENFLOW_LIBNCCL") == NULL)
+        cr_skip_test("EVENFLOW_LIBNCCL names no NCCL for this driver");
+    use_devices();
+    if (other != NULL)
+        second = other;
+}
+
 /* A model of four layers that an engine can serve, and requests for it. */
 static void set_up(void)
 {
@@ -332,7 +343,7 @@ Test(devices, activations_go_where_devices_reach_each_other_and_the_bits_are_the
 /* Also where the devices could do better, and where both ends are on one device, which NCCL takes for those of two machines. */
 Test(devices, activations_that_nccl_carries_give_the_same_bits, .init = set_up, .fini = tear_down, .timeout = 90)
 {
-    use_devices();
+    use_nccl();
     answers_of("-p 1 --devices cuda:0", truth);
     expect_edges("-p 2 --devices cuda:0,%s --edges nccl", "nccl ");
     expect_edges("-p 3 --devices cuda:0,%s,cuda:0 --edges nccl --max-num-batched-tokens 8", "nccl nccl ");
@@ -538,7 +549,7 @@ Test(devices, who_dies_in_the_middle_of_a_hand_off_is_followed_by_the_same_bits,
 Test(devices, an_end_of_what_nccl_carries_that_is_killed_is_joined_again, .init = set_up, .fini = tear_down,
      .timeout = 120)
 {
-    use_devices();
+    use_nccl();
     answers_of("-p 3 --devices cuda:0,%s,cuda:0", truth);
     start("--log-level error -p 3 --devices cuda:0,%s,cuda:0 --edges nccl");
     kill_stages(3, KILLS);
@@ -547,7 +558,7 @@ Test(devices, an_end_of_what_nccl_carries_that_is_killed_is_joined_again, .init 
 
 Test(devices, both_ends_of_what_nccl_carries_may_be_killed_together, .init = set_up, .fini = tear_down, .timeout = 90)
 {
-    use_devices();
+    use_nccl();
     answers_of("-p 2 --devices cuda:0,%s", truth);
     start("--log-level error -p 2 --devices cuda:0,%s --edges nccl");
     for (uint32_t round = 0; round < 4; round++) {

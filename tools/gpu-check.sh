@@ -63,11 +63,13 @@ table()
     [ ! -e "$parts/$1" ] || sed 's/^/         /' "$parts/$1" | tee -a "$report"
 }
 
-# tests NAME SECONDS PROGRAM: and the names of those that failed.
+# tests NAME SECONDS PROGRAM [ARGUMENTS]: and the names of those that failed.
 tests()
 {
-    part "$1" "$2" "$build/tests/$3" --jobs 1 --verbose=1 && return 0
-    grep -E '^\[(FAIL|CRASH)|TIMEOUT|^\[====\]' "$parts/$1" | head -n 20 | sed 's/^/         /' | tee -a "$report"
+    tested=$1 limit=$2 program=$3
+    shift 3
+    part "$tested" "$limit" "$build/tests/$program" --jobs 1 --verbose=1 "$@" && return 0
+    grep -E '^\[(FAIL|CRASH)|TIMEOUT|^\[====\]' "$parts/$tested" | head -n 20 | sed 's/^/         /' | tee -a "$report"
     return 1
 }
 
@@ -109,7 +111,22 @@ else
 fi
 
 # Whole engines: 1, 2 and 4 stages, mixed pipelines, activations over the host and not, kill -9 of each stage in the middle of answers.
+nccl=${EVENFLOW_LIBNCCL:-$(ldconfig -p | awk '$1 == "libnccl.so.2" { print $NF; exit }')}
+nccl=${nccl:-$(ls /usr/local/cuda/lib64/libnccl.so.2 2>/dev/null)}
+unset EVENFLOW_LIBNCCL # with it, tests that name a driver of their own would not name the NCCL that goes with it
 tests engines 180 test_devices
+
+# Engines whose activations NCCL carries, ends of it killed: on two GPUs, or on one, whose ends NCCL then takes for two machines and
+# joins by sockets.
+if [ -n "$nccl" ]; then
+    two=$([ "$(nvidia-smi -L 2>/dev/null | wc -l)" -ge 2 ] && echo cuda:1 || echo cuda:0)
+    export EVENFLOW_LIBNCCL="$nccl" EVENFLOW_SECOND_DEVICE="$two"
+    say "nccl: $nccl, cuda:0 to $two"
+    tests nccl 90 test_devices --filter 'devices/*nccl*'
+    unset EVENFLOW_LIBNCCL EVENFLOW_SECOND_DEVICE
+else
+    say "not run  nccl: there is no libnccl.so.2; EVENFLOW_LIBNCCL names one"
+fi
 
 # The real model, where it is there: loss of a page on the device beside the processor's, with 1, 2 and 4 stages.
 if [ -r "$model" ] && [ "$stand_in" -eq 0 ]; then

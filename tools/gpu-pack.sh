@@ -5,7 +5,7 @@ set -eu
 build=$1 pack=$2
 programs="bin/evenflow bin/evenflow-supervisor bin/evenflow-front bin/evenflow-sched bin/evenflow-stage
           bin/bench-cuda bin/bench-decode bin/bench-hand-off
-          tests/test_cuda tests/test_forward_cuda tests/test_devices tests/driver/libcuda.so.1"
+          tests/test_cuda tests/test_forward_cuda tests/test_devices tests/driver/libcuda.so.1 tests/driver/libnccl.so.2"
 rm -rf "$pack"
 mkdir -p "$pack/bin" "$pack/tests/driver" "$pack/lib"
 for program in $programs; do
@@ -13,7 +13,7 @@ for program in $programs; do
 done
 for program in $programs; do
     ldd "$build/$program"
-done | awk '$2 == "=>" && $3 ~ /^\// && $1 !~ /^(libc|libm|libdl|librt|libpthread|libresolv)\.so/ { print $3 }' | sort -u |
+done | awk '$2 == "=>" && $3 ~ /^\// && $1 !~ /^(libc|libm|libdl|librt|libpthread|libresolv|libcuda)\.so/ { print $3 }' | sort -u |
     while read -r library; do
         cp -L "$library" "$pack/lib/"
     done
