@@ -5,6 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "ipc/base.h"
+
 const char *const watch_words[] = {[WATCH_FINE] = "works",
                                    [WATCH_STOPPED] = "was stopped",
                                    [WATCH_SLEEPS] = "slept over its work",
@@ -40,13 +42,10 @@ enum watch_verdict watch_judge(struct watch *watch, const struct watch_look *loo
         start_waiting(watch, look);
         return WATCH_FINE;
     }
-    watch->last_ns = look->now_ns;
     bool is_stopped = watch_is_stopped(look);
-    if (!is_stopped)
-        watch->stopped_since_ns = 0;
-    else if (watch->stopped_since_ns == 0)
-        watch->stopped_since_ns = look->now_ns;
-    else if (look->now_ns - watch->stopped_since_ns >= WATCH_STOPPED_NS)
+    watch->stopped_ns = is_stopped ? watch->stopped_ns + min_u64(look->now_ns - watch->last_ns, WATCH_TICK_NS) : 0;
+    watch->last_ns = look->now_ns;
+    if (watch->stopped_ns >= WATCH_STOPPED_NS)
         return WATCH_STOPPED;
     uint64_t allowance_ns = WATCH_BASE_NS + WATCH_FACTOR * look->predicted_us * 1000;
     uint64_t used_ns = look->cpu_ns - watch->cpu_ns;

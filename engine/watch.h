@@ -37,7 +37,7 @@ enum watch_verdict { WATCH_FINE, WATCH_STOPPED, WATCH_SLEEPS, WATCH_SPINS };
 struct watch {
     bool is_waiting; /* since the fields below were set it has had work and finished none */
     uint64_t last_ns, progress, cpu_ns;
-    uint64_t stopped_since_ns;   /* 0: it is not */
+    uint64_t stopped_ns;         /* found stopped for so long; a look that came late counts as one in time */
     uint64_t ran_ns, ran_cpu_ns; /* when it was last seen running, or waiting for a disk; what it had used then */
     bool has_run;                /* it was seen running or used processor time */
 };

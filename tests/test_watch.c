@@ -96,6 +96,19 @@ Test(watch, a_paused_machine_is_left_alone)
     }
 }
 
+Test(watch, who_is_found_stopped_behind_a_late_look_is_looked_at_again)
+{
+    /* the supervisor goes on first after a pause that stopped everybody, one by one */
+    for (uint64_t pause_ms = 100; pause_ms <= 500; pause_ms += 50) {
+        begin('S');
+        look.now_ns += 100 * MS;
+        look.state = 'T';
+        cr_expect_eq(watch_judge(&watch, &look), WATCH_FINE);
+        look.now_ns += pause_ms * MS;
+        cr_expect_eq(watch_judge(&watch, &look), WATCH_FINE, "behind a pause of %u ms", (unsigned)pause_ms);
+    }
+}
+
 Test(watch, progress_and_idleness_begin_anew)
 {
     uint64_t after_ms;
