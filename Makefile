@@ -232,12 +232,12 @@ $(TESTS):
 FAKE_CUDA := $(BUILD)/tests/driver/libcuda.so.1
 FAKE_NCCL := $(BUILD)/tests/driver/libnccl.so.2
 tests: $(FAKE_CUDA) $(FAKE_NCCL)
-$(FAKE_CUDA): tests/driver/libcuda.c kernels/cuda_kernels.cu $(wildcard kernels/*.h)
+$(FAKE_CUDA): tests/driver/libcuda.c tests/driver/wish.h kernels/cuda_kernels.cu $(wildcard kernels/*.h)
 	@mkdir -p $(@D)
 	@echo "  LD    $@"
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -O3 -march=native -Wno-missing-prototypes -Wno-unknown-pragmas -fPIC -shared -Wl,-soname,$(@F) \
 	          -o $@ -x c tests/driver/libcuda.c kernels/cuda_kernels.cu -x none -lm -lpthread
-$(FAKE_NCCL): tests/driver/libnccl.c $(FAKE_CUDA) kernels/nccl_library.h
+$(FAKE_NCCL): tests/driver/libnccl.c tests/driver/wish.h $(FAKE_CUDA) kernels/nccl_library.h
 	@mkdir -p $(@D)
 	@echo "  LD    $@"
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -Wno-missing-prototypes -fPIC -shared -Wl,-soname,$(@F) -Wl,-rpath,'$$ORIGIN' -o $@ $< $(FAKE_CUDA) -lpthread

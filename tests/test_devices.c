@@ -525,6 +525,16 @@ static uint32_t count_restarts(void)
     return restarts;
 }
 
+static void expect_the_truth_from_dying_streams(void)
+{
+    engine_complete(&engine, bodies, REQUESTS, 6, seen);
+    expect_the_truth("killed");
+    uint32_t restarts = count_restarts();
+    cr_expect_geq(restarts, 10, "%u restarts", restarts);
+    printf("%u stages killed by their streams\n", restarts);
+    cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
 /* Every life of a process with a device ends in the middle of an operation there, another one each time: between activations
  * and their word, with half of them written, behind the word before anybody is woken. */
 Test(devices, who_dies_in_the_middle_of_a_hand_off_is_followed_by_the_same_bits, .init = set_up, .fini = tear_down,
@@ -535,12 +545,7 @@ Test(devices, who_dies_in_the_middle_of_a_hand_off_is_followed_by_the_same_bits,
     answers_of("-p 3 --devices cuda:0,%s,%s", truth);
     fake_cuda_wish("die=311"); /* some four steps */
     start("--log-level error -p 3 --devices cuda:0,%s,%s --edges device");
-    engine_complete(&engine, bodies, REQUESTS, 6, seen);
-    expect_the_truth("killed");
-    uint32_t restarts = count_restarts();
-    cr_expect_geq(restarts, 10, "%u restarts", restarts);
-    printf("%u stages killed by their streams\n", restarts);
-    cr_expect_eq(own_engine_stop(&engine), 0);
+    expect_the_truth_from_dying_streams();
 }
 
 /* ---- NCCL ---- */
@@ -585,12 +590,7 @@ Test(devices, who_dies_in_the_middle_of_sending_is_followed_by_the_same_bits, .i
     answers_of("-p 3 --devices cuda:0,cuda:1,cuda:0", truth);
     fake_cuda_wish("die=331"); /* some four steps */
     start("--log-level error -p 3 --devices cuda:0,cuda:1,cuda:0 --edges nccl");
-    engine_complete(&engine, bodies, REQUESTS, 6, seen);
-    expect_the_truth("killed");
-    uint32_t restarts = count_restarts();
-    cr_expect_geq(restarts, 10, "%u restarts", restarts);
-    printf("%u stages killed by their streams\n", restarts);
-    cr_expect_eq(own_engine_stop(&engine), 0);
+    expect_the_truth_from_dying_streams();
 }
 
 /* No process has to die for it: both give the connection up, and make another one. */

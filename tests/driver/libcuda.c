@@ -26,6 +26,7 @@
 
 #include "kernels/cuda.h"
 #include "kernels/cuda_simt.h"
+#include "tests/driver/wish.h"
 
 #define GRANULARITY (2u << 20)
 #define QUEUE_MAX   1024u
@@ -38,14 +39,7 @@ _Thread_local struct simt_index blockIdx, blockDim, gridDim;
 
 static unsigned long long wish(const char *name, unsigned long long otherwise)
 {
-    const char *all = getenv("EVENFLOW_FAKE_CUDA");
-    size_t length = strlen(name);
-    for (const char *word = all; word != NULL && *word != '\0'; word = strchr(word, ',')) {
-        word += *word == ',';
-        if (strncmp(word, name, length) == 0 && word[length] == '=')
-            return strtoull(word + length + 1, NULL, 10);
-    }
-    return otherwise;
+    return wish_in("EVENFLOW_FAKE_CUDA", name, otherwise);
 }
 
 static _Atomic unsigned long long launches;

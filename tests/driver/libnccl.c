@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "kernels/nccl_library.h"
+#include "tests/driver/wish.h"
 
 #define LISTENERS_MAX 64u
 
@@ -37,14 +38,7 @@ int cuLaunchHostFunc(struct cuda_stream *stream, void (*call)(void *context), vo
 
 static unsigned long long wish(const char *name, unsigned long long otherwise)
 {
-    const char *all = getenv("EVENFLOW_FAKE_NCCL");
-    size_t length = strlen(name);
-    for (const char *word = all; word != NULL && *word != '\0'; word = strchr(word, ',')) {
-        word += *word == ',';
-        if (strncmp(word, name, length) == 0 && word[length] == '=')
-            return strtoull(word + length + 1, NULL, 10);
-    }
-    return otherwise;
+    return wish_in("EVENFLOW_FAKE_NCCL", name, otherwise);
 }
 
 /* ---- a connection ---- */
