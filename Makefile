@@ -242,6 +242,13 @@ $(FAKE_NCCL): tests/driver/libnccl.c tests/driver/wish.h $(FAKE_CUDA) kernels/nc
 	@echo "  LD    $@"
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -Wno-missing-prototypes -fPIC -shared -Wl,-soname,$(@F) -Wl,-rpath,'$$ORIGIN' -o $@ $< $(FAKE_CUDA) -lpthread
 
+.PHONY: stress-devices
+stress-devices: all points $(BUILD)/bin/tiny-model $(FAKE_CUDA) $(FAKE_NCCL) ## As stress, on stand-ins for GPUs: activations stay on a device, then NCCL carries them
+	$(Q)$(BUILD)/bin/tiny-model $(BUILD)/tiny.gguf
+	$(Q)for edges in device nccl; do EVENFLOW_LIBCUDA=$(FAKE_CUDA) EVENFLOW_LIBNCCL=$(FAKE_NCCL) $(BUILD)/points/evenflow stress \
+		--edges $$edges --devices cuda:0,cuda:0,cuda:0 -p 3 --kills 500 --seed $(or $(SEED),1) --num-blocks 400 --no-weights-cache \
+		--artefacts $(BUILD)/stress-$$edges $(BUILD)/tiny.gguf || exit 1; done
+
 # ---- fuzzing: the same targets, driven by tests/fuzz_main.c (gcc) or by libFuzzer (clang) ----
 FUZZERS      := $(patsubst tests/%.c,$(BUILD)/bin/%,$(filter-out tests/fuzz_main.c,$(wildcard tests/fuzz_*.c)))
 FUZZ_DRIVER  ?= $(BUILD)/tests/fuzz_main.o
