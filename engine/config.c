@@ -34,8 +34,7 @@ static const struct option_spec specs[] = {
      "reaches the other, else nccl if there is libnccl.so.2, else host)"},
     {"cuda-graphs", NULL, 0, OPTION_FLAG, AT(cuda_graphs), "true", 0, 0, "",
      "Launches every kernel of a step on a device by itself, in place of all those of a step of up to 64 tokens "
-     "together, "
-     "as recorded at the start. Results are the same bits"},
+     "together, as recorded at the start. Results are the same bits"},
     {"threads-per-stage", NULL, 0, OPTION_NUMBER, AT(threads_per_stage), "1", 1, 64, "N",
      "Threads that compute in each stage; results are the same bits for any number"},
     {"lone-threads", NULL, 0, OPTION_NUMBER, AT(lone_threads), "0", 0, 64, "N",

@@ -33,10 +33,9 @@ static_assert(sizeof(struct session) == 24 + SESSION_ID_BYTES, "shared");
 
 /* A stage's: the one word for the edge that it writes, the others for the one that it reads. */
 struct session_shm {
-    alignas(128) _Atomic uint64_t life; /* W: this stage, release   R: the next stage, acquire; 0: it has not begun */
-    alignas(
-        128) _Atomic uint64_t number; /* W: this stage, release   R: the stage before, acquire; 0: nothing is asked */
-    struct session asked;             /* W: this stage, before the number   R: the stage before, after it */
+    alignas(128) _Atomic uint64_t life;   /* W: this stage, release   R: the next one, acquire; 0: it has not begun */
+    alignas(128) _Atomic uint64_t number; /* W: this stage, release   R: the one before, acquire; 0: nothing is asked */
+    struct session asked;                 /* W: this stage, before the number   R: the one before, after it */
     uint8_t pad[96];
 };
 static_assert(sizeof(struct session_shm) == 384, "shared");
