@@ -335,6 +335,7 @@ Test(survive, an_engine_is_not_hung_up_on_when_a_supervisor_dies_while_a_process
 Test(survive, a_terminal_that_hangs_up_drains_the_engine, .timeout = 120)
 {
     int status;
+    signal(SIGHUP, SIG_DFL); /* under nohup(1) an engine stays */
     start(OPTIONS);
     read_all();
     kill(-engine.pid, SIGHUP);
