@@ -18,7 +18,7 @@
 #define LASTING_NS        1000000000ull
 #define BACK_OFF_NS       50000000ull
 #define BACK_OFF_MAX_NS   5000000000ull
-#define FRUITLESS_SUSPECT 3u /* after so many, and so many more, what it was at is suspect, whoever ended it */
+#define FRUITLESS_SUSPECT 4u /* after so many, and so many more, what it was at is suspect, whoever ended it */
 #define FRUITLESS_MAX     8u
 
 /* Of a process that a supervisor before this one has started, whose parent is somebody else now. */
