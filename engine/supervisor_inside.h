@@ -249,6 +249,8 @@ uint64_t supervisor_standby_due_ns(const struct supervisor *s);
 void supervisor_on_standby_death(struct supervisor *s);
 void supervisor_end_former_standby(struct supervisor *s);
 void supervisor_end_standby(struct supervisor *s);
+/* Ends a process whose fields say why, once there is a standby that knows it and has front's connections. */
+void supervisor_end_child(struct supervisor *s, const struct child *child);
 /* Ends one that is stopped, as with spares. */
 void supervisor_look_at_standby(const struct supervisor *s);
 

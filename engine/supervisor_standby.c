@@ -17,6 +17,7 @@
 #include "ipc/log.h"
 
 #define STANDBY_WAIT_NS 50000000ull /* before another standby, when one did not live longer than this */
+#define STOP_WAIT_NS    50000000ull /* for front to stop; it takes microseconds */
 
 /* A fork of this process: it has every descriptor and knows every process, as they are now. So there is a new one for every
  * birth, between the start of a program and its birth message. `standby` in the region sup names the one that counts:
@@ -53,6 +54,12 @@ void supervisor_end_standby(struct supervisor *s)
 {
     end_process(&s->former_standby_pidfd);
     end_process(&s->standby_pidfd);
+}
+
+/* Somebody here ends it, because it hangs or makes room. */
+static bool is_ended_by_us(const struct child *child)
+{
+    return child->is_replaced || child->hung != WATCH_FINE;
 }
 
 void supervisor_take_over(struct supervisor *s)
@@ -94,7 +101,7 @@ void supervisor_take_over(struct supervisor *s)
     } else if (is_front_starting) {
         log_error("front was about to start again: its connections went with the supervisor; ending the engine");
         supervisor_end_now(s);
-    } else if (!child->is_replaced) {
+    } else if (!is_ended_by_us(child)) {
         keeper_forget(&s->keeper); /* it hands over all of them again */
     }
     bool knows_of_upgrade = supervisor_is_preparing(s) || s->upgrade.phase == UPGRADE_REPLACING;
@@ -147,7 +154,7 @@ static bool is_front_away(const struct supervisor *s)
     const uint32_t number = process_number(ROLE_FRONT, 0);
     const struct child *front = &s->children[number];
     /* acquire: pairs with the release in arena_set_state() */
-    return front->pidfd < 0 || front->is_replaced || front->birth_socket >= 0 ||
+    return front->pidfd < 0 || is_ended_by_us(front) || front->birth_socket >= 0 ||
            atomic_load_explicit(&s->processes[number]->state, memory_order_acquire) == PROCESS_STARTING;
 }
 
@@ -222,6 +229,26 @@ void supervisor_renew_standby(struct supervisor *s)
     name_standby(s, standby, pidfd);
     if (own >= 0)
         close(own);
+}
+
+/* Front gives us no more connections from now on, and we have taken all that it gave: a standby that is forked now
+ * has them, too. A process that does not stop at once is ended as it is. */
+static void silence(struct supervisor *s, const struct child *front)
+{
+    struct watch_look look = {0};
+    syscall(SYS_pidfd_send_signal, front->pidfd, SIGSTOP, NULL, 0);
+    for (uint64_t end_ns = clock_ns() + STOP_WAIT_NS; clock_ns() < end_ns;)
+        if (!watch_read((int)front->pid, &look) || strchr("TZX", look.state) != NULL)
+            break;
+    keeper_turn(&s->keeper);
+}
+
+void supervisor_end_child(struct supervisor *s, const struct child *child)
+{
+    if (child->role == ROLE_FRONT)
+        silence(s, child);
+    supervisor_renew_standby(s);
+    syscall(SYS_pidfd_send_signal, child->pidfd, SIGKILL, NULL, 0);
 }
 
 void supervisor_look_at_standby(const struct supervisor *s)

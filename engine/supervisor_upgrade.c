@@ -25,7 +25,6 @@
 
 #define ORDER_WAIT_NS   5000000000ull   /* from a connection to its order */
 #define PREPARE_WAIT_NS 600000000000ull /* for all spares: those that compute otherwise pack weights of their own */
-#define STOP_WAIT_NS    50000000ull     /* for front to stop; it takes microseconds */
 #define PROGRAM_FD_MIN  10              /* a child's birth socket goes below (exec_child()) */
 
 static int raise_fd(int fd)
@@ -288,18 +287,6 @@ static bool is_up(const struct supervisor *s, const struct child *child)
                                 memory_order_acquire) != PROCESS_STARTING;
 }
 
-/* Front gives us no more connections from now on, and we have taken all that it gave: a standby that is forked now
- * has them, too. A process that does not stop at once is ended as it is. */
-static void silence(struct supervisor *s, const struct child *front)
-{
-    struct watch_look look = {0};
-    syscall(SYS_pidfd_send_signal, front->pidfd, SIGSTOP, NULL, 0);
-    for (uint64_t end_ns = clock_ns() + STOP_WAIT_NS; clock_ns() < end_ns;)
-        if (!watch_read((int)front->pid, &look) || strchr("TZX", look.state) != NULL)
-            break;
-    keeper_turn(&s->keeper);
-}
-
 /* Those that have been replaced are passed over; one that has not is ended, when it is up. */
 static void replace_next(struct supervisor *s)
 {
@@ -316,10 +303,7 @@ static void replace_next(struct supervisor *s)
     if (!is_up(s, child) || child->is_replaced || !may_be_ended)
         return;
     child->is_replaced = true;
-    if (child->role == ROLE_FRONT)
-        silence(s, child);
-    supervisor_renew_standby(s); /* it has to know why this process dies */
-    syscall(SYS_pidfd_send_signal, child->pidfd, SIGKILL, NULL, 0);
+    supervisor_end_child(s, child);
 }
 
 /* ---- the supervisor itself ---- */

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "ipc/clock.h"
+#include "ipc/log.h"
 #include "ipc/stats.h"
 
 #define DEVICE_START_US 1000000u /* opening a device takes processor time, some seconds where there are many */
@@ -69,7 +70,8 @@ struct watch_look supervisor_look_at(const struct supervisor *s, const struct ch
     case ROLE_FRONT:
         look.progress = WORD(s, ROLE_FRONT, 0, consumed);
         look.has_work = WORD(s, ROLE_SCHED, 0, told) > look.progress ||
-                        (watch_read((int)child->pid, &look) && watch_is_stopped(&look) && does_a_client_wait(s));
+                        (watch_read((int)child->pid, &look) && watch_is_stopped(&look) &&
+                         (!s->keeper.is_whole || does_a_client_wait(s)));
         break;
     case ROLE_SCHED:
         look.progress = WORD(s, ROLE_SCHED, 0, consumed) + WORD(s, ROLE_SCHED, 0, consumed_second);
@@ -96,6 +98,15 @@ struct watch_look supervisor_look_at(const struct supervisor *s, const struct ch
     return look;
 }
 
+/* Front was stopped before it had given its connections to this supervisor: they would be lost with it. */
+static void go_on(struct child *front)
+{
+    log_warn("front (process %d) was stopped before its connections were safe; it is told to go on", (int)front->pid);
+    syscall(SYS_pidfd_send_signal, front->pidfd, SIGCONT, NULL, 0);
+    front->hung = WATCH_FINE;
+    watch_begin(&front->watch);
+}
+
 void supervisor_look_who_hangs(struct supervisor *s)
 {
     if (s->look_ns == 0 || clock_ns() < s->look_ns)
@@ -111,7 +122,9 @@ void supervisor_look_who_hangs(struct supervisor *s)
         child->hung = watch_judge(&child->watch, &look);
         if (child->hung == WATCH_FINE)
             continue;
-        supervisor_renew_standby(s); /* it has to know why this process dies */
-        syscall(SYS_pidfd_send_signal, child->pidfd, SIGKILL, NULL, 0);
+        if (child->role == ROLE_FRONT && child->hung == WATCH_STOPPED && !s->keeper.is_whole)
+            go_on(child);
+        else
+            supervisor_end_child(s, child);
     }
 }

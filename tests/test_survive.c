@@ -345,6 +345,39 @@ Test(survive, a_supervisor_dies_alone_while_a_process_is_ended_for_being_stopped
     stop();
 }
 
+/* Stops front. Its supervisor dies while front is only stopped, with connections that nobody else has; is about to be ended for
+ * it; is ended; or has a successor. */
+static void *stop_front_and_kill_supervisor(void *pointer)
+{
+    const struct arena *inside = pointer;
+    for (int i = 0; i < 10; i++) {
+        uint32_t front = arena_process_id(inside, ROLE_FRONT), supervisor = arena_process_id(inside, ROLE_SUPERVISOR);
+        kill((pid_t)front, SIGSTOP);
+        wait_ms(i < 2 ? i * 150 : 300 + (i - 2) * 20);
+        kill((pid_t)supervisor, SIGKILL);
+        for (int tries = 0; arena_process_id(inside, ROLE_SUPERVISOR) == supervisor || !arena_is_kept(inside) ||
+                            arena_standby(inside) == arena_process_id(inside, ROLE_SUPERVISOR);
+             tries++, wait_ms(1))
+            cr_assert_lt(tries, 20000, "nobody supervises front's connections");
+        await_ready("front", 0);
+        wait_ms(150); /* who dies sooner died together with it */
+    }
+    atomic_store(&is_over, true);
+    return NULL;
+}
+
+Test(survive, a_supervisor_dies_alone_while_front_is_stopped_or_ended_for_it, .timeout = 120)
+{
+    struct arena inside;
+    struct err err;
+    prctl(PR_SET_CHILD_SUBREAPER, 1); /* or the kernel would let the stopped one continue when the supervisor dies */
+    start(OPTIONS);
+    cr_assert_eq(inside_open(&inside, engine.pid, &err), 0, "%s", err.text);
+    survive_what(stop_front_and_kill_supervisor, &inside);
+    inside_close(&inside);
+    stop();
+}
+
 /* The kernel hangs up on a process group that loses its last tie to the session while somebody in it is stopped. */
 Test(survive, an_engine_is_not_hung_up_on_when_a_supervisor_dies_while_a_process_is_stopped, .timeout = 120)
 {
