@@ -358,7 +358,7 @@ bench-front: $(BUILD)/bin/bench-front model ## The front's own processor time pe
 bench-journal: $(BUILD)/bin/bench-journal ## What journal, token log and epochs cost while nobody dies, in cycles per token
 	$(Q)$<
 
-bench-recovery: all model ## From the death of each role to the next byte of an answer of the small model: 12 clients, one, one with spares
+bench-recovery: all model ## From the death of each role to the next token of streams of the small model, part by part: 12 clients, one, one with spares
 	$(Q)for load in "--clients 12" "--clients 1" "--clients 1 --spares 1"; do echo "$$load"; \
 		$(BUILD)/bin/evenflow stress --single --kills 150 -p 2 --artefacts $(BUILD)/recovery $$load $(MODEL) || exit 1; done
 

@@ -48,8 +48,10 @@
 #define END_NS        1000000000ull /* when supervisor and another process are lost together */
 #define UPGRADE_NS    60000000000ull
 #define PROGRESS_NS   60000000000ull
+#define CALM_NS       60000000ull
 #define FAILURES_MAX  50u
 #define PART_COUNT    5u
+#define FIGURE_COUNT  (PART_COUNT + 1u) /* to the end of each part, and from the first one's to the last one's */
 
 /* The options of serve, and more; the struct begins with serve's so that one table reaches both. */
 struct values {
@@ -83,7 +85,8 @@ static const struct option_spec own_specs[] = {
     {"artefacts", NULL, 0, OPTION_TEXT, AT(artefacts), "stress-artefacts", 0, 0, "DIR",
      "Where plan, log and failure are left"},
     {"single", NULL, 0, OPTION_FLAG, AT(single), NULL, 0, 0, "",
-     "SIGKILL of one front, scheduler or stage at a time, at any instant: for times to recover"},
+     "SIGKILL of one front, scheduler or stage at a time, at any instant, of clients that read streams: for times to "
+     "recover"},
     {"json", NULL, 0, OPTION_FLAG, AT(json), NULL, 0, 0, "", "One JSON object for programs"},
 };
 static struct option_spec specs[80];
@@ -101,7 +104,8 @@ __attribute__((constructor)) static void extend_serve_table(void)
 
 /* From the moment of death: told by the kernel; a successor has been started; it is ready; it has done something; a byte of an
  * answer has come. */
-static const char *const part_names[PART_COUNT] = {"reported", "started", "ready", "first work", "next byte"};
+static const char *const figure_names[FIGURE_COUNT] = {"reported",   "started",   "ready",
+                                                       "first work", "next byte", "since reported"};
 
 #define POINT_NONE UINT32_MAX
 
@@ -138,9 +142,10 @@ struct stress {
     FILE *plan;            /* faults and what came of them */
     uint32_t process_count;
     uint64_t kills, at_points, rounds, engines, ends_with_supervisor, upgrades, begin_ns, progress_ns;
-    struct samples recovery[ROLE_COUNT][PART_COUNT]; /* ms */
-    int supervisor_status;                           /* of the last one that ended; -1: none has */
-    pid_t upgrade;                                   /* the command; 0: none runs */
+    struct samples recovery[ROLE_COUNT][FIGURE_COUNT]; /* ms */
+    struct samples calm;                               /* likewise; --single */
+    int supervisor_status;                             /* of the last one that ended; -1: none has */
+    pid_t upgrade;                                     /* the command; 0: none runs */
     int upgrade_status;
     int own_stderr;
     struct holdings first, warm, last; /* once quiet: nobody has died; everybody has; at the end of the last round */
@@ -639,8 +644,11 @@ static bool measure_recovery(struct stress *s, struct victim *v)
         is_good = turn(s, 200, false);
         look_at_victim(s, v);
     }
+    struct samples *figures = s->recovery[role_of(v->number)];
     for (uint32_t part = 0; v->parts_ns[4] != 0 && part < PART_COUNT; part++)
-        samples_add(&s->recovery[role_of(v->number)][part], (double)(v->parts_ns[part] - v->dead_ns) / 1e6);
+        samples_add(&figures[part], (double)(v->parts_ns[part] - v->dead_ns) / 1e6);
+    if (v->parts_ns[4] != 0)
+        samples_add(&figures[PART_COUNT], (double)(v->parts_ns[4] - v->parts_ns[0]) / 1e6);
     return is_good;
 }
 
@@ -718,6 +726,37 @@ static void strike_all(struct stress *s, struct victim *victims, uint32_t count)
     }
 }
 
+/* Where times are taken, nobody dies before those that wait to follow are prepared. */
+static bool await_spares(struct stress *s)
+{
+    for (uint64_t end_ns = clock_ns() + BACK_WAIT_NS;;) {
+        uint32_t prepared = 1;
+        while (prepared < s->process_count && (s->inside.plan->spares == 0 || spare_of(s, prepared) != 0))
+            prepared++;
+        if (prepared == s->process_count)
+            return true;
+        if (!turn(s, 1000, false))
+            return false;
+        if (clock_ns() > end_ns)
+            return fail(s, "process %u has no spare", prepared);
+    }
+}
+
+/* What the times of a recovery are to be read beside: from one byte of an answer to the next while nobody dies. */
+static bool measure_calm(struct stress *s)
+{
+    uint64_t last_ns = 0;
+    for (uint64_t end_ns = clock_ns() + CALM_NS; clock_ns() < end_ns;) {
+        if (!turn(s, 200, false))
+            return false;
+        uint64_t byte_ns = load_totals(s->load)->last_byte_ns;
+        if (last_ns != 0 && byte_ns != last_ns)
+            samples_add(&s->calm, (double)(byte_ns - last_ns) / 1e6);
+        last_ns = byte_ns;
+    }
+    return true;
+}
+
 static bool commit_fault(struct stress *s, const struct fault *fault)
 {
     struct victim victims[2] = {{.pidfd = -1}, {.pidfd = -1}};
@@ -725,7 +764,7 @@ static bool commit_fault(struct stress *s, const struct fault *fault)
     bool is_ended = false, is_good = true;
     if (fault->is_upgrade)
         begin_upgrade(s);
-    is_good = pass_time(s, fault->delay_us * 1000ull);
+    is_good = (!s->values->single || (await_spares(s) && measure_calm(s))) && pass_time(s, fault->delay_us * 1000ull);
     for (uint32_t i = 0; i < fault->count && is_good; i++)
         is_good = find_victim(s, &victims[i], &fault->dooms[i]);
     if (fault->is_upgrade)
@@ -989,19 +1028,28 @@ static bool run_faults(struct stress *s)
     return false;
 }
 
+static void print_percentiles(const struct samples *samples, FILE *out)
+{
+    fprintf(out, " %8.1f %8.1f", samples_percentile(samples, 0.5), samples_percentile(samples, 0.99));
+}
+
 static void print_recovery(const struct stress *s, FILE *out)
 {
-    fprintf(out, "%-10s %6s", "ms, median/P99", "deaths");
-    for (uint32_t part = 0; part < PART_COUNT; part++)
-        fprintf(out, " %17s", part_names[part]);
+    fprintf(out, "%-14s %6s", "ms, median/P99", "deaths");
+    for (uint32_t figure = 0; figure < FIGURE_COUNT; figure++)
+        fprintf(out, " %17s", figure_names[figure]);
     fputc('\n', out);
     for (uint32_t role = ROLE_FRONT; role < ROLE_COUNT; role++) {
         fprintf(out, "%-14s %6zu", role_name((enum role)role), s->recovery[role][0].count);
-        for (uint32_t part = 0; part < PART_COUNT; part++)
-            fprintf(out, " %8.1f %8.1f", samples_percentile(&s->recovery[role][part], 0.5),
-                    samples_percentile(&s->recovery[role][part], 0.99));
+        for (uint32_t figure = 0; figure < FIGURE_COUNT; figure++)
+            print_percentiles(&s->recovery[role][figure], out);
         fputc('\n', out);
     }
+    if (s->calm.count == 0)
+        return;
+    fprintf(out, "%-14s %6s", "nobody dies", "");
+    print_percentiles(&s->calm, out);
+    fprintf(out, " from byte to byte\n");
 }
 
 static json_t *recovery_json(const struct stress *s)
@@ -1009,10 +1057,10 @@ static json_t *recovery_json(const struct stress *s)
     json_t *roles = json_object();
     for (uint32_t role = ROLE_FRONT; role < ROLE_COUNT; role++) {
         json_t *parts = json_pack("{s:I}", "deaths", (json_int_t)s->recovery[role][0].count);
-        for (uint32_t part = 0; part < PART_COUNT; part++)
-            json_object_set_new(parts, part_names[part],
-                                json_pack("{s:f, s:f}", "p50", samples_percentile(&s->recovery[role][part], 0.5), "p99",
-                                          samples_percentile(&s->recovery[role][part], 0.99)));
+        for (uint32_t figure = 0; figure < FIGURE_COUNT; figure++)
+            json_object_set_new(parts, figure_names[figure],
+                                json_pack("{s:f, s:f}", "p50", samples_percentile(&s->recovery[role][figure], 0.5),
+                                          "p99", samples_percentile(&s->recovery[role][figure], 0.99)));
         json_object_set_new(roles, role_name((enum role)role), parts);
     }
     return roles;
@@ -1024,8 +1072,9 @@ static void print_verdict(struct stress *s)
     char missed[4096];
     uint32_t missed_count = points_missed(&s->points, missed, sizeof(missed));
     for (uint32_t role = 0; role < ROLE_COUNT; role++)
-        for (uint32_t part = 0; part < PART_COUNT; part++)
-            samples_sort(&s->recovery[role][part]);
+        for (uint32_t figure = 0; figure < FIGURE_COUNT; figure++)
+            samples_sort(&s->recovery[role][figure]);
+    samples_sort(&s->calm);
     const bool is_good = s->failures == 0;
     if (s->values->json) {
         json_t *out = json_pack(
@@ -1115,7 +1164,8 @@ static int run(const void *pointer, char **positional, int positional_count)
     signal(SIGINT, interrupt);
     signal(SIGTERM, interrupt);
     bool is_begun = begin_engine(s);
-    s->load = load_open(s->values->seed, (uint32_t)s->values->clients, is_begun ? s->inside.plan->vocab_size : 1);
+    s->load = load_open(s->values->single ? LOAD_STREAMS : LOAD_MIXED, s->values->seed, (uint32_t)s->values->clients,
+                        is_begun ? s->inside.plan->vocab_size : 1);
     if (!is_begun)
         get_over_failure(s);
     else if (run_faults(s) ? !stop_engine(s) : (s->inside.plan != NULL && !kill_engine(s)))

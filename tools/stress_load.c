@@ -15,13 +15,15 @@
 #include "ipc/clock.h"
 #include "tools/random.h"
 
-#define REQUESTS     48u
-#define ANSWER_BYTES (1u << 20)
-#define TALK_MAX     5u
-#define LONG_NUMBER  4u             /* the request whose body is as long as one may be: mostly blanks */
-#define PATIENCE_NS  60000000000ull /* a machine that is busy with other things is slow, not wrong */
-#define FRESH_NS     5000000000ull  /* so long after a death of front its effects may show */
-#define FAILURE_MAX  65536u
+#define REQUESTS      48u
+#define STREAMS       4u /* requests, where all are long streams */
+#define STREAM_TOKENS 300u
+#define ANSWER_BYTES  (1u << 20)
+#define TALK_MAX      5u
+#define LONG_NUMBER   4u             /* the request whose body is as long as one may be: mostly blanks */
+#define PATIENCE_NS   60000000000ull /* a machine that is busy with other things is slow, not wrong */
+#define FRESH_NS      5000000000ull  /* so long after a death of front its effects may show */
+#define FAILURE_MAX   65536u
 
 struct request {
     char *text;
@@ -54,7 +56,9 @@ struct talker {
 
 struct load {
     struct sockaddr_un address;
+    enum load_kind kind;
     struct request requests[REQUESTS];
+    uint32_t request_count;
     struct talker *talkers;
     uint32_t talker_count;
     uint64_t front_death_ns;
@@ -132,6 +136,21 @@ static void make_request(struct request *request, uint32_t number, uint64_t *ran
     check(size > 0);
     request->size = (size_t)size;
     request->head_size = number % 12 == 3 ? request->size - strlen(body) : 0;
+}
+
+/* A token is due at any time, but for a moment between two answers. */
+static void make_stream(struct request *request, uint64_t *random, uint32_t vocab_size)
+{
+    char prompt[256], body[512];
+    put_ids(prompt, random, 8, vocab_size);
+    snprintf(body, sizeof(body),
+             "{\"prompt\":[%s],\"max_tokens\":%u,\"ignore_eos\":true,\"temperature\":0,\"stream\":true}", prompt,
+             STREAM_TOKENS);
+    int size =
+        asprintf(&request->text, "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %zu\r\n\r\n%s",
+                 strlen(body), body);
+    check(size > 0);
+    request->size = (size_t)size;
 }
 
 /* ---- what is compared ---- */
@@ -265,9 +284,9 @@ static bool is_long(const struct request *request)
 
 static void next_request(struct talker *t)
 {
-    t->request = t->following != NULL ? t->following : &t->load->requests[dice(t, REQUESTS)];
+    t->request = t->following != NULL ? t->following : &t->load->requests[dice(t, t->load->request_count)];
     t->sent = t->following != NULL ? t->sent_ahead : 0;
-    t->following = t->requests_left > 1 && dice(t, 3) == 0 ? &t->load->requests[dice(t, REQUESTS)] : NULL;
+    t->following = t->requests_left > 1 && dice(t, 3) == 0 ? &t->load->requests[dice(t, t->load->request_count)] : NULL;
     if (is_long(t->request)) {
         t->following = t->requests_left > 1 ? t->request : NULL; /* front has no room for both at once */
         t->is_trickling = false;
@@ -275,7 +294,8 @@ static void next_request(struct talker *t)
     t->requests_left--;
     t->answer_size = t->sent_ahead = 0;
     t->is_head_done = t->is_complete = t->closes = t->is_continued = false;
-    t->leaves_at = dice(t, 10) == 0 ? 1 + dice(t, (uint32_t)t->request->reference_size + 1) : SIZE_MAX;
+    bool leaves = t->load->kind == LOAD_MIXED && dice(t, 10) == 0;
+    t->leaves_at = leaves ? 1 + dice(t, (uint32_t)t->request->reference_size + 1) : SIZE_MAX;
     t->moved_ns = clock_ns();
     http_parser_init(&t->parser, HTTP_RESPONSE);
     t->parser.data = t;
@@ -299,9 +319,10 @@ static void begin(struct talker *t)
     t->load->totals.connections++;
     t->has_read = false;
     t->following = NULL;
-    t->is_slow = dice(t, 5) == 0;
-    t->is_trickling = dice(t, 6) == 0;
-    t->half_closes = dice(t, 6) == 0;
+    bool is_mixed = t->load->kind == LOAD_MIXED;
+    t->is_slow = is_mixed && dice(t, 5) == 0;
+    t->is_trickling = is_mixed && dice(t, 6) == 0;
+    t->half_closes = is_mixed && dice(t, 6) == 0;
     t->is_half_closed = false;
     t->requests_left = 1 + dice(t, TALK_MAX);
     next_request(t);
@@ -424,13 +445,18 @@ bool load_turn(struct load *load, uint32_t wait_us, bool is_over)
 
 /* ---- the whole ---- */
 
-struct load *load_open(uint64_t seed, uint32_t clients, uint32_t vocab_size)
+struct load *load_open(enum load_kind kind, uint64_t seed, uint32_t clients, uint32_t vocab_size)
 {
     struct load *load = base_alloc(sizeof(*load));
     uint64_t random = seed;
     check(clients <= 256);
-    for (uint32_t i = 0; i < REQUESTS; i++)
-        make_request(&load->requests[i], i, &random, vocab_size);
+    load->kind = kind;
+    load->request_count = kind == LOAD_MIXED ? REQUESTS : STREAMS;
+    for (uint32_t i = 0; i < load->request_count; i++)
+        if (kind == LOAD_MIXED)
+            make_request(&load->requests[i], i, &random, vocab_size);
+        else
+            make_stream(&load->requests[i], &random, vocab_size);
     load->form = base_alloc(ANSWER_BYTES);
     load->talkers = base_alloc(clients * sizeof(*load->talkers));
     load->talker_count = clients;
@@ -480,7 +506,7 @@ static ssize_t talk_calmly(struct talker *t, char *data, size_t size, void (*mea
 int load_learn(struct load *load, void (*meanwhile)(void *context), void *context, struct err *err)
 {
     struct talker *t = &load->talkers[0];
-    for (uint32_t i = 0; i < REQUESTS; i++) {
+    for (uint32_t i = 0; i < load->request_count; i++) {
         struct request *request = &load->requests[i];
         if (!connect_to(t))
             return err_set(err, -errno, "nobody listens on %s", load->address.sun_path);
@@ -528,7 +554,7 @@ const char *load_failure(const struct load *load)
 
 void load_close(struct load *load)
 {
-    for (uint32_t i = 0; i < REQUESTS; i++) {
+    for (uint32_t i = 0; i < load->request_count; i++) {
         free(load->requests[i].text);
         free(load->requests[i].reference);
     }

@@ -15,6 +15,10 @@
 /* The longest body: what the engine must allow, and no more. */
 #define LOAD_BODY_BYTES 65536u
 
+/* Mixed: short and long, with errors, of clients that behave in all those ways. Streams: long answers that are read as they
+ * come, one behind the other, so that a token is due nearly always: for times from a death to the next one. */
+enum load_kind { LOAD_MIXED, LOAD_STREAMS };
+
 struct load;
 
 struct load_totals {
@@ -25,7 +29,7 @@ struct load_totals {
 };
 
 /* vocab_size: of the prompts given as ids. */
-struct load *load_open(uint64_t seed, uint32_t clients, uint32_t vocab_size);
+struct load *load_open(enum load_kind kind, uint64_t seed, uint32_t clients, uint32_t vocab_size);
 void load_close(struct load *load);
 
 /* Another engine: connections of the one before are forgotten. */

@@ -152,7 +152,7 @@ int main(int argc, char **argv)
         limit_s = UINT64_MAX / 2;
     signal(SIGABRT, on_abort);
     struct totals totals = {0};
-    struct load *load = load_open(LOAD_SEED, CLIENTS, TINY_COUNT);
+    struct load *load = load_open(LOAD_MIXED, LOAD_SEED, CLIENTS, TINY_COUNT);
     double begin_s = seconds();
     bool is_good = learn(load);
     for (uint64_t i = 0; is_good && i < worlds && seconds() - begin_s < (double)limit_s; i++) {
