@@ -16,6 +16,7 @@
 #define LASTING_NS      1000000000ull
 #define BACK_OFF_NS     50000000ull
 #define BACK_OFF_MAX_NS 5000000000ull
+#define HEAD_START_NS   200000000ull /* of a life: what preparing its spare takes of a core its first steps would lack */
 
 /* A spare is the same program as its child, with the first half of a birth: it maps what others write, prepares
  * whatever it can, says so and sleeps. Whatever could be done wrong with a process that has not died needs the
@@ -42,7 +43,7 @@ static bool is_wanted(const struct supervisor *s, const struct child *child)
 
 uint64_t supervisor_spare_due_ns(const struct supervisor *s, const struct child *child)
 {
-    return is_wanted(s, child) ? max_u64(child->spare.next_ns, 1) : 0;
+    return is_wanted(s, child) ? max_u64(child->spare.next_ns, child->born_ns + HEAD_START_NS) : 0;
 }
 
 void supervisor_begin_spares(struct supervisor *s)
@@ -52,8 +53,8 @@ void supervisor_begin_spares(struct supervisor *s)
         struct spare *spare = &child->spare;
         struct born born;
         struct err err;
-        uint64_t now_ns = clock_ns();
-        if (!is_wanted(s, child) || spare->next_ns > now_ns)
+        uint64_t now_ns = clock_ns(), due_ns = supervisor_spare_due_ns(s, child);
+        if (due_ns == 0 || due_ns > now_ns)
             continue;
         show(s, child, 0);
         if (supervisor_start_program(s, child, 0, &born, &err) != 0) {

@@ -133,6 +133,38 @@ Test(spares, take_over_from_every_role_and_have_spares_themselves, .timeout = 12
     cr_expect(engine_process_is_gone(spare), "a spare is left");
 }
 
+/* On the kernel's clock, which also runs while a machine sleeps. */
+static uint64_t start_ns(pid_t pid)
+{
+    char path[32], text[512] = "";
+    unsigned long long ticks = 0;
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    FILE *file = fopen(path, "re");
+    cr_assert_not_null(file);
+    cr_assert_not_null(fgets(text, sizeof(text), file));
+    fclose(file);
+    cr_assert_eq(sscanf(strrchr(text, ')') + 1,
+                        " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &ticks),
+                 1);
+    return ticks * (1000000000ull / (uint64_t)sysconf(_SC_CLK_TCK));
+}
+
+Test(spares, are_not_started_in_the_first_moments_of_a_life_whose_steps_need_the_core, .timeout = 120)
+{
+    const uint64_t tick_ns = 1000000000ull / (uint64_t)sysconf(_SC_CLK_TCK);
+    struct timespec now;
+    start(OPTIONS, 150);
+    pid_t stage = (pid_t)number_of("stage", 1, "pid"), spare = await_spare("stage", 1, 0);
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    uint64_t death_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    kill(stage, SIGKILL);
+    expect_the_truth();
+    pid_t next_spare = await_spare("stage", 1, spare);
+    cr_expect_eq(number_of("stage", 1, "pid"), spare);
+    cr_expect_geq(start_ns(next_spare) + tick_ns, death_ns + 200000000u);
+    cr_expect_eq(own_engine_stop(&engine), 0);
+}
+
 Test(spares, that_die_or_stop_are_replaced_and_nobody_else_notices, .timeout = 120)
 {
     start(OPTIONS, 150);
