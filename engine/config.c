@@ -121,6 +121,8 @@ static const struct option_spec specs[] = {
     {"log-level", NULL, 0, OPTION_TEXT, AT(log_level), "info", 0, 0, "LEVEL", "error, warn, info or debug"},
     {"ready-fd", NULL, 0, OPTION_NUMBER, AT(ready_fd), "0", 0, 65535, "FD",
      "Writes a newline to this descriptor once every process is ready, then closes it; 0: none"},
+    {"config", NULL, 0, OPTION_TEXT, AT(config), NULL, 0, 0, "FILE",
+     "Reads options from a file first, one \"name = value\" a line; EVENFLOW_NAME in the environment comes next"},
 };
 
 static const char *const refused[] = {
@@ -128,7 +130,7 @@ static const char *const refused[] = {
 };
 
 const struct option_table config_table = {
-    .specs = specs, .count = ARRAY_COUNT(specs), .refused = refused, .from_environment = true};
+    .specs = specs, .count = ARRAY_COUNT(specs), .refused = refused, .title = "The options of evenflow serve"};
 
 void config_socket_path(char *path, size_t size, const char *given)
 {

@@ -1,4 +1,4 @@
-/* config.h - the options of `evenflow serve`, as INTERFACE and --help have them.
+/* config.h - the options of `evenflow serve`, as --help has them.
  *
  * Used by: the launcher (tools), which turns them into a plan.   Owns: nothing.   Never blocks.
  */
@@ -58,6 +58,7 @@ struct config {
     bool adopt;
     char log_level[OPTION_TEXT_MAX];
     uint64_t ready_fd;
+    char config[OPTION_TEXT_MAX];
 };
 
 extern const struct option_table config_table;

@@ -6,25 +6,40 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct option_spec *find(const struct option_table *table, const char *name, size_t length)
+#define CONFIG "config" /* where a table has this option, it names a file of options */
+
+const struct option_spec *options_at(const struct option_table *table, size_t index)
 {
-    for (size_t i = 0; i < table->count; i++) {
-        const struct option_spec *spec = &table->specs[i];
+    if (index < table->count)
+        return &table->specs[index];
+    return table->also != NULL ? options_at(table->also, index - table->count) : NULL;
+}
+
+/* By a name as a user writes it: an option's, its alias, or a flag's after "no-". NULL: there is none. */
+static const struct option_spec *find(const struct option_table *table, const char *name, size_t length,
+                                      bool *is_negated)
+{
+    const struct option_spec *spec;
+    *is_negated = false;
+    for (size_t i = 0; (spec = options_at(table, i)) != NULL; i++) {
         if (strlen(spec->name) == length && strncmp(spec->name, name, length) == 0)
             return spec;
         if (spec->alias != NULL && strlen(spec->alias) == length && strncmp(spec->alias, name, length) == 0)
             return spec;
     }
-    return NULL;
+    spec = length > 3 && strncmp(name, "no-", 3) == 0 ? find(table, name + 3, length - 3, is_negated) : NULL;
+    if (spec == NULL || spec->kind != OPTION_FLAG)
+        return NULL;
+    *is_negated = !*is_negated;
+    return spec;
 }
 
 static bool is_refused(const struct option_table *table, const char *name, size_t length)
 {
-    if (table->refused != NULL)
-        for (const char *const *refused = table->refused; *refused != NULL; refused++)
-            if (strlen(*refused) == length && strncmp(*refused, name, length) == 0)
-                return true;
-    return false;
+    for (const char *const *refused = table->refused; refused != NULL && *refused != NULL; refused++)
+        if (strlen(*refused) == length && strncmp(*refused, name, length) == 0)
+            return true;
+    return table->also != NULL && is_refused(table->also, name, length);
 }
 
 static int parse_number(const struct option_spec *spec, const char *text, uint64_t *value, struct err *err)
@@ -59,7 +74,8 @@ static int parse_decimal(const struct option_spec *spec, const char *text, doubl
     return 0;
 }
 
-static int store(const struct option_spec *spec, void *values, const char *text, struct err *err)
+/* NULL: a flag by its name alone. */
+static int store(const struct option_spec *spec, bool is_negated, void *values, const char *text, struct err *err)
 {
     void *at = (char *)values + spec->offset;
     switch (spec->kind) {
@@ -73,12 +89,12 @@ static int store(const struct option_spec *spec, void *values, const char *text,
     case OPTION_DECIMAL:
         return parse_decimal(spec, text, at, err);
     case OPTION_FLAG:
-        if (strcmp(text, "true") == 0 || strcmp(text, "1") == 0)
-            *(bool *)at = true;
+        if (text == NULL || strcmp(text, "true") == 0 || strcmp(text, "1") == 0)
+            *(bool *)at = !is_negated;
         else if (strcmp(text, "false") == 0 || strcmp(text, "0") == 0)
-            *(bool *)at = false;
+            *(bool *)at = is_negated;
         else
-            return err_set(err, -EINVAL, "--%s %s: must be true or false", spec->name, text);
+            return err_set(err, -EINVAL, "--%s%s %s: must be true or false", is_negated ? "no-" : "", spec->name, text);
         return 0;
     }
     return 0;
@@ -109,38 +125,56 @@ static int read_file(const struct option_table *table, void *values, const char 
         size_t length = strcspn(name, " \t\r\n=");
         if (length == 0)
             continue;
+        if (comment == NULL && strchr(line, '\n') == NULL && !feof(file)) {
+            ret = err_set(err, -EINVAL, "%.200s:%d: longer than %zu bytes", path, number, sizeof(line) - 1);
+            break;
+        }
         char *value = name + length;
         value += strspn(value, " \t=");
         for (size_t end = strlen(value); end > 0 && isspace((unsigned char)value[end - 1]); end--)
             value[end - 1] = '\0';
         char where[OPTION_TEXT_MAX / 4];
         snprintf(where, sizeof(where), "%.200s:%d: ", path, number);
-        const struct option_spec *spec = find(table, name, length);
+        bool is_negated;
+        const struct option_spec *spec = find(table, name, length, &is_negated);
+        const char *text = spec != NULL && spec->kind == OPTION_FLAG && *value == '\0' ? NULL : value;
         if (spec == NULL)
             ret = unknown(table, name, length, where, err);
-        else if ((ret = store(spec, values, spec->kind == OPTION_FLAG && *value == '\0' ? "true" : value, err)) != 0)
+        else if (strcmp(spec->name, CONFIG) == 0)
+            ret = err_set(err, -EINVAL, "%s--config: a file names no other file", where);
+        else if ((ret = store(spec, is_negated, values, text, err)) != 0)
             err_prefix(err, ret, "%.200s:%d", path, number);
     }
     fclose(file);
     return ret;
 }
 
+/* EVENFLOW_NAME, upper case, dashes as underscores. */
+static int read_variable(const struct option_spec *spec, bool is_negated, const char *option, void *values,
+                         struct err *err)
+{
+    char name[128];
+    snprintf(name, sizeof(name), "EVENFLOW_%s%s", is_negated ? "NO_" : "", option);
+    for (char *c = name; *c != '\0'; c++)
+        *c = *c == '-' ? '_' : (char)toupper((unsigned char)*c);
+    const char *text = getenv(name);
+    if (text == NULL || *text == '\0')
+        return 0;
+    int ret = store(spec, is_negated, values, text, err);
+    return ret != 0 ? err_prefix(err, ret, "environment %s", name) : 0;
+}
+
 static int read_environment(const struct option_table *table, void *values, struct err *err)
 {
-    for (size_t i = 0; i < table->count; i++) {
-        char name[128] = "EVENFLOW_";
-        size_t used = strlen(name);
-        for (const char *c = table->specs[i].name; *c != '\0' && used + 1 < sizeof(name); c++)
-            name[used++] = *c == '-' ? '_' : (char)toupper((unsigned char)*c);
-        name[used] = '\0';
-        const char *text = getenv(name);
-        if (text == NULL || *text == '\0')
-            continue;
-        int ret = store(&table->specs[i], values, text, err);
-        if (ret != 0)
-            return err_prefix(err, ret, "environment %s", name);
+    const struct option_spec *spec;
+    int ret = 0;
+    for (size_t i = 0; ret == 0 && (spec = options_at(table, i)) != NULL; i++) {
+        ret = spec->alias != NULL ? read_variable(spec, false, spec->alias, values, err) : 0;
+        ret = ret ? ret : read_variable(spec, false, spec->name, values, err);
+        if (ret == 0 && spec->kind == OPTION_FLAG)
+            ret = read_variable(spec, true, spec->name, values, err);
     }
-    return 0;
+    return ret;
 }
 
 /* One argument that begins with a dash. Sets *used_next when it took the following one as its value. */
@@ -153,71 +187,49 @@ static int parse_argument(const struct option_table *table, void *values, const 
     if (argument[1] == '-') {
         const char *name = argument + 2;
         size_t length = strcspn(name, "=");
-        spec = find(table, name, length);
-        if (spec == NULL && strncmp(name, "no-", 3) == 0) {
-            spec = find(table, name + 3, length - 3);
-            is_negated = spec != NULL && spec->kind == OPTION_FLAG;
-            if (!is_negated)
-                spec = NULL;
-        }
+        spec = find(table, name, length, &is_negated);
         if (spec == NULL)
             return unknown(table, name, length, "", err);
         value = name[length] == '=' ? name + length + 1 : NULL;
     } else {
-        for (size_t i = 0; i < table->count && spec == NULL; i++)
-            if (table->specs[i].letter != 0 && table->specs[i].letter == argument[1])
-                spec = &table->specs[i];
+        for (size_t i = 0; (spec = options_at(table, i)) != NULL; i++)
+            if (spec->letter != 0 && spec->letter == argument[1])
+                break;
         if (spec == NULL)
             return err_set(err, -EINVAL, "%s: no such option; --help lists them", argument);
         value = argument[2] != '\0' ? argument + 2 : NULL;
     }
-    if (spec->kind == OPTION_FLAG) {
-        if (value == NULL)
-            value = is_negated ? "false" : "true";
-    } else if (value == NULL) {
+    if (spec->kind != OPTION_FLAG && value == NULL) {
         if (next == NULL)
             return err_set(err, -EINVAL, "--%s: needs a value (%s)", spec->name, spec->value_name);
         value = next;
         *used_next = true;
     }
-    return store(spec, values, value, err);
+    return store(spec, is_negated, values, value, err);
 }
 
-int options_parse(const struct option_table *table, void *values, int argc, char **argv, char **positional,
-                  int *positional_count, struct err *err)
+static void take_defaults(const struct option_table *table, void *values)
 {
-    *positional_count = 0;
-    for (size_t i = 0; i < table->count; i++) {
+    const struct option_spec *spec;
+    for (size_t i = 0; (spec = options_at(table, i)) != NULL; i++) {
         static const char *const empty[] = {[OPTION_TEXT] = "", [OPTION_FLAG] = "false"};
-        const struct option_spec *spec = &table->specs[i];
         const char *standard = spec->standard != NULL ? spec->standard : empty[spec->kind];
         check(standard != NULL); /* a number's default is written in its table */
-        check(store(spec, values, standard, err) == 0);
+        check(store(spec, false, values, standard, NULL) == 0);
     }
-    const char *file = NULL;
-    for (int i = 0; i < argc; i++) {
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
-            return 1;
-        if (table->from_environment && strcmp(argv[i], "--config") == 0 && i + 1 < argc)
-            file = argv[i + 1];
-        else if (table->from_environment && strncmp(argv[i], "--config=", 9) == 0)
-            file = argv[i] + 9;
-    }
-    if (file == NULL && table->from_environment)
-        file = getenv("EVENFLOW_CONFIG");
-    int ret = file != NULL ? read_file(table, values, file, err) : 0;
-    if (ret == 0 && table->from_environment)
-        ret = read_environment(table, values, err);
+}
+
+static int parse_arguments(const struct option_table *table, void *values, int argc, char **argv, char **positional,
+                           int *positional_count, struct err *err)
+{
     bool only_positional = false;
+    int ret = 0;
+    *positional_count = 0;
     for (int i = 0; i < argc && ret == 0; i++) {
         if (only_positional || argv[i][0] != '-' || argv[i][1] == '\0') {
             positional[(*positional_count)++] = argv[i];
         } else if (strcmp(argv[i], "--") == 0) {
             only_positional = true;
-        } else if (table->from_environment && strncmp(argv[i], "--config", 8) == 0 &&
-                   (argv[i][8] == '\0' || argv[i][8] == '=')) {
-            if (argv[i][8] == '\0' && ++i == argc)
-                ret = err_set(err, -EINVAL, "--config: needs a value (FILE)");
         } else {
             bool used_next = false;
             ret = parse_argument(table, values, argv[i], i + 1 < argc ? argv[i + 1] : NULL, &used_next, err);
@@ -225,6 +237,26 @@ int options_parse(const struct option_table *table, void *values, int argc, char
         }
     }
     return ret;
+}
+
+int options_parse(const struct option_table *table, void *values, int argc, char **argv, char **positional,
+                  int *positional_count, struct err *err)
+{
+    for (int i = 0; i < argc; i++)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+            return 1;
+    take_defaults(table, values);
+    bool is_negated;
+    const struct option_spec *config = find(table, CONFIG, strlen(CONFIG), &is_negated);
+    int ret = config != NULL ? read_environment(table, values, err) : 0;
+    ret = ret ? ret : parse_arguments(table, values, argc, argv, positional, positional_count, err);
+    const char *file = config != NULL ? (const char *)values + config->offset : "";
+    if (ret != 0 || *file == '\0')
+        return ret;
+    /* the file's name is known now; what was said beside it counts more, and is taken again */
+    ret = read_file(table, values, file, err);
+    ret = ret ? ret : read_environment(table, values, err);
+    return ret ? ret : parse_arguments(table, values, argc, argv, positional, positional_count, err);
 }
 
 /* "-p, --pipeline-parallel-size N": how a user writes it. A flag that is on by default is written as its negation. */
@@ -239,7 +271,7 @@ static int format_names(const struct option_spec *spec, char *text, size_t size)
                     is_flag ? "" : spec->value_name);
 }
 
-void options_print_help(const struct option_table *table, FILE *out)
+static void print_own_help(const struct option_table *table, FILE *out)
 {
     for (size_t i = 0; i < table->count; i++) {
         const struct option_spec *spec = &table->specs[i];
@@ -252,11 +284,16 @@ void options_print_help(const struct option_table *table, FILE *out)
             fprintf(out, " [%s]", spec->standard);
         fputc('\n', out);
     }
-    if (table->from_environment)
-        fprintf(out, "  %-34s%s\n", "--config FILE",
-                "Reads options from a file first, one \"name = value\" a line; EVENFLOW_NAME in the environment comes "
-                "next");
+}
+
+void options_print_help(const struct option_table *table, FILE *out)
+{
+    print_own_help(table, out);
     fprintf(out, "  %-34s%s\n", "-h, --help", "Prints this and exits");
+    if (table->also != NULL) {
+        fprintf(out, "\n%s:\n\n", table->also->title);
+        print_own_help(table->also, out);
+    }
 }
 
 void options_print_man(const struct option_table *table, FILE *out)
@@ -269,6 +306,6 @@ void options_print_man(const struct option_table *table, FILE *out)
             fprintf(out, " Default: %s.", table->specs[i].standard);
         fputc('\n', out);
     }
-    if (table->from_environment)
-        fprintf(out, ".TP\n.B \\-\\-config FILE\nReads options from a file, one \"name = value\" a line.\n");
+    if (table->also != NULL)
+        fprintf(out, ".PP\n%s, as above.\n", table->also->title);
 }

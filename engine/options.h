@@ -3,7 +3,8 @@
  * Used by: the launcher and tools.   Owns: nothing; values land in the caller's struct.   Never blocks.
  *
  * A value comes from, later ones win: the table's default, the configuration file (--config), the environment
- * (EVENFLOW_NAME, upper case, dashes as underscores), the command line.
+ * (EVENFLOW_NAME, upper case, dashes as underscores), the command line. File and environment are read where the table has an
+ * option "config"; they know the same names as the command line, aliases and no-NAME too.
  */
 #ifndef EVENFLOW_OPTIONS_H
 #define EVENFLOW_OPTIONS_H
@@ -40,15 +41,21 @@ struct option_table {
     const struct option_spec *specs;
     size_t count;
     const char *const *refused; /* names users may know from elsewhere that this build cannot honour; NULL-terminated */
-    bool from_environment;      /* EVENFLOW_... and --config FILE are read too */
+    const char *title; /* "The options of evenflow serve": what they are where they are also another command's */
+    const struct option_table
+        *also; /* taken too, behind these; their values lie at the beginning of the struct. Or NULL */
 };
 
+/* The table's option of that index, those of 'also' behind its own. NULL: there is none. */
+const struct option_spec *options_at(const struct option_table *table, size_t index);
+
 /* Fills *values. Positional arguments are moved to positional[0..*positional_count-1] (room for argc entries).
- * 0; -EINVAL with err naming the option and what is allowed; 1 when --help was asked for. */
+ * 0; 1 when --help was asked for; with err: -EINVAL naming the option and what is allowed, -errno when the configuration file
+ * cannot be read. */
 int options_parse(const struct option_table *table, void *values, int argc, char **argv, char **positional,
                   int *positional_count, struct err *err);
 
-/* The options as --help prints them, or as a man page's OPTIONS section. */
+/* The options as --help prints them, its own first, or as a manual page has them. */
 void options_print_help(const struct option_table *table, FILE *out);
 void options_print_man(const struct option_table *table, FILE *out);
 

@@ -1,4 +1,6 @@
 #include <criterion/criterion.h>
+#include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -78,6 +80,56 @@ Test(options, command_line_beats_environment_beats_file)
     cr_assert_eq(config.block_size, 64);
     cr_assert_str_eq(config.log_level, "debug");
     unlink(path);
+}
+
+Test(options, file_and_environment_know_the_names_of_the_command_line)
+{
+    char path[] = "/tmp/evenflow-test-XXXXXX";
+    int fd = mkstemp(path);
+    const char text[] = "no-enable-prefix-caching\nno-weights-cache = false\nenable-chunked-prefill = false\n";
+    cr_assert_gt(write(fd, text, strlen(text)), 0);
+    struct config config;
+    struct err err;
+    cr_assert_eq(PARSE(&config, &err, "--config", path), 0, "%s", err.text);
+    cr_assert_not(config.enable_prefix_caching);
+    cr_assert(config.weights_cache);
+    cr_assert_not(config.enable_chunked_prefill);
+    setenv("EVENFLOW_STAGES", "7", 1);
+    setenv("EVENFLOW_NO_WEIGHTS_CACHE", "1", 1);
+    setenv("EVENFLOW_ENABLE_PREFIX_CACHING", "true", 1);
+    setenv("EVENFLOW_CONFIG", path, 1);
+    cr_assert_eq(PARSE(&config, &err, "--no-enable-chunked-prefill=false"), 0, "%s", err.text);
+    cr_assert_eq(config.pipeline_parallel_size, 7);
+    cr_assert_not(config.weights_cache);
+    cr_assert(config.enable_prefix_caching);
+    cr_assert(config.enable_chunked_prefill);
+    for (int i = 0; i < 2000; i++)
+        cr_assert_eq(pwrite(fd, "x", 1, i), 1);
+    cr_assert_eq(PARSE(&config, &err, "--config", path), -EINVAL);
+    cr_assert(strstr(err.text, ":1: longer than"), "%s", err.text);
+    unlink(path);
+    cr_assert_eq(PARSE(&config, &err, "--config", path), -ENOENT);
+}
+
+Test(options, of_another_table_are_taken_behind_a_commands_own)
+{
+    struct values {
+        struct config config;
+        bool json;
+    } values;
+    static const struct option_spec specs[] = {
+        {"json", NULL, 0, OPTION_FLAG, offsetof(struct values, json), NULL, 0, 0, "", "For programs"}};
+    const struct option_table table = {.specs = specs, .count = 1, .also = &config_table};
+    char *argv[] = {"--json", "-p", "3", "model.gguf"}, *refused[] = {"--enable-lora"}, *positional[4];
+    int count;
+    struct err err;
+    cr_assert_eq(options_parse(&table, &values, 4, argv, positional, &count, &err), 0, "%s", err.text);
+    cr_assert(values.json && values.config.pipeline_parallel_size == 3 && count == 1);
+    cr_assert_str_eq(options_at(&table, 0)->name, "json");
+    cr_assert_str_eq(options_at(&table, 1)->name, "socket");
+    cr_assert_null(options_at(&table, 1 + config_table.count));
+    cr_assert_eq(options_parse(&table, &values, 1, refused, positional, &count, &err), -EINVAL);
+    cr_assert(strstr(err.text, "cannot honour"));
 }
 
 Test(options, the_socket_is_where_users_expect_it)

@@ -24,8 +24,9 @@ static void print_bash(void)
     printf("' -- \"$word\"))\n        return\n    fi\n    case ${COMP_WORDS[1]} in\n");
     for (size_t i = 0; commands[i] != NULL; i++) {
         printf("    %s) options='--help", commands[i]->name);
-        for (size_t k = 0; k < commands[i]->options->count; k++)
-            print_option(&commands[i]->options->specs[k], " --");
+        const struct option_spec *spec;
+        for (size_t k = 0; (spec = options_at(commands[i]->options, k)) != NULL; k++)
+            print_option(spec, " --");
         printf("' ;;\n");
     }
     printf("    esac\n"
@@ -57,8 +58,8 @@ static void print_fish(void)
         printf("complete -c evenflow -n __fish_use_subcommand -f -a %s -d ", commands[i]->name);
         print_quoted(commands[i]->help);
         putchar('\n');
-        for (size_t k = 0; k < commands[i]->options->count; k++) {
-            const struct option_spec *spec = &commands[i]->options->specs[k];
+        const struct option_spec *spec;
+        for (size_t k = 0; (spec = options_at(commands[i]->options, k)) != NULL; k++) {
             printf("complete -c evenflow -n '__fish_seen_subcommand_from %s'", commands[i]->name);
             print_option(spec, " -l ");
             printf("%s -d ", spec->kind == OPTION_FLAG ? "" : " -r");

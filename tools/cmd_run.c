@@ -8,6 +8,7 @@
 #include "tools/commands.h"
 #include "tools/launch.h"
 
+static const struct option_table table = {.also = &config_table};
 static struct own_engine engine;
 
 /* Two signals make the engine stop at once; see supervisor.h. Only async-signal-safe calls. */
@@ -21,8 +22,9 @@ static void on_signal(int signal_number)
 static int run(const void *values, char **positional, int positional_count)
 {
     struct err err;
-    if (own_engine_start(&engine, values, positional[0], &err) != 0)
-        return command_fail(1, "run", err.text);
+    int ret = own_engine_start(&engine, values, positional[0], &err);
+    if (ret != 0)
+        return command_fail_for(ret, "run", &err);
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
     const struct chat_options options = {.command = "run", .socket = engine.socket};
@@ -41,7 +43,7 @@ const struct subcommand command_run_model = {.name = "run",
                                              .usage = "[OPTIONS] MODEL.gguf [PROMPT]",
                                              .help =
                                                  "Starts an engine, answers (or chats, on a terminal), and stops it",
-                                             .options = &config_table,
+                                             .options = &table,
                                              .values_bytes = sizeof(struct config),
                                              .positional_min = 1,
                                              .positional_max = 2,
