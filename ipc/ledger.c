@@ -86,7 +86,8 @@ int ledger_begin(int fd, uint32_t entry_count, struct err *err)
     /* all of it now: a page that a full disk had no room for would be the end of whoever writes there */
     error = error ? error : posix_fallocate(fd, 0, (off_t)file_bytes(entry_count));
     if (error != 0)
-        return err_set(err, -error, "--state: cannot begin a list of %u requests: %s", entry_count, strerror(error));
+        return err_set(err, -error, "cannot begin a list of %u requests (%zu KiB): %s", entry_count,
+                       file_bytes(entry_count) >> 10, strerror(error));
     return 0;
 }
 

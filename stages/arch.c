@@ -28,7 +28,7 @@ static int refine_gemma3(struct model_desc *desc, const struct gguf *gguf, struc
     double base = GEMMA3_WINDOW_BASE;
     gguf_get_f64(gguf, "gemma3.rope.freq_base_swa", &base);
     if (!(base >= 1 && base <= 1e12))
-        return err_set(err, -EINVAL, "gemma3.rope.freq_base_swa is %g", base);
+        return err_set(err, -EBADMSG, "gemma3.rope.freq_base_swa is %g", base);
     model_rope_plain(&desc->ropes[1], base, desc->head_dim);
     for (uint32_t i = 0; i < desc->layers; i++) {
         bool has_window = desc->layer[i].window != MODEL_NO_WINDOW && gemma3_has_window(gguf, i);

@@ -186,7 +186,7 @@ static const struct entry *find_entry(const struct gguf *gguf, const char *key)
 static int read_metadata(struct gguf *gguf, struct cursor *cursor, const char *name, struct err *err)
 {
     if (gguf->entry_count > left(cursor) / METADATA_BYTES_MIN || gguf->entry_count > ENTRIES_MAX)
-        return err_set(err, -EINVAL, "model %s: %llu metadata entries do not fit the file; it is damaged", name,
+        return err_set(err, -EBADMSG, "model %s: %llu metadata entries do not fit the file; it is damaged", name,
                        (unsigned long long)gguf->entry_count);
     gguf->entries = base_alloc(gguf->entry_count * sizeof(*gguf->entries));
     for (uint64_t i = 0; i < gguf->entry_count; i++) {
@@ -195,14 +195,14 @@ static int read_metadata(struct gguf *gguf, struct cursor *cursor, const char *n
                        read_bytes(cursor, &entry->type, sizeof(entry->type));
         entry->value = cursor->at;
         if (!is_read || !skip_value(cursor, entry->type))
-            return err_set(err, -EINVAL, "model %s: metadata entry %llu is truncated or of an unknown type", name,
+            return err_set(err, -EBADMSG, "model %s: metadata entry %llu is truncated or of an unknown type", name,
                            (unsigned long long)i);
         entry->end = cursor->at;
     }
     qsort(gguf->entries, gguf->entry_count, sizeof(*gguf->entries), compare_keys);
     for (uint64_t i = 1; i < gguf->entry_count; i++)
         if (compare_keys(&gguf->entries[i - 1], &gguf->entries[i]) == 0)
-            return err_set(err, -EINVAL, "model %s: metadata key %.*s stands twice", name,
+            return err_set(err, -EBADMSG, "model %s: metadata key %.*s stands twice", name,
                            printable(&gguf->entries[i].key), gguf->entries[i].key.data);
     return 0;
 }
@@ -230,12 +230,12 @@ static int read_tensor(struct gguf_tensor *tensor, struct cursor *cursor, uint64
     }
     if (!is_read || !read_bytes(cursor, &tensor->type, sizeof(tensor->type)) ||
         !read_bytes(cursor, offset, sizeof(*offset)))
-        return err_set(err, -EINVAL, "model %s: the table of tensors is truncated or holds impossible shapes", name);
+        return err_set(err, -EBADMSG, "model %s: the table of tensors is truncated or holds impossible shapes", name);
     const struct tensor_type *type = type_of(tensor->type);
     if (type == NULL)
         return 0; /* whoever needs the tensor says so by name */
     if (tensor->ne[0] % type->block != 0 || __builtin_mul_overflow(elements / type->block, type->bytes, &tensor->bytes))
-        return err_set(err, -EINVAL, "model %s: tensor %.*s: %llu columns are no whole blocks of %s", name,
+        return err_set(err, -EBADMSG, "model %s: tensor %.*s: %llu columns are no whole blocks of %s", name,
                        printable(&tensor->name), tensor->name.data, (unsigned long long)tensor->ne[0], type->name);
     return 0;
 }
@@ -268,7 +268,7 @@ static int index_tensor(struct gguf *gguf, const struct gguf_tensor *tensor, con
 {
     uint32_t *bucket = find_bucket(gguf, tensor->name.data, tensor->name.size);
     if (*bucket != 0)
-        return err_set(err, -EINVAL, "model %s: tensor %.*s stands twice", name, printable(&tensor->name),
+        return err_set(err, -EBADMSG, "model %s: tensor %.*s stands twice", name, printable(&tensor->name),
                        tensor->name.data);
     *bucket = (uint32_t)(tensor - gguf->tensors) + 1;
     return 0;
@@ -279,7 +279,7 @@ static int place_tensor(struct gguf *gguf, struct gguf_tensor *tensor, uint64_t 
 {
     uint64_t room = gguf->size - data_start;
     if (offset % alignment != 0 || offset > room || tensor->bytes > room - offset)
-        return err_set(err, -EINVAL, "model %s: tensor %.*s lies outside the file; is the download complete?", name,
+        return err_set(err, -EBADMSG, "model %s: tensor %.*s lies outside the file; is the download complete?", name,
                        printable(&tensor->name), tensor->name.data);
     if (type_of(tensor->type) != NULL)
         tensor->data = gguf->file + data_start + offset;
@@ -289,7 +289,7 @@ static int place_tensor(struct gguf *gguf, struct gguf_tensor *tensor, uint64_t 
 static int read_tensors(struct gguf *gguf, struct cursor *cursor, const char *name, struct err *err)
 {
     if (gguf->tensor_count > left(cursor) / TENSOR_BYTES_MIN || gguf->tensor_count > TENSORS_MAX)
-        return err_set(err, -EINVAL, "model %s: %llu tensors do not fit the file; it is damaged", name,
+        return err_set(err, -EBADMSG, "model %s: %llu tensors do not fit the file; it is damaged", name,
                        (unsigned long long)gguf->tensor_count);
     gguf->tensors = base_alloc(gguf->tensor_count * sizeof(*gguf->tensors));
     uint64_t *offsets = base_alloc(gguf->tensor_count * sizeof(*offsets));
@@ -301,9 +301,9 @@ static int read_tensors(struct gguf *gguf, struct cursor *cursor, const char *na
     bool is_number =
         find_entry(gguf, "general.alignment") == NULL || gguf_get_u64(gguf, "general.alignment", &alignment);
     if (ret == 0 && !is_number)
-        ret = err_set(err, -EINVAL, "model %s: general.alignment is no whole number", name);
+        ret = err_set(err, -EBADMSG, "model %s: general.alignment is no whole number", name);
     if (ret == 0 && (alignment < 8 || alignment > 1u << 20 || (alignment & (alignment - 1)) != 0))
-        ret = err_set(err, -EINVAL, "model %s: general.alignment is %llu: must be a power of two from 8 to 2^20", name,
+        ret = err_set(err, -EBADMSG, "model %s: general.alignment is %llu: must be a power of two from 8 to 2^20", name,
                       (unsigned long long)alignment);
     uint64_t data_start = 0;
     if (ret == 0) {
@@ -323,9 +323,9 @@ static int read_file(struct gguf *gguf, const char *name, struct err *err)
     struct cursor cursor = {gguf->file, gguf->file + gguf->size};
     uint32_t magic = 0, version = 0;
     if (!read_bytes(&cursor, &magic, sizeof(magic)) || magic != GGUF_MAGIC)
-        return err_set(err, -EINVAL, "model %s: this is no GGUF file", name);
+        return err_set(err, -EBADMSG, "model %s: this is no GGUF file", name);
     if (!read_bytes(&cursor, &version, sizeof(version)))
-        return err_set(err, -EINVAL, "model %s: truncated after its first bytes", name);
+        return err_set(err, -EBADMSG, "model %s: truncated after its first bytes", name);
     if (version != 2 && version != 3) {
         if (__builtin_bswap32(version) == 2 || __builtin_bswap32(version) == 3)
             return err_set(err, -ENOTSUP, "model %s: a big-endian GGUF file; convert it to little-endian", name);
@@ -333,7 +333,7 @@ static int read_file(struct gguf *gguf, const char *name, struct err *err)
     }
     if (!read_bytes(&cursor, &gguf->tensor_count, sizeof(gguf->tensor_count)) ||
         !read_bytes(&cursor, &gguf->entry_count, sizeof(gguf->entry_count)))
-        return err_set(err, -EINVAL, "model %s: truncated after its first bytes", name);
+        return err_set(err, -EBADMSG, "model %s: truncated after its first bytes", name);
     int ret = read_metadata(gguf, &cursor, name, err);
     return ret ? ret : read_tensors(gguf, &cursor, name, err);
 }
@@ -359,7 +359,7 @@ static int open_part(struct gguf *gguf, const char *name, uint32_t number, uint3
     char path[PART_PATH_MAX];
     uint64_t index = 0;
     if (!part_path(path, name, number, count))
-        return err_set(err, -EINVAL, "model %s: this is one of %u parts; name the first, ...-00001-of-%05u.gguf", name,
+        return err_set(err, -EBADMSG, "model %s: this is one of %u parts; name the first, ...-00001-of-%05u.gguf", name,
                        count, count);
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
@@ -371,7 +371,7 @@ static int open_part(struct gguf *gguf, const char *name, uint32_t number, uint3
         return ret;
     gguf->parts[gguf->part_count++] = part;
     if (!gguf_get_u64(part, "split.no", &index) || index != number - 1)
-        return err_set(err, -EINVAL, "model %s: this is not part %u of %u by its metadata", path, number, count);
+        return err_set(err, -EBADMSG, "model %s: this is not part %u of %u by its metadata", path, number, count);
     return 0;
 }
 
@@ -382,10 +382,10 @@ static int join_tables(struct gguf *gguf, const char *name, struct err *err)
     for (uint32_t i = 0; i < gguf->part_count; i++)
         count += gguf->parts[i]->tensor_count;
     if (gguf_get_u64(gguf, "split.tensors.count", &expected) && expected != count)
-        return err_set(err, -EINVAL, "model %s: its parts hold %llu tensors instead of %llu", name,
+        return err_set(err, -EBADMSG, "model %s: its parts hold %llu tensors instead of %llu", name,
                        (unsigned long long)count, (unsigned long long)expected);
     if (count > TENSORS_MAX)
-        return err_set(err, -EINVAL, "model %s: more than %u tensors", name, TENSORS_MAX);
+        return err_set(err, -EBADMSG, "model %s: more than %u tensors", name, TENSORS_MAX);
     struct gguf_tensor *all = base_alloc(count * sizeof(*all));
     memcpy(all, gguf->tensors, gguf->tensor_count * sizeof(*all));
     at = gguf->tensor_count;
@@ -410,10 +410,10 @@ static int open_parts(struct gguf *gguf, const char *name, struct err *err)
     if (!gguf_get_u64(gguf, "split.count", &count) || count <= 1)
         return 0;
     if (count > PARTS_MAX)
-        return err_set(err, -EINVAL, "model %s: %llu parts; up to %u are read", name, (unsigned long long)count,
+        return err_set(err, -EBADMSG, "model %s: %llu parts; up to %u are read", name, (unsigned long long)count,
                        PARTS_MAX);
     if (gguf_get_u64(gguf, "split.no", &index) && index != 0)
-        return err_set(err, -EINVAL, "model %s: this is part %llu of %llu; name the first", name,
+        return err_set(err, -EBADMSG, "model %s: this is part %llu of %llu; name the first", name,
                        (unsigned long long)index + 1, (unsigned long long)count);
     gguf->parts = base_alloc(count * sizeof(struct gguf *));
     int ret = 0;
@@ -442,9 +442,9 @@ static int open_one(struct gguf **out, int fd, const char *name, struct err *err
     if (fstat(fd, &stat) != 0)
         return err_set(err, -errno, "model %s: %s", name, strerror(errno));
     if (!S_ISREG(stat.st_mode))
-        return err_set(err, -EINVAL, "model %s: this is no regular file", name);
+        return err_set(err, -EBADMSG, "model %s: this is no regular file", name);
     if (stat.st_size == 0)
-        return err_set(err, -EINVAL, "model %s: the file is empty", name);
+        return err_set(err, -EBADMSG, "model %s: the file is empty", name);
     struct gguf *gguf = base_alloc(sizeof(*gguf));
     gguf->size = (uint64_t)stat.st_size;
     gguf->number = stat.st_ino;

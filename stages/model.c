@@ -83,10 +83,10 @@ static int get_number(struct reader *reader, const char *name, uint32_t min, uin
             return err_set(reader->err, -ENOTSUP, "%s differs from layer to layer, which this build does not compute",
                            key);
     } else if (!gguf_get_u64(reader->gguf, key, &read)) {
-        return err_set(reader->err, -EINVAL, "%s is missing or not a whole number", key);
+        return err_set(reader->err, -EBADMSG, "%s is missing or not a whole number", key);
     }
     if (read < min || read > max)
-        return err_set(reader->err, -EINVAL, "%s is %" PRIu64 "; from %u to %u are possible", key, read, min, max);
+        return err_set(reader->err, -EBADMSG, "%s is %" PRIu64 "; from %u to %u are possible", key, read, min, max);
     *value = (uint32_t)read;
     return 0;
 }
@@ -104,9 +104,9 @@ static int get_float(struct reader *reader, const char *name, double min, double
     const char *key = key_of(reader, name);
     *value = otherwise;
     if (gguf_has(reader->gguf, key) && !gguf_get_f64(reader->gguf, key, value))
-        return err_set(reader->err, -EINVAL, "%s is not a number", key);
+        return err_set(reader->err, -EBADMSG, "%s is not a number", key);
     if (!(*value >= min && *value <= max))
-        return err_set(reader->err, -EINVAL, "%s is %g", key, *value);
+        return err_set(reader->err, -EBADMSG, "%s is %g", key, *value);
     return 0;
 }
 
@@ -115,7 +115,7 @@ static int find_arch(struct reader *reader)
     struct gguf_string name;
     char names[128];
     if (!gguf_get_string(reader->gguf, "general.architecture", &name))
-        return err_set(reader->err, -EINVAL, "general.architecture is missing: not a language model");
+        return err_set(reader->err, -EBADMSG, "general.architecture is missing: not a language model");
     reader->arch = arch_find(name.data, name.size);
     arch_names(names, sizeof(names));
     if (reader->arch == NULL)
@@ -163,10 +163,10 @@ static int describe_heads(struct model_desc *desc, struct reader *reader)
     if (ret == 0)
         ret = get_optional(reader, "attention.head_count_kv", 1, 1 << 10, desc->heads, &desc->kv_heads);
     if (ret == 0 && desc->heads % desc->kv_heads != 0)
-        ret = err_set(err, -EINVAL, "%s.attention.head_count %u is not a multiple of head_count_kv %u", name,
+        ret = err_set(err, -EBADMSG, "%s.attention.head_count %u is not a multiple of head_count_kv %u", name,
                       desc->heads, desc->kv_heads);
     if (ret == 0 && !gguf_has(reader->gguf, key_of(reader, "attention.key_length")) && desc->width % desc->heads != 0)
-        ret = err_set(err, -EINVAL, "%s.embedding_length %u is not a multiple of head_count %u", name, desc->width,
+        ret = err_set(err, -EBADMSG, "%s.embedding_length %u is not a multiple of head_count %u", name, desc->width,
                       desc->heads);
     if (ret == 0)
         ret = get_optional(reader, "attention.key_length", 1, 1 << 16, desc->width / desc->heads, &desc->head_dim);
@@ -203,7 +203,7 @@ static int describe_numbers(struct model_desc *desc, struct reader *reader)
     if (ret == 0)
         ret = describe_heads(desc, reader);
     if (ret == 0 && !gguf_has(reader->gguf, key_of(reader, "attention.layer_norm_rms_epsilon")))
-        ret = err_set(reader->err, -EINVAL, "%s is missing", reader->key);
+        ret = err_set(reader->err, -EBADMSG, "%s is missing", reader->key);
     if (ret == 0)
         ret = get_float(reader, "attention.layer_norm_rms_epsilon", 0, 1, 0, &eps);
     if (ret == 0)
@@ -227,10 +227,10 @@ static int find_tensor(const struct gguf *gguf, const char *name, uint32_t colum
 {
     *tensor = gguf_tensor_find(gguf, name);
     if (*tensor == NULL)
-        return err_set(err, -EINVAL, "tensor %s is missing", name);
+        return err_set(err, -EBADMSG, "tensor %s is missing", name);
     const uint64_t *ne = (*tensor)->ne;
     if (ne[0] != columns || ne[1] != rows || ne[2] != 1 || ne[3] != 1)
-        return err_set(err, -EINVAL,
+        return err_set(err, -EBADMSG,
                        "tensor %s is %" PRIu64 " x %" PRIu64 " x %" PRIu64 " x %" PRIu64 "; %u x %u is expected", name,
                        ne[0], ne[1], ne[2], ne[3], columns, rows);
     return 0;
@@ -429,7 +429,7 @@ static int divide_by_factors(struct model_desc *desc, const struct gguf *gguf, s
         float factor;
         memcpy(&factor, (const uint8_t *)tensor->data + i * sizeof(float), sizeof(float));
         if (!(factor > 0 && factor < 1e9f))
-            return err_set(err, -EINVAL, "tensor rope_freqs.weight: factor %u is %g", i, (double)factor);
+            return err_set(err, -EBADMSG, "tensor rope_freqs.weight: factor %u is %g", i, (double)factor);
         desc->ropes[0].frequency[i] /= (double)factor;
     }
     return ret;
@@ -464,9 +464,9 @@ static int describe_ends(struct model_desc *desc, const struct gguf *gguf, struc
 {
     const struct gguf_tensor *embedding = gguf_tensor_find(gguf, "token_embd.weight");
     if (embedding == NULL)
-        return err_set(err, -EINVAL, "tensor token_embd.weight is missing");
+        return err_set(err, -EBADMSG, "tensor token_embd.weight is missing");
     if (embedding->ne[1] < 2 || embedding->ne[1] > 1 << 24)
-        return err_set(err, -EINVAL, "tensor token_embd.weight has %" PRIu64 " rows", embedding->ne[1]);
+        return err_set(err, -EBADMSG, "tensor token_embd.weight has %" PRIu64 " rows", embedding->ne[1]);
     desc->vocab_size = (uint32_t)embedding->ne[1];
     int ret = find_matrix(gguf, "token_embd.weight", desc->width, desc->vocab_size, &desc->embedding_form, err);
     if (ret == 0)
@@ -768,7 +768,7 @@ int model_load(struct model_slice *slice, const struct model_desc *desc, uint32_
     check(now != NULL);
     int ret = model_describe(now, gguf, err);
     if (ret == 0 && memcmp(now, desc, sizeof(*now)) != 0)
-        ret = err_set(err, -EINVAL, "the model file is not the one that was described; was it replaced?");
+        ret = err_set(err, -EBADMSG, "the model file is not the one that was described; was it replaced?");
     free(now);
     if (ret < 0)
         return ret;

@@ -3,10 +3,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "ipc/base.h"
 #include "tests/command.h"
+#include "tests/tiny_model.h"
+#include "tests/tiny_vocab.h"
 #include "tools/commands.h"
 
 static struct outcome outcome;
@@ -28,8 +32,9 @@ Test(commands, help_is_no_failure_and_goes_to_standard_output)
         cr_expect_eq(run(arguments), 0, "%s", arguments);
         cr_expect(strncmp(outcome.out, "usage: evenflow ", 16) == 0, "%s: %s", arguments, outcome.out);
         cr_expect_str_empty(outcome.err, "%s: %s", arguments, outcome.err);
-        for (size_t k = 0; k < commands[i]->options->count; k++)
-            cr_expect(strstr(outcome.out, commands[i]->options->specs[k].name) != NULL);
+        const struct option_spec *spec;
+        for (size_t k = 0; (spec = options_at(commands[i]->options, k)) != NULL; k++)
+            cr_expect(strstr(outcome.out, spec->name) != NULL);
         help = outcome;
         snprintf(arguments, sizeof(arguments), "help %s", commands[i]->name);
         cr_expect_eq(run(arguments), 0);
@@ -55,6 +60,63 @@ Test(commands, wrong_usage_is_status_2_with_a_word_about_help)
     }
 }
 
+/* What each command does on a file or a limit that is not as it should be: a status, and words that say which. */
+static void expect_failure(int status, const char *words, const char *format, const char *path)
+{
+    char arguments[256];
+    snprintf(arguments, sizeof(arguments), format, path);
+    cr_expect_eq(run(arguments), status, "%s ends with %d: %s", arguments, outcome.status, outcome.err);
+    cr_expect(strstr(outcome.err, words) != NULL, "%s: %s", arguments, outcome.err);
+}
+
+Test(commands, what_the_user_asked_for_wrongly_is_status_2_and_what_the_world_lacks_is_status_1)
+{
+    char path[] = "/tmp/evenflow-test-model-XXXXXX";
+    struct tiny_model tiny = tiny_model_variant(0);
+    tiny.vocab_size = TINY_COUNT;
+    tiny.has_tokenizer = true;
+    cr_assert_geq(mkstemp(path), 0);
+    tiny_model_write(&tiny, path);
+    static const char *const starting[] = {"serve", "run", "perplexity",
+                                           "stress --artefacts /tmp/evenflow-test-artefacts"};
+    for (size_t i = 0; i < ARRAY_COUNT(starting); i++) {
+        char format[128];
+        const char *text = strcmp(starting[i], "perplexity") == 0 ? "/etc/passwd" : "";
+        snprintf(format, sizeof(format), "%s --policy nonsense %%s %s", starting[i], text);
+        expect_failure(2, "--policy nonsense: must be", format, path);
+        snprintf(format, sizeof(format), "%s --config /nowhere %%s %s", starting[i], text);
+        expect_failure(1, "/nowhere: cannot open it: No such file", format, path);
+        snprintf(format, sizeof(format), "%s /nowhere%%.0s %s", starting[i], text);
+        expect_failure(1, "model /nowhere: cannot open it: No such file", format, path);
+        cr_assert_eq(truncate(path, 4000), 0);
+        snprintf(format, sizeof(format), "%s %%s %s", starting[i], text);
+        expect_failure(1, "trunc", format, path);
+        tiny_model_write(&tiny, path);
+    }
+    expect_failure(1, "/nowhere: cannot open it: No such file", "serve --backend timed --cost /nowhere %s", path);
+    expect_failure(1, "text /nowhere: cannot open it: No such file", "perplexity %s /nowhere", path);
+    expect_failure(1, "prompt is empty", "perplexity %s /dev/null", path);
+    expect_failure(1, "/nowhere: cannot open it: No such file", "sim /nowhere%.0s", path);
+    expect_failure(2, "give --api-key-file", "serve --listen 0.0.0.0:1 %s", path);
+    unlink(path);
+    cr_expect_eq(system("rm -r /tmp/evenflow-test-artefacts"), 0);
+}
+
+Test(commands, a_limit_on_open_files_that_is_too_low_is_said_before_the_start)
+{
+    char path[] = "/tmp/evenflow-test-model-XXXXXX";
+    struct tiny_model tiny = tiny_model_variant(0);
+    tiny.vocab_size = TINY_COUNT;
+    tiny.has_tokenizer = true;
+    cr_assert_geq(mkstemp(path), 0);
+    tiny_model_write(&tiny, path);
+    const struct rlimit few = {100, 100};
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &few), 0);
+    expect_failure(1, "may have 100 files open", "serve --socket /tmp/evenflow-test-nobody.sock --no-weights-cache %s",
+                   path);
+    unlink(path);
+}
+
 Test(commands, without_an_engine_clients_fail_and_say_how_to_start_one)
 {
     static const char *const clients[] = {"chat hello", "complete hello", "status", "status --json", "top", "bench"};
@@ -78,14 +140,16 @@ Test(commands, a_full_disk_is_a_failure)
 
 Test(commands, manual_page_and_completions_know_every_command_and_option)
 {
-    static const char *const texts[] = {"man", "completion bash", "completion zsh", "completion fish"};
+    static const char *const texts[] = {"man", "completion bash", "completion zsh", "completion fish"}; /* man: once */
     for (size_t t = 0; t < ARRAY_COUNT(texts); t++) {
         cr_expect_eq(run(texts[t]), 0);
         for (size_t i = 0; commands[i] != NULL; i++) {
             cr_expect(strstr(outcome.out, commands[i]->name) != NULL, "%s: %s", texts[t], commands[i]->name);
+            const struct option_spec *spec;
+            for (size_t k = 0; t > 0 && (spec = options_at(commands[i]->options, k)) != NULL; k++)
+                cr_expect(strstr(outcome.out, spec->name) != NULL, "%s: %s", texts[t], spec->name);
             for (size_t k = 0; k < commands[i]->options->count; k++)
-                cr_expect(strstr(outcome.out, commands[i]->options->specs[k].name) != NULL, "%s: %s", texts[t],
-                          commands[i]->options->specs[k].name);
+                cr_expect(strstr(outcome.out, commands[i]->options->specs[k].name) != NULL);
         }
     }
 }

@@ -3,6 +3,7 @@
  * The text goes through an engine of its own as a completion with echo and max_tokens 0: every token is scored given all
  * before it, and nothing is sampled.
  */
+#include <errno.h>
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -17,41 +18,34 @@
 #include "tools/progress.h"
 #include "tools/vocab.h"
 
-/* The options of serve, and one more; the struct begins with serve's so that one table reaches both. */
+/* One of its own, and those of serve. */
 struct values {
     struct config config;
     bool json;
 };
 
-static struct option_spec specs[64];
-static struct option_table table;
+static const struct option_spec specs[] = {
+    {"json", NULL, 0, OPTION_FLAG, offsetof(struct values, json), NULL, 0, 0, "",
+     "Prints {\"tokens\",\"mean_nll\",\"nll\",\"top1\"}; nats, nll[i] and top1[i] are of token i + 1"},
+};
+static const struct option_table table = {.specs = specs, .count = ARRAY_COUNT(specs), .also = &config_table};
 
-__attribute__((constructor)) static void extend_serve_table(void)
-{
-    check(config_table.count + 1 <= ARRAY_COUNT(specs));
-    memcpy(specs, config_table.specs, config_table.count * sizeof(specs[0]));
-    specs[config_table.count] = (struct option_spec){.name = "json",
-                                                     .kind = OPTION_FLAG,
-                                                     .offset = offsetof(struct values, json),
-                                                     .value_name = "",
-                                                     .help = "Prints {\"tokens\",\"mean_nll\",\"nll\",\"top1\"}; nats, "
-                                                             "nll[i] and top1[i] are of token i + 1"};
-    table = config_table;
-    table.specs = specs;
-    table.count++;
-}
-
-static char *read_file(const char *path, size_t *size)
+/* NULL with err. */
+static char *read_file(const char *path, size_t *size, struct err *err)
 {
     FILE *file = fopen(path, "re");
-    if (file == NULL || fseek(file, 0, SEEK_END) != 0)
+    if (file == NULL || fseek(file, 0, SEEK_END) != 0) {
+        err_set(err, -errno, "text %s: cannot open it: %s", path, strerror(errno));
         return NULL;
+    }
     long end = ftell(file);
     rewind(file);
     char *text = base_alloc((size_t)end + 1);
     *size = fread(text, 1, (size_t)end, file);
+    if (*size != (size_t)end)
+        err_set(err, -EIO, "text %s: cannot read it: %s", path, strerror(errno));
     fclose(file);
-    return text;
+    return *size == (size_t)end ? text : NULL;
 }
 
 /* The body of the request: the text's ids, to be scored, and how many they are. NULL with err. */
@@ -148,22 +142,25 @@ static int run(const void *pointer, char **positional, int positional_count)
     struct err err;
     size_t size;
     uint32_t count;
-    char *text = read_file(positional[1], &size);
+    char *text = read_file(positional[1], &size, &err);
     if (text == NULL)
-        return command_fail(1, "perplexity", "cannot read the text file");
+        return command_fail(1, "perplexity", err.text);
     char *body = make_body(positional[0], text, size, &count, &err);
     struct own_engine engine;
     if (values->json || strcmp(config.log_level, "info") == 0)
         strcpy(config.log_level, "warn"); /* the figures are what is wanted here */
-    if (body == NULL || own_engine_start(&engine, &config, positional[0], &err) != 0)
-        return command_fail(1, "perplexity", err.text);
+    int ret = body != NULL ? own_engine_start(&engine, &config, positional[0], &err) : -EBADMSG;
+    if (ret != 0)
+        return command_fail_for(ret, "perplexity", &err);
     struct client_call call = {.method = "POST", .path = "/v1/completions", .body = body, .body_size = strlen(body)};
     score(engine.socket, &call, count);
     int status = own_engine_stop(&engine);
-    if (call.status != 200)
-        status = command_fail(1, "perplexity", call.status == 0 ? call.err.text : call.answer);
-    else if (status == 0)
+    if (call.status != 200) {
+        command_describe_failure(&call, &err);
+        status = command_fail(1, "perplexity", err.text);
+    } else if (status == 0) {
         status = print_scores(call.answer, call.answer_size, values->json);
+    }
     client_call_free(&call);
     free(body);
     free(text);

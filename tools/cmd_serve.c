@@ -1,6 +1,4 @@
 /* cmd_serve.c - evenflow serve: the engine in the foreground. */
-#include <errno.h>
-
 #include "tools/commands.h"
 #include "tools/launch.h"
 
@@ -20,8 +18,7 @@ static int run(const void *values, char **positional, int positional_count)
     int ret = launch_prepare(&launch, config, positional[0], &err);
     if (ret == 0)
         ret = launch_exec(&launch, (int)config->ready_fd, &err);
-    /* -EINVAL is what the user asked for, everything else what the world answered */
-    return command_fail(ret == -EINVAL ? 2 : 1, "serve", err.text);
+    return command_fail_for(ret, "serve", &err);
 }
 
 const struct subcommand command_serve = {.name = "serve",

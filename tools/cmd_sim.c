@@ -201,7 +201,6 @@ static json_t *load_scenario(const struct values *values, const char *path, int 
 {
     double rate = read_rate(values->rate);
     struct err err;
-    json_error_t problem;
     json_t *root;
     *status = 2;
     if (isnan(rate)) {
@@ -212,8 +211,8 @@ static json_t *load_scenario(const struct values *values, const char *path, int 
         root = workload_generate(values->workload, values->seed, rate, (uint32_t)values->num_prompts, &err);
     else if (values->trace[0] != '\0')
         root = workload_read_trace(values->trace, rate, &err);
-    else if ((root = json_load_file(path, 0, &problem)) == NULL)
-        err_set(&err, -EINVAL, "%s: line %d: %s", path, problem.line, problem.text);
+    else
+        root = scenario_load(path, &err);
     if (root == NULL)
         *status = command_fail(values->workload[0] != '\0' ? 2 : 1, "sim", err.text);
     else if (override_config(root, values) == 0)

@@ -53,7 +53,7 @@
 #define PART_COUNT    5u
 #define FIGURE_COUNT  (PART_COUNT + 1u) /* to the end of each part, and from the first one's to the last one's */
 
-/* The options of serve, and more; the struct begins with serve's so that one table reaches both. */
+/* Its own, and those of serve. */
 struct values {
     struct config config;
     uint64_t seconds, kills, seed, from, clients, round, every, upgrade_every;
@@ -63,7 +63,7 @@ struct values {
 
 #define AT(field) offsetof(struct values, field)
 
-static const struct option_spec own_specs[] = {
+static const struct option_spec specs[] = {
     {"kills", NULL, 0, OPTION_NUMBER, AT(kills), "200", 0, 1e9, "N", "Faults"},
     {"seconds", NULL, 0, OPTION_NUMBER, AT(seconds), "0", 0, 1e9, "N", "Ends after so long at the latest; 0: no limit"},
     {"seed", NULL, 0, OPTION_NUMBER, AT(seed), "1", 0, 9e15, "N", "The same seed gives the same requests and faults"},
@@ -89,18 +89,7 @@ static const struct option_spec own_specs[] = {
      "recover"},
     {"json", NULL, 0, OPTION_FLAG, AT(json), NULL, 0, 0, "", "One JSON object for programs"},
 };
-static struct option_spec specs[80];
-static struct option_table table;
-
-__attribute__((constructor)) static void extend_serve_table(void)
-{
-    check(config_table.count + ARRAY_COUNT(own_specs) <= ARRAY_COUNT(specs));
-    memcpy(specs, config_table.specs, config_table.count * sizeof(specs[0]));
-    memcpy(specs + config_table.count, own_specs, sizeof(own_specs));
-    table = config_table;
-    table.specs = specs;
-    table.count += ARRAY_COUNT(own_specs);
-}
+static const struct option_table table = {.specs = specs, .count = ARRAY_COUNT(specs), .also = &config_table};
 
 /* From the moment of death: told by the kernel; a successor has been started; it is ready; it has done something; a byte of an
  * answer has come. */
@@ -150,6 +139,7 @@ struct stress {
     int own_stderr;
     struct holdings first, warm, last; /* once quiet: nobody has died; everybody has; at the end of the last round */
     uint64_t failures;
+    int start_error; /* of own_engine_start() */
     char failure[512], first_failure[512];
 };
 
@@ -231,7 +221,8 @@ static bool begin_engine(struct stress *s)
     struct config config = s->values->config;
     config.max_body = LOAD_BODY_BYTES;
     snprintf(config.state, sizeof(config.state), "%s", s->values->artefacts);
-    if (own_engine_start(&s->engine, &config, s->model_path, &err) != 0)
+    s->start_error = own_engine_start(&s->engine, &config, s->model_path, &err);
+    if (s->start_error != 0)
         return fail(s, "the engine does not start: %s", err.text);
     if (inside_open(&s->inside, s->engine.pid, &err) != 0) {
         inside_close(&s->inside);
@@ -1163,12 +1154,14 @@ static int run(const void *pointer, char **positional, int positional_count)
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     signal(SIGINT, interrupt);
     signal(SIGTERM, interrupt);
-    bool is_begun = begin_engine(s);
+    if (!begin_engine(s)) {
+        fflush(stderr);
+        dup2(s->own_stderr, STDERR_FILENO);
+        return command_fail(s->start_error == -EINVAL ? 2 : 1, "stress", s->failure);
+    }
     s->load = load_open(s->values->single ? LOAD_STREAMS : LOAD_MIXED, s->values->seed, (uint32_t)s->values->clients,
-                        is_begun ? s->inside.plan->vocab_size : 1);
-    if (!is_begun)
-        get_over_failure(s);
-    else if (run_faults(s) ? !stop_engine(s) : (s->inside.plan != NULL && !kill_engine(s)))
+                        s->inside.plan->vocab_size);
+    if (run_faults(s) ? !stop_engine(s) : (s->inside.plan != NULL && !kill_engine(s)))
         get_over_failure(s);
     fflush(stderr);
     dup2(s->own_stderr, STDERR_FILENO);

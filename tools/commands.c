@@ -1,5 +1,7 @@
 #include "tools/commands.h"
 
+#include <errno.h>
+
 const struct subcommand *const commands[] = {
     &command_serve,
     &command_run_model,
@@ -26,6 +28,11 @@ int command_fail(int status, const char *command, const char *text)
 {
     fprintf(stderr, "evenflow %s: %s\n", command, text);
     return status;
+}
+
+int command_fail_for(int ret, const char *command, const struct err *err)
+{
+    return command_fail(ret == -EINVAL ? 2 : 1, command, err->text);
 }
 
 void command_describe_failure(const struct client_call *call, struct err *err)

@@ -24,6 +24,8 @@ extern const struct subcommand *const commands[]; /* NULL-terminated */
 
 /* "evenflow complete: text", on standard error. Returns status. */
 int command_fail(int status, const char *command, const char *text);
+/* The same after a function that gave -errno: -EINVAL is what the user asked for, everything else what the world answered. */
+int command_fail_for(int ret, const char *command, const struct err *err);
 /* "prompt is missing (status 400)": why a call has not been answered with 200. */
 void command_describe_failure(const struct client_call *call, struct err *err);
 

@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
@@ -42,7 +43,9 @@
 #define LOG_TOKENS_MAX       (1u << 20) /* the token logs' pool, in tokens: 32 MB */
 #define GRAMMAR_PAGES        16384u /* of the prompt pool, beside those for prompts: 16 MB, 32 of the largest grammars */
 #define LISTEN_BACKLOG       1024
-#define LONE_THREADS_MAX     16u /* unless asked for: each stage has so many */
+#define FILES_BASE           128u /* poll() asks for 109 of the supervisor's loop, open or not */
+#define FILES_PER_PROCESS    14u  /* regions, bells, pidfds, spares */
+#define LONE_THREADS_MAX     16u  /* unless asked for: each stage has so many */
 #define BODY_BYTES_BASE      65536u
 #define BODY_BYTES_PER_TOKEN 16u
 
@@ -413,6 +416,13 @@ static int check_budget(const struct plan *plan, struct err *err)
                     "                                        activations between them\n",
                     mib(on_devices), mib(edges_on_devices));
     }
+    struct rlimit files;
+    uint64_t files_needed = FILES_BASE + FILES_PER_PROCESS * (uint64_t)(ROLE_STAGE + plan->stage_count);
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_max < files_needed)
+        return err_set(err, -EMFILE,
+                       "a process may have %llu files open and the supervisor of %u stages needs %llu, besides one for "
+                       "each connection: raise the limit (ulimit -n)",
+                       (unsigned long long)files.rlim_max, plan->stage_count, (unsigned long long)files_needed);
     uint64_t available = launch_available_bytes();
     if (available != 0 && all > available)
         return err_set(err, -ENOMEM,
@@ -447,7 +457,7 @@ static int listen_on(const char *text, bool has_keys, struct err *err)
                        text);
     int fd = -1, one = 1, ret = 0;
     if (!has_keys && !is_loopback(address->ai_addr))
-        ret = err_set(err, -EACCES,
+        ret = err_set(err, -EINVAL,
                       "--listen %s: anybody on the network could use this server; give --api-key-file, or listen on "
                       "127.0.0.1",
                       text);
@@ -455,7 +465,10 @@ static int listen_on(const char *text, bool has_keys, struct err *err)
         fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) != 0 ||
             bind(fd, address->ai_addr, address->ai_addrlen) != 0 || listen(fd, LISTEN_BACKLOG) != 0)
-            ret = err_set(err, -errno, "--listen %s: %s", text, strerror(errno));
+            ret = err_set(err, -errno, "--listen %s: %s%s", text, strerror(errno),
+                          errno == EADDRINUSE ? "; stop what listens there, or choose another port"
+                          : errno == EACCES   ? "; ports below 1024 are root's, choose another"
+                                              : "");
     }
     freeaddrinfo(address);
     if (ret != 0 && fd >= 0)
@@ -537,7 +550,8 @@ static int open_ledger(struct launch *launch, const char *directory, struct err 
             "lost         the engine that kept %s ended at once, with %u requests accepted and not finished%s: their "
             "clients saw their connections end and have to ask again\n",
             directory, lost + damaged, damaged > 0 ? ", some of which cannot be read" : "");
-    return ledger_begin(launch->ledger_fd, launch->plan.requests_max, err);
+    ret = ledger_begin(launch->ledger_fd, launch->plan.requests_max, err);
+    return ret ? err_prefix(err, ret, "--state %s", directory) : 0;
 }
 
 /* ---- packed weights ---- */

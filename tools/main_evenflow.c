@@ -1,4 +1,5 @@
 /* main_evenflow.c - evenflow: the user's command. */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,18 +29,15 @@ static int run_command(const struct subcommand *command, int argc, char **argv)
         return 0;
     }
     if (ret < 0)
-        return command_fail(2, command->name, err.text);
+        return command_fail_for(ret, command->name, &err);
     if (positional_count < command->positional_min || positional_count > command->positional_max) {
         fprintf(stderr, "usage: evenflow %s %s; --help tells more\n", command->name, command->usage);
         return 2;
     }
-    ret = command->run(values, positional, positional_count);
-    if (fflush(stdout) != 0 || ferror(stdout)) /* a full disk, or nobody who reads */
-        return command_fail(1, command->name, "cannot write to standard output");
-    return ret;
+    return command->run(values, positional, positional_count);
 }
 
-int main(int argc, char **argv)
+static int run(int argc, char **argv)
 {
     if (argc < 2) {
         print_usage(stderr);
@@ -64,4 +62,14 @@ int main(int argc, char **argv)
             return run_command(commands[i], argc - 2, argv + 2);
     fprintf(stderr, "evenflow: no command '%s'; evenflow --help lists them\n", argv[1]);
     return 2;
+}
+
+int main(int argc, char **argv)
+{
+    signal(SIGXFSZ, SIG_IGN); /* a limit on files (ulimit -f) is then an error with a text, here and in all processes */
+    int status = run(argc, argv);
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return status;
+    fprintf(stderr, "evenflow: cannot write to standard output\n"); /* a full disk, or nobody who reads */
+    return 1;
 }

@@ -120,11 +120,10 @@ int pipeline_read(struct timing *timing, const char *path, struct err *err)
 {
     if (find_machine(timing, path))
         return 0;
-    json_error_t problem;
-    json_t *root = json_load_file(path, 0, &problem);
+    json_t *root = scenario_load(path, err);
     *timing = (struct timing){0};
     if (root == NULL)
-        return err_set(err, -EINVAL, "%s: line %d: %s", path, problem.line, problem.text);
+        return -EBADMSG;
     json_t *back = json_object_get(root, "return_us"), *plan = json_object_get(root, "plan_us");
     int ret = 0;
     if ((back != NULL && !json_is_number(back)) || (plan != NULL && !json_is_number(plan)))
@@ -134,7 +133,7 @@ int pipeline_read(struct timing *timing, const char *path, struct err *err)
     ret = ret ? ret : read_servers(timing, json_object_get(root, "stages"), json_object_get(root, "links"), err);
     ret = ret ? ret : timing_validate(timing, err);
     json_decref(root);
-    return ret ? err_prefix(err, ret, "%s", path) : 0;
+    return ret ? err_prefix(err, -EBADMSG, "%s", path) : 0;
 }
 
 /* ---- bounds ---- */

@@ -10,7 +10,7 @@
 #include "tools/scenario.h"
 
 /* A file, or the name of a machine that is built in: 13b, four nodes with a 12 GB GPU each on 1 GbE and a model of 13 billion
- * parameters; 32b, four GPUs of 40 GB on 10 GbE and one of 32 billion. 0, or -EINVAL with err naming file and field. */
+ * parameters; 32b, four GPUs of 40 GB on 10 GbE and one of 32 billion. 0, or -EBADMSG with err naming file and field. */
 int pipeline_read(struct timing *timing, const char *path, struct err *err);
 #define PIPELINE_NAMES "13b or 32b"
 

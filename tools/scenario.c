@@ -11,6 +11,20 @@
 #define TOKENS_MAX  (1u << 22) /* of one prompt */
 #define REQUEST_MAX 100000u
 
+json_t *scenario_load(const char *path, struct err *err)
+{
+    json_error_t problem;
+    FILE *file = fopen(path, "re");
+    json_t *root = file != NULL ? json_loadf(file, 0, &problem) : NULL;
+    if (file == NULL)
+        err_set(err, -errno, "%s: cannot open it: %s", path, strerror(errno));
+    else if (root == NULL)
+        err_set(err, -EBADMSG, "%s: line %d: %s", path, problem.line, problem.text);
+    if (file != NULL)
+        fclose(file);
+    return root;
+}
+
 /* "key: 7.5 must be ..." */
 static void refuse_value(struct err *err, const char *key, json_t *value, const char *wanted)
 {

@@ -39,6 +39,9 @@ struct scenario {
     uint32_t depth; /* config.pipeline_depth */
 };
 
+/* A file's JSON: a new value, or NULL with err naming the file and what is wrong. */
+json_t *scenario_load(const char *path, struct err *err);
+
 /* Fills the plan from "config" and the requests from "requests" of an object. timing: of the pipeline, or NULL where time
  * is counted in steps. chooses_window: the policy does, unless config says. 0, or -EINVAL with err. */
 int scenario_read(struct scenario *scenario, struct plan *plan, json_t *root, const struct timing *timing,

@@ -34,7 +34,7 @@ static int read_scores(const struct gguf *gguf, uint32_t token_count, float **sc
     for (uint32_t i = 0; i < token_count; i++) {
         (*scores)[i] = (float)gguf_array_f64(&array, i);
         if (isnan((*scores)[i]))
-            return err_set(err, -EINVAL, "tokenizer.ggml.scores: entry %u is not a number", i);
+            return err_set(err, -EBADMSG, "tokenizer.ggml.scores: entry %u is not a number", i);
     }
     return 0;
 }
