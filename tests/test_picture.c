@@ -63,8 +63,11 @@ Test(picture, inspect_draws_the_split_that_it_is_given)
     cr_expect(strstr(outcome.out, "split over 2 stages") != NULL, "%s", outcome.out);
     cr_expect(strstr(outcome.out, "E#..\n") != NULL, "%s", outcome.out);
     cr_expect(strstr(outcome.out, " .##H\n") != NULL, "%s", outcome.out);
-    cr_expect_eq(command_run(&outcome, "inspect tests/data/archs/gemma3.gguf -p 4", NULL), 1);
+    cr_assert_eq(command_run(&outcome, "inspect tests/data/archs/gemma3.gguf --tensors", NULL), 0, "%s", outcome.err);
+    cr_expect(strstr(outcome.out, "general.architecture                     \"gemma3\"\n") != NULL, "%s", outcome.out);
+    cr_expect(strstr(outcome.out, "gemma3.block_count                       3\n") != NULL, "%s", outcome.out);
+    cr_expect_eq(command_run(&outcome, "inspect tests/data/archs/gemma3.gguf -p 4", NULL), 2);
     cr_expect(strstr(outcome.err, "3 layers") != NULL, "%s", outcome.err);
-    cr_expect_eq(command_run(&outcome, "inspect tests/data/archs/gemma3.gguf --split 2,2", NULL), 1);
+    cr_expect_eq(command_run(&outcome, "inspect tests/data/archs/gemma3.gguf --split 2,2", NULL), 2);
     cr_expect(strstr(outcome.err, "--split") != NULL, "%s", outcome.err);
 }

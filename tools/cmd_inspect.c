@@ -15,7 +15,9 @@
 #include "tools/picture.h"
 #include "tools/terminal.h"
 
-#define KV_TOKENS 1024u /* whose KV the picture says */
+#define KV_TOKENS         1024u /* whose KV the picture says */
+#define KEY_BYTES_MAX     256u
+#define VALUE_BYTES_SHOWN 60u
 
 struct values {
     uint64_t stages;
@@ -33,16 +35,50 @@ static const struct option_spec specs[] = {
     {"split", NULL, 0, OPTION_TEXT, AT(split), NULL, 0, 0, "A,B,...",
      "Layers of each stage (default: so that stages take equal time)"},
     {"costs", NULL, 0, OPTION_FLAG, AT(costs), NULL, 0, 0, "", "Prints the terms of each stage's time too"},
-    {"tensors", NULL, 0, OPTION_FLAG, AT(tensors), NULL, 0, 0, "", "Lists every tensor and metadata key too"},
+    {"tensors", NULL, 0, OPTION_FLAG, AT(tensors), NULL, 0, 0, "", "Lists the metadata and every tensor too"},
 };
 static const struct option_table table = {.specs = specs, .count = ARRAY_COUNT(specs)};
+
+/* One line of it, in quotes; what a terminal would obey is left out. */
+static void print_text(const struct gguf_string *text)
+{
+    uint64_t shown = min_u64(text->size, VALUE_BYTES_SHOWN);
+    putchar('"');
+    for (uint64_t i = 0; i < shown; i++)
+        putchar((unsigned char)text->data[i] < ' ' || text->data[i] == 0x7f ? ' ' : text->data[i]);
+    printf(shown < text->size ? "...\" (%" PRIu64 " bytes)" : "\"", text->size);
+}
+
+static void print_metadata_value(const struct gguf *gguf, const char *key)
+{
+    struct gguf_string text;
+    struct gguf_array array;
+    uint64_t whole;
+    double number;
+    bool flag;
+    if (gguf_get_string(gguf, key, &text))
+        print_text(&text);
+    else if (gguf_get_bool(gguf, key, &flag))
+        printf("%s", flag ? "true" : "false");
+    else if (gguf_get_u64(gguf, key, &whole))
+        printf("%" PRIu64, whole);
+    else if (gguf_get_f64(gguf, key, &number))
+        printf("%.9g", number);
+    else if (gguf_get_array(gguf, key, &array))
+        printf("%" PRIu64 " %s", array.count, array.element_type == GGUF_STRING ? "texts" : "values");
+    putchar('\n');
+}
 
 static void list_everything(const struct gguf *gguf)
 {
     struct gguf_string key;
     uint32_t type;
-    for (uint64_t i = 0; gguf_metadata(gguf, i, &key, &type); i++)
-        printf("  %.*s (value type %u)\n", (int)key.size, key.data, type);
+    for (uint64_t i = 0; gguf_metadata(gguf, i, &key, &type); i++) {
+        char name[KEY_BYTES_MAX];
+        snprintf(name, sizeof(name), "%.*s", (int)min_u64(key.size, sizeof(name) - 1), key.data);
+        printf("  %-40s ", name);
+        print_metadata_value(gguf, name);
+    }
     for (uint64_t i = 0; i < gguf_tensor_count(gguf); i++) {
         const struct gguf_tensor *tensor = gguf_tensor_at(gguf, i);
         printf("  %-32.*s %-6s %8" PRIu64 " x %-8" PRIu64 " %10" PRIu64 " bytes\n", (int)tensor->name.size,
@@ -112,41 +148,47 @@ static int split(const struct cost *const *costs, const struct model_desc *desc,
     return 0;
 }
 
-static int run(const void *pointer, char **positional, int positional_count)
+static int inspect(const struct gguf *gguf, const struct values *values, struct err *err)
 {
-    (void)positional_count;
-    const struct values *values = pointer;
-    struct gguf *gguf;
-    struct err err;
-    if (gguf_open(&gguf, positional[0], &err) != 0)
-        return command_fail(1, "inspect", err.text);
+    static struct model_desc desc;
+    static struct cost measured[DEVICES_MAX];
+    const struct kernels *kernels = kernels_pick(NULL);
+    const struct cost *costs[STAGES_MAX];
+    struct cost cost;
+    uint32_t counts[STAGES_MAX], devices[STAGES_MAX], stages = (uint32_t)values->stages;
     if (values->tensors)
         list_everything(gguf);
-    struct model_desc *desc = base_alloc(sizeof(*desc));
-    struct cost cost;
-    uint32_t counts[STAGES_MAX];
-    const struct kernels *kernels = kernels_pick(NULL);
-    if (model_describe(desc, gguf, &err) != 0 || cost_measure(&cost, gguf, desc, kernels, KV_F16, &err) != 0)
-        return command_fail(1, "inspect", err.text);
+    int ret = model_describe(&desc, gguf, err);
+    ret = ret ? ret : devices_parse(values->devices, stages, devices, err);
+    ret = ret ? ret : cost_measure(&cost, gguf, &desc, kernels, KV_F16, err);
+    if (ret != 0)
+        return ret;
     printf("layers %u, width %u, heads %u of %u floats, KV heads %u, feed forward %u, vocabulary %u, context %u\n",
-           desc->layers, desc->width, desc->heads, desc->head_dim, desc->kv_heads, desc->feed_forward, desc->vocab_size,
-           desc->context_length);
+           desc.layers, desc.width, desc.heads, desc.head_dim, desc.kv_heads, desc.feed_forward, desc.vocab_size,
+           desc.context_length);
     printf("a step of 16 sequences on this machine (%s): layer %.3f ms, head %.3f ms, embedding %.3f ms\n",
            kernels->name, cost_usual_us(&cost.layer) / 1e3, cost_usual_us(&cost.head) / 1e3,
            cost_usual_us(&cost.embedding) / 1e3);
-    uint32_t devices[STAGES_MAX];
-    static struct cost measured[DEVICES_MAX];
-    const struct cost *costs[STAGES_MAX];
-    if (devices_parse(values->devices, (uint32_t)values->stages, devices, &err) != 0)
-        return command_fail(2, "inspect", err.text);
-    if (devices_measure(devices, (uint32_t)values->stages, desc, kernels, &cost, measured, costs, &err) != 0 ||
-        split(costs, desc, values, counts, &err) != 0)
-        return command_fail(1, "inspect", err.text);
-    print_devices(measured, devices, (uint32_t)values->stages);
-    print_split(costs, desc, values, counts, devices);
-    free(desc);
-    gguf_close(gguf);
+    ret = devices_measure(devices, stages, &desc, kernels, &cost, measured, costs, err);
+    ret = ret ? ret : split(costs, &desc, values, counts, err);
+    if (ret != 0)
+        return ret;
+    print_devices(measured, devices, stages);
+    print_split(costs, &desc, values, counts, devices);
     return 0;
+}
+
+static int run(const void *values, char **positional, int positional_count)
+{
+    (void)positional_count;
+    struct gguf *gguf;
+    struct err err;
+    int ret = gguf_open(&gguf, positional[0], &err);
+    if (ret == 0) {
+        ret = inspect(gguf, values, &err);
+        gguf_close(gguf);
+    }
+    return ret != 0 ? command_fail_for(ret, "inspect", &err) : 0;
 }
 
 const struct subcommand command_inspect = {.name = "inspect",

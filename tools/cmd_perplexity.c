@@ -124,7 +124,7 @@ static int print_scores(const char *answer_text, size_t size, bool is_json)
     if (is_json) {
         json_t *out =
             json_pack("{s:I, s:f, s:o, s:o}", "tokens", (json_int_t)tokens, "mean_nll", mean, "nll", nll, "top1", top1);
-        json_dumpf(out, stdout, JSON_COMPACT);
+        json_dumpf(out, stdout, JSON_COMPACT | JSON_REAL_PRECISION(12)); /* floats come back whole from nine */
         putchar('\n');
         json_decref(out);
     } else {

@@ -36,7 +36,7 @@ struct values {
     char block_size[OPTION_TEXT_MAX], num_blocks[OPTION_TEXT_MAX], max_model_len[OPTION_TEXT_MAX];
     char long_prefill[OPTION_TEXT_MAX], watermark[OPTION_TEXT_MAX], scheduling_policy[OPTION_TEXT_MAX];
     char itl_slo[OPTION_TEXT_MAX], ttft_slo[OPTION_TEXT_MAX];
-    bool no_prefix_caching, no_chunked_prefill, no_reserve_full_isl;
+    bool no_prefix_caching, no_chunked_prefill, no_reserve_full_isl, adaptive_threshold, use_batch_scheduler;
 };
 
 #define AT(field) offsetof(struct values, field)
@@ -81,6 +81,10 @@ static const struct option_spec specs[] = {
     {"no-enable-prefix-caching", NULL, 0, OPTION_FLAG, AT(no_prefix_caching), NULL, 0, 0, "", "As serve has it"},
     {"no-enable-chunked-prefill", NULL, 0, OPTION_FLAG, AT(no_chunked_prefill), NULL, 0, 0, "", "As serve has it"},
     {"no-scheduler-reserve-full-isl", NULL, 0, OPTION_FLAG, AT(no_reserve_full_isl), NULL, 0, 0, "", "As serve has it"},
+    {"long-prefill-token-threshold-adaptive", NULL, 0, OPTION_FLAG, AT(adaptive_threshold), NULL, 0, 0, "",
+     "As serve has it"},
+    {"use-batch-scheduler", NULL, 0, OPTION_FLAG, AT(use_batch_scheduler), NULL, 0, 0, "",
+     "The same as --policy batch"},
 };
 static const struct option_table table = {.specs = specs, .count = ARRAY_COUNT(specs)};
 
@@ -121,10 +125,11 @@ static int override_config(json_t *root, const struct values *v)
     };
     const struct {
         const char *key;
-        bool is_off;
-    } flags[] = {{"enable_prefix_caching", v->no_prefix_caching},
-                 {"enable_chunked_prefill", v->no_chunked_prefill},
-                 {"scheduler_reserve_full_isl", v->no_reserve_full_isl}};
+        bool is_given, value;
+    } flags[] = {{"enable_prefix_caching", v->no_prefix_caching, false},
+                 {"enable_chunked_prefill", v->no_chunked_prefill, false},
+                 {"scheduler_reserve_full_isl", v->no_reserve_full_isl, false},
+                 {"long_prefill_token_threshold_adaptive", v->adaptive_threshold, true}};
     if (!json_is_object(root))
         return 0; /* the scenario is refused anyway */
     if (json_object_get(root, "config") == NULL)
@@ -134,8 +139,8 @@ static int override_config(json_t *root, const struct values *v)
         if (override_number(config, numbers[i].key, numbers[i].option, numbers[i].text) != 0)
             return 2;
     for (size_t i = 0; i < ARRAY_COUNT(flags); i++)
-        if (flags[i].is_off)
-            json_object_set_new(config, flags[i].key, json_false());
+        if (flags[i].is_given)
+            json_object_set_new(config, flags[i].key, json_boolean(flags[i].value));
     if (v->scheduling_policy[0] != '\0')
         json_object_set_new(config, "policy", json_string(v->scheduling_policy));
     return 0;
@@ -287,7 +292,7 @@ static int simulate(const struct values *values, json_t *root, const char *name)
     uint32_t count;
     struct err err;
     FILE *steps = NULL;
-    if (find_policies(values->policy, policies, &count) != 0)
+    if (find_policies(values->use_batch_scheduler ? "batch" : values->policy, policies, &count) != 0)
         return 2;
     if (has_steps && count > 1)
         return command_fail(2, "sim", "--steps: writes the steps of one policy");

@@ -23,7 +23,7 @@ static const struct option_table table = {.specs = specs, .count = ARRAY_COUNT(s
 static const char *text_of(json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
-    return text != NULL ? text : "?";
+    return text != NULL ? text : "-";
 }
 
 static void print_group(json_t *status, const char *name)
@@ -36,9 +36,9 @@ static void print_group(json_t *status, const char *name)
     json_t *value;
     json_object_foreach(group, key, value) {
         if (json_is_real(value))
-            printf(" %s %.2f ", key, json_real_value(value));
+            printf("  %s %.2f", key, json_real_value(value));
         else
-            printf(" %s %lld ", key, (long long)json_integer_value(value));
+            printf("  %s %lld", key, (long long)json_integer_value(value));
     }
     putchar('\n');
 }

@@ -164,7 +164,8 @@ static uint64_t input_bytes(void)
 }
 
 /* How far it is in the input is shown where the output does not go to the same terminal. */
-static int for_each_line(const char *command, int (*work)(const struct tok *tok, json_t *value, bool special),
+static int for_each_line(const char *command,
+                         int (*work)(const struct tok *tok, json_t *value, bool special, struct err *err),
                          const struct tok *tok, bool special)
 {
     char *line = NULL;
@@ -179,11 +180,11 @@ static int for_each_line(const char *command, int (*work)(const struct tok *tok,
         progress_show(&progress, bytes, number);
         json_error_t problem;
         json_t *value = load_line(line, (size_t)size, &problem);
+        struct err err = {0};
         number++;
-        if (value == NULL || work(tok, value, special) != 0) {
+        if (value == NULL || work(tok, value, special, &err) != 0) {
             progress_end(&progress);
-            fprintf(stderr, "evenflow %s: line %zu: %s\n", command, number,
-                    value == NULL ? problem.text : "not what is expected here; see --help");
+            fprintf(stderr, "evenflow %s: line %zu: %s\n", command, number, value == NULL ? problem.text : err.text);
             status = 1;
         }
         json_decref(value);
@@ -193,10 +194,10 @@ static int for_each_line(const char *command, int (*work)(const struct tok *tok,
     return status;
 }
 
-static int tokenize_line(const struct tok *tok, json_t *value, bool special)
+static int tokenize_line(const struct tok *tok, json_t *value, bool special, struct err *err)
 {
     if (!json_is_string(value) || json_string_length(value) > TEXT_ROOM)
-        return -1;
+        return err_set(err, -EINVAL, "must be a JSON string, 16 MiB at most");
     return tokenize_text(tok, json_string_value(value), json_string_length(value), special);
 }
 
@@ -247,12 +248,12 @@ static char *detokenize(const struct tok *tok, json_t *ids, bool special, size_t
     return text;
 }
 
-static int detokenize_line(const struct tok *tok, json_t *value, bool special)
+static int detokenize_line(const struct tok *tok, json_t *value, bool special, struct err *err)
 {
     size_t size;
     char *text = json_is_array(value) ? detokenize(tok, value, special, &size) : NULL;
     if (text == NULL)
-        return -1;
+        return err_set(err, -EINVAL, "must be a JSON array of ids from 0 to %u", tok_vocab_size(tok) - 1);
     json_t *string = json_stringn(text, size);
     json_dumpf(string, stdout, JSON_ENCODE_ANY);
     putchar('\n');
@@ -287,7 +288,7 @@ static int run_detokenize(const void *pointer, char **positional, int positional
 
 static struct chat_template render_template;
 
-static int render_line(const struct tok *tok, json_t *value, bool special)
+static int render_line(const struct tok *tok, json_t *value, bool special, struct err *err)
 {
     (void)tok;
     (void)special;
@@ -300,11 +301,9 @@ static int render_line(const struct tok *tok, json_t *value, bool special)
         json_dumpf(string, stdout, JSON_ENCODE_ANY);
         putchar('\n');
         json_decref(string);
-    } else {
-        fprintf(stderr, "evenflow render: %s\n", error.message);
     }
     free(text);
-    return is_rendered ? 0 : -1;
+    return is_rendered ? 0 : err_set(err, -EINVAL, "%s", error.message);
 }
 
 static int run_render(const void *pointer, char **positional, int positional_count)
