@@ -93,13 +93,18 @@ static double prompt_tokens_of(const struct candidates *c, const struct pattern 
     return fmin((double)pattern->prompt_slots * pattern->prompt_tokens, (double)c->load->backlog);
 }
 
+static void add(struct candidates *c, const struct pattern *pattern, double rate)
+{
+    check(c->count < CANDIDATES_MAX);
+    c->patterns[c->count] = *pattern;
+    c->rates[c->count++] = rate;
+    c->best_rate = fmax(c->best_rate, rate);
+}
+
 static void consider(struct candidates *c, const struct pattern *pattern)
 {
     double work_us = c->load->rows * c->row_worth_us + prompt_tokens_of(c, pattern) * c->token_worth_us;
-    check(c->count < CANDIDATES_MAX);
-    c->patterns[c->count] = *pattern;
-    c->rates[c->count] = work_us / pattern->cycle_us;
-    c->best_rate = fmax(c->best_rate, c->rates[c->count++]);
+    add(c, pattern, work_us / pattern->cycle_us);
 }
 
 /* Prompts in slots that decode as well. */
@@ -139,11 +144,13 @@ static void consider_apart(struct candidates *c, uint32_t decode_slots, uint32_t
     consider(c, &pattern);
 }
 
+/* Prompts while nothing decodes. The pipeline is empty before them: what counts is when the last of them is through. */
 static void consider_prompts_alone(struct candidates *c, uint32_t prompt_slots, uint32_t tokens)
 {
     struct pattern pattern = {.prompt_slots = prompt_slots, .prompt_tokens = tokens, .in_flight = c->aims->depth};
+    double backlog = (double)c->load->backlog, others = fmax(0, backlog / tokens - 1);
     pattern.cycle_us = fmax(c->apart.way_us, busiest_us(c->timing, &c->apart, prompt_slots, &c->apart, 0));
-    consider(c, &pattern);
+    add(c, &pattern, backlog * c->token_worth_us / (c->apart.way_us + others * c->apart.most_us));
 }
 
 static uint32_t decode_slots_max(const struct load *load, const struct aims *aims)
@@ -241,13 +248,14 @@ static void find_worth(struct candidates *c)
 
 #define TRANSIENT   8   /* times what is computed while weights are read: for so little prompt rows are not regrouped */
 #define UNNOTICED   1.2 /* times the cycle without prompts: so much longer is no great harm */
-#define NEARLY_BEST 0.97 /* of the work per time: for so little a shorter cycle is worth more */
+#define NEARLY_BEST 0.97 /* of the work per time: for so little a shorter cycle is worth more to those who decode */
 
 static bool suffices(const struct candidates *c, uint32_t i)
 {
     double rate = fmax(c->aims->prompt_rate, c->aims->urgency / c->token_worth_us);
+    double share = c->load->rows > 0 ? NEARLY_BEST : 1;
     return prompt_tokens_of(c, &c->patterns[i]) >= rate * c->patterns[i].cycle_us ||
-           c->rates[i] >= NEARLY_BEST * c->best_rate;
+           c->rates[i] >= share * c->best_rate;
 }
 
 /* The one that gets most work done per time in a cycle of at most so long; UINT32_MAX: there is none. */
@@ -288,7 +296,8 @@ struct pattern pattern_choose(const struct timing *timing, const struct load *lo
     c.slots_min = 1;
     c.slots_max = decode_slots_max(load, aims);
     if (load->rows > 0 && (double)load->backlog <= TRANSIENT * ridge_tokens(timing))
-        c.slots_min = c.slots_max = plain.decode_slots;
+        c.slots_min = c.slots_max =
+            aims->slots_now > 0 ? (uint32_t)min_u64(aims->slots_now, c.slots_max) : plain.decode_slots;
     for (uint32_t slots = c.slots_min; slots <= c.slots_max; slots++) {
         struct shape shape = decode_share(load, slots);
         c.decode[slots] = times_of(timing, &shape);

@@ -23,6 +23,7 @@ struct load {
 struct aims {
     uint32_t depth;      /* slots in flight at most */
     uint32_t tokens_max; /* of one slot */
+    uint32_t slots_now;  /* that share the decoding rows so far; 0: none do */
     double rows_later;   /* decoding rows that there could be at once: what work costs then is its worth */
     double prompt_share; /* tokens of prompt that there are for every token of an answer */
     double prompt_rate;  /* tokens of prompt per microsecond that suffice: more only if it costs nobody time */

@@ -53,6 +53,7 @@ struct even {
     uint64_t arrived, ended; /* sequences so far */
     double arriving;         /* tokens of prompt per microsecond, of late */
     uint64_t arriving_at_us; /* when that was so */
+    bool is_crowded;         /* more than a CROWD waited, and not all of them have been served since */
 
     /* admission: who waits and fits the forecast, looked at now and then */
     struct forecast forecast;
@@ -304,16 +305,34 @@ static bool may_admit(const struct sched *sched)
 #define CHOICE_STEPS 64  /* after which it is chosen anew in any case */
 #define CROWD        32u /* so many waiting are too many for any rate to matter: the most that can be */
 
+/* Prompts of those that may be admitted. Where the last look stopped early, those behind are taken to be like those it saw. */
+static uint64_t admissible_prompt(const struct sched *sched)
+{
+    const struct even *even = state_of(sched);
+    if (!may_admit(sched))
+        return 0;
+    uint64_t behind = even->has_more ? sched->table.waiting.count - even->admissible : 0;
+    return even->admissible_tokens + even->admissible_tokens / even->admissible * behind;
+}
+
 /* Prompt that could be computed now: of begun sequences, and of those that may be admitted. */
 static struct load load_of(const struct sched *sched)
 {
     const struct even *even = state_of(sched);
-    struct load load = {.rows = even->decoding, .context = even->decoding_context, .backlog = even->begun_tokens};
+    struct load load = {.rows = even->decoding,
+                        .context = even->decoding_context,
+                        .backlog = even->begun_tokens + admissible_prompt(sched)};
     if (even->begun_count > 0)
         load.prompt_past = sched->table.seqs[even->begun[0]].computed;
-    if (may_admit(sched))
-        load.backlog += even->admissible_tokens;
     return load;
+}
+
+/* From the moment that a crowd waits until nobody does: were prompts slower when few of it are left, these would end late. */
+static void note_crowd(struct sched *sched)
+{
+    struct even *even = state_of(sched);
+    uint32_t waiting = sched->table.waiting.count;
+    even->is_crowded = waiting > CROWD || (even->is_crowded && waiting + even->begun_count > 0);
 }
 
 /* Tokens of prompt per microsecond that keep up with what arrives; with a target, that serve those that wait in time. */
@@ -323,7 +342,7 @@ static double prompt_rate(struct sched *sched)
     const struct seq_table *table = &sched->table;
     double tokens = (double)even->begun_tokens, target_us = sched->plan->ttft_slo_ms * 1e3;
     age_arriving(even, sched->now_us);
-    if (table->waiting.count > CROWD)
+    if (even->is_crowded)
         return INFINITY;
     if (target_us == 0)
         return even->arriving;
@@ -381,7 +400,7 @@ static bool is_still_right(const struct sched *sched, const struct load *load, d
     const struct choice *choice = &even->choice;
     bool has_backlog = load->backlog > 0, had_backlog = choice->load.backlog > 0;
     return choice->pattern.cycle_us > 0 && sched->next_step < choice->step + CHOICE_STEPS &&
-           has_backlog == had_backlog && load->backlog <= choice->load.backlog &&
+           has_backlog == had_backlog && load->backlog <= choice->load.backlog + choice->load.backlog / NEAR &&
            2 * load->backlog >= choice->load.backlog && is_near(load->rows, choice->load.rows) &&
            is_near(load->context, choice->load.context) &&
            (!has_backlog || (is_near(rate, choice->prompt_rate) && is_near(hurry, choice->urgency)));
@@ -395,6 +414,7 @@ static const struct pattern *choose_pattern(struct sched *sched, const struct lo
         return &even->choice.pattern;
     struct aims aims = {.depth = sched->plan->window,
                         .tokens_max = sched->plan->max_num_batched_tokens,
+                        .slots_now = even->choice.pattern.decode_slots,
                         .rows_later = rows_later(sched),
                         .prompt_share = load->backlog > 0 ? prompt_share(sched) : 0,
                         .prompt_rate = rate,
@@ -437,26 +457,46 @@ static bool was_held(const struct sched *sched, uint32_t sequence)
     return state_of(sched)->held_at[sequence] + 1 == sched->next_step;
 }
 
+/* How many rows, oldest first, are a slot's share. Where it ends among rows of one age, each time others of them are passed
+ * over: who always is falls behind and ends alone. */
+static uint32_t rows_of_share(const struct sched *sched, double target)
+{
+    struct even *even = state_of(sched);
+    struct ready *ready = even->ready;
+    uint32_t count = (uint32_t)min_u64(even->ready_count, policy_budget(sched)), first = 0, i = 0;
+    for (double taken = 0; i < count; taken += ready[i++].cost) {
+        if (taken > 0 && taken + ready[i].cost / 2 > target && !was_held(sched, ready[i].sequence))
+            break;
+        first = ready[i].age != ready[first].age ? i : first;
+    }
+    for (uint32_t k = i; k < even->ready_count && i > first && ready[k].age == ready[first].age; k++) {
+        uint32_t other = first + (uint32_t)(sched->next_step + k) % (i - first);
+        struct ready row = ready[k];
+        if (was_held(sched, ready[other].sequence))
+            continue;
+        ready[k] = ready[other];
+        ready[other] = row;
+    }
+    return i;
+}
+
 static void take_decodes(struct sched *sched, const struct pattern *pattern)
 {
     struct even *even = state_of(sched);
-    const struct ready *ready = even->ready;
-    uint32_t slots = pattern->decode_slots > 0 ? pattern->decode_slots : 1, count = even->ready_count, i = 0;
+    uint32_t slots = pattern->decode_slots > 0 ? pattern->decode_slots : 1;
     double share = even->decoding_cost / slots, target = share + even->deficit, taken = 0;
-    for (; i < count && policy_budget(sched) > 0; i++) {
-        uint32_t sequence = ready[i].sequence;
-        double cost = ready[i].cost;
-        if (taken > 0 && taken + cost / 2 > target && !was_held(sched, sequence))
-            break;
+    uint32_t count = rows_of_share(sched, target);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t sequence = even->ready[i].sequence;
         if (!policy_add_row(sched, sequence, 1)) {
             even->stalled++;
             continue;
         }
         even->planned_at[sequence] = sched->next_step;
-        taken += cost;
+        taken += even->ready[i].cost;
     }
     if (even->decode_slots + 1 >= slots)
-        hold(sched, i);
+        hold(sched, count);
     double most = even->decoding > 0 ? even->decoding_cost / even->decoding : 0;
     even->deficit = fmax(-most, fmin(most, target - taken));
 }
@@ -570,11 +610,12 @@ static bool is_turn_of_prompts(const struct sched *sched, const struct pattern *
             even->decode_slots * pattern->in_flight >= even->prompt_slots * pattern->decode_slots);
 }
 
-/* Prompt that is to ride beside decoding rows waits for some, but for slots that there are more of than of theirs. */
+/* Prompt that is to ride beside decoding rows waits for some, but where there are too few of them for every slot to have one,
+ * and for slots that there are more of than of theirs. */
 static bool may_go_alone(const struct sched *sched, const struct pattern *pattern)
 {
     const struct even *even = state_of(sched);
-    return sched->in_flight == 0 || even->decoding == 0 ||
+    return sched->in_flight == 0 || even->decoding < pattern->prompt_slots ||
            pattern->prompt_slots > pattern->decode_slots + even->alone_slots;
 }
 
@@ -618,6 +659,7 @@ static void plan(struct sched *sched)
     take_census(sched);
     count_slots(sched);
     look_who_fits(sched);
+    note_crowd(sched);
     struct load load = load_of(sched);
     const struct pattern *pattern = choose_pattern(sched, &load);
     even->stalled = 0;

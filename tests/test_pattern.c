@@ -76,6 +76,41 @@ Test(pattern, little_prompt_takes_what_is_free_while_weights_are_read)
     cr_expect_geq(pattern.prompt_slots * pattern.prompt_tokens, 100);
 }
 
+Test(pattern, rows_are_not_regrouped_for_the_last_of_the_prompts)
+{
+    struct timing timing = four_stages(0);
+    struct load load = {.rows = 40, .context = 4000, .backlog = 500};
+    struct aims aims = saturated;
+    for (aims.slots_now = 1; aims.slots_now <= 8; aims.slots_now++)
+        cr_expect_eq(pattern_choose(&timing, &load, &aims).decode_slots, aims.slots_now);
+    load.backlog = 100000;
+    uint32_t slots = pattern_choose(&timing, &load, &aims).decode_slots;
+    for (aims.slots_now = 1; aims.slots_now <= 8; aims.slots_now++)
+        cr_expect_eq(pattern_choose(&timing, &load, &aims).decode_slots, slots);
+}
+
+/* Small chunks cost a link its latency more often, large ones come to the last stage late. */
+Test(pattern, prompts_alone_have_the_chunk_with_which_the_last_is_through_soonest)
+{
+    struct timing timing = four_stages(300);
+    struct aims aims = saturated;
+    uint32_t before = 0;
+    for (uint64_t backlog = 500; backlog <= 500000; backlog *= 10) {
+        struct load load = {.backlog = backlog};
+        struct pattern pattern = pattern_choose(&timing, &load, &aims);
+        double chunk_us = pattern.prompt_tokens <= 100 ? 10020 : 20 + 100.0 * pattern.prompt_tokens, best_us = INFINITY;
+        double us = 4 * chunk_us + 900 + fmax(0, (double)backlog / pattern.prompt_tokens - 1) * chunk_us;
+        for (uint32_t tokens = 16; tokens <= 2048; tokens += 16) {
+            double other_us = tokens <= 100 ? 10020 : 20 + 100.0 * tokens;
+            best_us = fmin(best_us, 4 * other_us + 900 + fmax(0, (double)backlog / tokens - 1) * other_us);
+        }
+        cr_expect_leq(us, 1.05 * best_us, "%llu tokens: chunks of %u", (unsigned long long)backlog,
+                      pattern.prompt_tokens);
+        cr_expect_geq(pattern.prompt_tokens, before);
+        before = pattern.prompt_tokens;
+    }
+}
+
 Test(pattern, more_prompt_is_computed_the_more_is_asked_for)
 {
     struct timing timing = four_stages(0);
