@@ -136,6 +136,7 @@ static void account_load(struct account *account, const struct account_step *ste
     load->rows += step->shape.rows;
     load->context += step->shape.context;
     load->pairs += step->shape.pairs;
+    load->results += step->shape.results;
     load->decode_rows += step->decode_rows;
     load->block_sum += (double)step->decode_blocks;
     account->loaded_us += loaded_us;

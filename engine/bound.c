@@ -15,9 +15,9 @@ static struct sums sums_of(const struct bound_load *load, bool is_strict)
     struct sums sums = {0};
     double latencies = 0, all = 0, link_tokens = 0, rows = 0, contexts = 0;
     for (uint64_t i = 0; i < t->stage_count; i++) {
-        sums.fixed[i] = t->stages[i].base_us + t->stages[i].weights_us;
+        sums.fixed[i] = t->stages[i].base_us + t->stages[i].head_us + t->stages[i].weights_us;
         all += sums.fixed[i];
-        rows += t->stages[i].row_us;
+        rows += t->stages[i].row_us + t->stages[i].result_us;
         contexts += t->stages[i].context_us;
         if (i + 1 < t->stage_count) {
             latencies += t->links[i].latency_us;
@@ -37,9 +37,9 @@ static double work_us(const struct bound_load *load, const struct sums *sums, do
     double most = 0;
     for (uint64_t i = 0; i < load->timing->stage_count; i++) {
         const struct timing_stage *s = &load->timing->stages[i];
-        double products = fmax(m * sums->fixed[i], m * s->base_us + load->tokens * s->token_us);
+        double products = fmax(m * sums->fixed[i], m * (s->base_us + s->head_us) + load->tokens * s->token_us);
         most = fmax(most, sums->ramp[i] + products + load->rows * s->row_us + load->context * s->context_us +
-                              load->pairs * s->pair_us);
+                              load->pairs * s->pair_us + load->results * s->result_us);
     }
     return most;
 }

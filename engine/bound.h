@@ -20,14 +20,14 @@
 /* Sums over the work that a bound is about. */
 struct bound_load {
     const struct timing *timing;
-    double tokens, rows, context, pairs; /* as in struct shape */
-    double decode_rows;                  /* rows that wait for the token before */
-    double requests;                     /* that are there at a time */
-    double longest;                      /* most decoding rows of one request */
-    double kv_blocks;                    /* of the cache */
-    double block_sum, block_min;         /* held, summed over decoding rows; by one at least */
-    double context_min;                  /* of a decoding row */
-    bool is_whole;                       /* begins and ends with an empty pipeline */
+    double tokens, rows, context, pairs, results; /* as in struct shape */
+    double decode_rows;                           /* rows that wait for the token before */
+    double requests;                              /* that are there at a time */
+    double longest;                               /* most decoding rows of one request */
+    double kv_blocks;                             /* of the cache */
+    double block_sum, block_min;                  /* held, summed over decoding rows; by one at least */
+    double context_min;                           /* of a decoding row */
+    bool is_whole;                                /* begins and ends with an empty pipeline */
 };
 
 /* No schedule is faster. */

@@ -166,8 +166,8 @@ static void add_to_levels(struct level *levels, const struct draft_row *draft, u
         for (; right < least; least *= LEVEL_RATIO)
             if (++level == LEVELS)
                 return;
-        shape_remove(&levels[level].more, past, i + 1);
-        shape_add(&levels[level].more, past, i + 2);
+        shape_remove(&levels[level].more, past, i + 1, i + 1);
+        shape_add(&levels[level].more, past, i + 2, i + 2);
         levels[level].more.rows++; /* as step_shape_add() has it */
         levels[level].right += right;
     }
@@ -179,6 +179,7 @@ static void join(struct shape *shape, const struct shape *more)
     shape->tokens += more->tokens;
     shape->context += more->context;
     shape->pairs += more->pairs;
+    shape->results += more->results;
 }
 
 /* How probable a draft has to be; more than 1 when none is worth its time. */
@@ -266,7 +267,7 @@ static void widen_rows(struct sched *sched)
         memcpy(tokens + row->token_first + row->token_count, draft->text->guess, draft->count * sizeof(*tokens));
         memcpy(blocks + row->block_first + row->block_count,
                arena_block_table(sched->arena, row->sequence) + row->block_count, draft->blocks * sizeof(*blocks));
-        shape_remove(&sched->shape, row->first_pos, row->token_count);
+        shape_remove(&sched->shape, row->first_pos, row->token_count, row->result_count);
         row->token_count += draft->count;
         row->result_count += draft->count;
         row->block_count += draft->blocks;

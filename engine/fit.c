@@ -17,19 +17,27 @@
 #define USUAL_CONTEXT 8192.0
 #define USUAL_PAIRS   65536.0
 
-enum term { TERM_BASE, TERM_ROWS, TERM_PRODUCTS, TERM_CONTEXT, TERM_PAIRS, TERM_TAIL };
+enum term { TERM_BASE, TERM_ROWS, TERM_PRODUCTS, TERM_CONTEXT, TERM_PAIRS, TERM_HEAD, TERM_RESULTS, TERM_TAIL };
 static_assert(TERM_TAIL + TIMING_TILE - 1 == FIT_TERMS, "terms");
 
 /* Microseconds for a weight of 1. */
 struct units {
     double base, row, context, pair; /* products have the table's own; tails that of rows */
+    double head, result;             /* 0 where the table has no head */
 };
 
 static struct units units_of(const struct timing_stage *start)
 {
-    const struct shape usual = {.rows = USUAL_ROWS, .tokens = USUAL_ROWS, .context = USUAL_CONTEXT};
+    const struct shape usual = {
+        .rows = USUAL_ROWS, .tokens = USUAL_ROWS, .context = USUAL_CONTEXT, .results = USUAL_ROWS};
     double time_us = timing_stage_us(start, &usual);
-    return (struct units){time_us, time_us / USUAL_ROWS, time_us / USUAL_CONTEXT, time_us / USUAL_PAIRS};
+    bool has_head = start->head_us + start->result_us > 0;
+    return (struct units){time_us,
+                          time_us / USUAL_ROWS,
+                          time_us / USUAL_CONTEXT,
+                          time_us / USUAL_PAIRS,
+                          has_head ? time_us : 0,
+                          has_head ? time_us / USUAL_ROWS : 0};
 }
 
 void fit_init(struct stage_fit_shm *fit)
@@ -52,6 +60,8 @@ struct timing_stage fit_timing(const struct stage_fit_shm *fit, const struct tim
         .token_us = products * start->token_us,
         .context_us = fit->speed * (start->context_us + weight[TERM_CONTEXT] * units.context),
         .pair_us = fit->speed * (start->pair_us + weight[TERM_PAIRS] * units.pair),
+        .head_us = fit->speed * (start->head_us + weight[TERM_HEAD] * units.head),
+        .result_us = fit->speed * (start->result_us + weight[TERM_RESULTS] * units.result),
     };
     for (uint32_t i = 0; i < TIMING_TILE - 1; i++)
         timing.tail_us[i] = fit->speed * (start->tail_us[i] + weight[TERM_TAIL + i] * units.row);
@@ -70,6 +80,10 @@ static void keep_positive(double *weight, const struct timing_stage *start, cons
     weight[TERM_PRODUCTS] = at_least(weight[TERM_PRODUCTS], PRODUCTS_LEAST - 1);
     weight[TERM_CONTEXT] = at_least(weight[TERM_CONTEXT], -start->context_us / units->context);
     weight[TERM_PAIRS] = at_least(weight[TERM_PAIRS], -start->pair_us / units->pair);
+    if (units->head > 0) {
+        weight[TERM_HEAD] = at_least(weight[TERM_HEAD], -start->head_us / units->head);
+        weight[TERM_RESULTS] = at_least(weight[TERM_RESULTS], -start->result_us / units->result);
+    }
     for (uint32_t i = 0; i < TIMING_TILE - 1; i++)
         weight[TERM_TAIL + i] = at_least(weight[TERM_TAIL + i], -start->tail_us[i] / units->row);
 }
@@ -111,6 +125,8 @@ void fit_observe(struct stage_fit_shm *fit, const struct timing_stage *start, co
         [TERM_PRODUCTS] = share * fmax(start->weights_us, start->token_us * shape->tokens),
         [TERM_CONTEXT] = share * units.context * shape->context,
         [TERM_PAIRS] = share * units.pair * shape->pairs,
+        [TERM_HEAD] = shape->results > 0 ? share * units.head : 0,
+        [TERM_RESULTS] = share * units.result * shape->results,
     };
     uint32_t rest = (uint32_t)((uint64_t)shape->tokens % TIMING_TILE);
     if (rest > 0)

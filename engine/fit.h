@@ -3,7 +3,7 @@
  * Used by: sched.   Owns: nothing; what is learned lies in sched's region.   Never blocks, reads no clock.
  *
  * A stage's time is what the start-up table says, with a weight for each of its terms (base, rows, weights or products,
- * context, pairs, three tails), times a speed:
+ * context, pairs, head, results, three tails), times a speed:
  *
  *   weights   change slowly: least squares over all steps, relative to the time measured, old steps forgotten
  *   speed     changes fast: what else runs on the machine makes a stage slower, all of it, for seconds

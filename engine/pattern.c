@@ -23,6 +23,7 @@ static struct times times_of(const struct timing *timing, const struct shape *sh
     return times;
 }
 
+/* Without a result: that of the last chunk alone. */
 static struct shape with_prompt(struct shape shape, const struct load *load, double tokens)
 {
     shape.rows += 1;
@@ -34,7 +35,8 @@ static struct shape with_prompt(struct shape shape, const struct load *load, dou
 
 static struct shape decode_share(const struct load *load, uint32_t slots)
 {
-    return (struct shape){.rows = load->rows / slots, .tokens = load->rows / slots, .context = load->context / slots};
+    double rows = load->rows / slots;
+    return (struct shape){.rows = rows, .tokens = rows, .context = load->context / slots, .results = rows};
 }
 
 /* The longest that one server is busy with so many of the one and so many of the other. */

@@ -71,7 +71,7 @@ struct even {
     uint64_t begun_tokens;
     uint32_t decode_slots, prompt_slots, alone_slots; /* in flight; alone: with prompt and nothing else */
     uint32_t stalled;                                 /* rows that found no block */
-    double row_us[TIMING_STAGES_MAX];                 /* of a row in each stage, without its context */
+    double row_us[TIMING_STAGES_MAX];                 /* of a row in each stage, and its result, without its context */
     struct choice choice;
 };
 
@@ -154,7 +154,8 @@ static void look_at_timing(const struct sched *sched, struct even *even)
 {
     even->timing = policy_timing(sched)->stage_count > 0 ? policy_timing(sched) : &even->plain;
     for (uint64_t i = 0; i < even->timing->stage_count; i++)
-        even->row_us[i] = even->timing->stages[i].row_us + even->timing->stages[i].token_us / 8;
+        even->row_us[i] =
+            even->timing->stages[i].row_us + even->timing->stages[i].result_us + even->timing->stages[i].token_us / 8;
 }
 
 /* Decoding rows that are ready, by the age of their last row, oldest first: those of one age in order of admission.

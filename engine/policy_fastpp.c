@@ -71,7 +71,8 @@ static double predicted_us(const struct sched *sched, double decoding, double co
     struct shape shape = {.rows = decoding + (prompt > 0),
                           .tokens = decoding + prompt,
                           .context = context + prompt,
-                          .pairs = prompt * prompt / 2};
+                          .pairs = prompt * prompt / 2,
+                          .results = decoding};
     return timing_bottleneck_us(policy_timing(sched), &shape);
 }
 

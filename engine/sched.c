@@ -537,7 +537,7 @@ static void fill_row(struct sched *sched, struct row_shm *row, uint32_t sequence
     record->token_count += tokens;
     record->block_count += block_count;
     record->result_count += result_count;
-    shape_add(&sched->shape, seq->computed, tokens);
+    shape_add(&sched->shape, seq->computed, tokens, result_count);
 }
 
 void sched_publish_blocks(struct sched *sched, uint32_t sequence)
@@ -655,7 +655,7 @@ static void undo_row(struct sched *sched, uint32_t sequence)
         check(sched->kv.blocks[block].references == 1); /* nobody was admitted upon it in this step */
         kv_unpublish(&sched->kv, block);
     }
-    shape_remove(&sched->shape, gone.first_pos, gone.token_count);
+    shape_remove(&sched->shape, gone.first_pos, gone.token_count, gone.result_count);
     record->row_count--;
     record->token_count -= gone.token_count;
     record->block_count -= gone.block_count;

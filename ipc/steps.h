@@ -27,10 +27,10 @@ static inline uint32_t step_drafts(const struct row_shm *row)
 {
     return row->flags & ROW_SAMPLE && !(row->flags & ROW_SCORE) ? row->result_count - 1 : 0;
 }
-/* Adds a row to a step's shape. A draft has logits of its own, as a row has. */
+/* Adds a row to a step's shape. A draft counts as one: in a described pipeline a row's time is that of its logits, too. */
 static inline void step_shape_add(struct shape *shape, const struct row_shm *row)
 {
-    shape_add(shape, row->first_pos, row->token_count);
+    shape_add(shape, row->first_pos, row->token_count, row->result_count);
     shape->rows += step_drafts(row);
 }
 

@@ -16,7 +16,8 @@ double timing_stage_us(const struct timing_stage *stage, const struct shape *sha
     double products = stage->token_us * shape->tokens;
     return stage->base_us + stage->row_us * shape->rows +
            (products > stage->weights_us ? products : stage->weights_us) + stage->context_us * shape->context +
-           stage->pair_us * shape->pairs + tail_us(stage, shape->tokens);
+           stage->pair_us * shape->pairs + (shape->results > 0 ? stage->head_us : 0) +
+           stage->result_us * shape->results + tail_us(stage, shape->tokens);
 }
 
 double timing_link_us(const struct timing_link *link, const struct shape *shape)
@@ -67,6 +68,8 @@ int timing_validate(const struct timing *timing, struct err *err)
             check_time("stages", i, "token_us", s->token_us, err) ||
             check_time("stages", i, "context_us", s->context_us, err) ||
             check_time("stages", i, "pair_us", s->pair_us, err) ||
+            check_time("stages", i, "head_us", s->head_us, err) ||
+            check_time("stages", i, "result_us", s->result_us, err) ||
             check_time("stages", i, "tail_us", s->tail_us[0] + s->tail_us[1] + s->tail_us[2], err) ||
             (!is_last && (check_time("links", i, "latency_us", l->latency_us, err) ||
                           check_time("links", i, "token_us", l->token_us, err))))

@@ -11,8 +11,10 @@
  *   link  = latency + token * tokens
  *
  * The max is the roofline: below weights / token tokens a microbatch only waits for the weights to be read. A described
- * pipeline ends there. A measured one adds the tail: kernels take TIMING_TILE tokens together, and one, two or three at the
- * end take longer than their share.
+ * pipeline ends there. A measured one adds two things:
+ *
+ *   head  once where some of its tokens have results, and result * results: most chunks of a prompt have none
+ *   tail  kernels take TIMING_TILE tokens together, and one, two or three at the end take longer than their share
  */
 #ifndef EVENFLOW_TIMING_H
 #define EVENFLOW_TIMING_H
@@ -27,6 +29,7 @@
 
 struct timing_stage {
     double base_us, row_us, weights_us, token_us, context_us, pair_us;
+    double head_us, result_us;       /* of the last stage */
     double tail_us[TIMING_TILE - 1]; /* by tokens at the end, 1.. */
 };
 
@@ -47,6 +50,7 @@ struct shape {
     double rows, tokens; /* whole numbers, but where a policy thinks in shares */
     double context;      /* sum over rows of past + chunk */
     double pairs;        /* sum over chunks of more than one token of chunk * (past + chunk / 2) */
+    double results;      /* tokens whose logits are computed */
 };
 
 static inline double shape_pairs(uint32_t past, uint32_t tokens)
@@ -54,21 +58,23 @@ static inline double shape_pairs(uint32_t past, uint32_t tokens)
     return tokens > 1 ? (double)tokens * ((double)past + 0.5 * (double)tokens) : 0;
 }
 
-/* Adds a row, or takes one away again, that computes `tokens` tokens behind `past` others. */
-static inline void shape_add(struct shape *shape, uint32_t past, uint32_t tokens)
+/* Adds a row, or takes one away again, that computes `tokens` tokens behind `past` others, with results for the last ones. */
+static inline void shape_add(struct shape *shape, uint32_t past, uint32_t tokens, uint32_t results)
 {
     shape->rows++;
     shape->tokens += tokens;
     shape->context += (double)past + (double)tokens;
     shape->pairs += shape_pairs(past, tokens);
+    shape->results += results;
 }
 
-static inline void shape_remove(struct shape *shape, uint32_t past, uint32_t tokens)
+static inline void shape_remove(struct shape *shape, uint32_t past, uint32_t tokens, uint32_t results)
 {
     shape->rows--;
     shape->tokens -= tokens;
     shape->context -= (double)past + (double)tokens;
     shape->pairs -= shape_pairs(past, tokens);
+    shape->results -= results;
 }
 
 /* Where tokens are a share, not a whole number, the tail is the mean one. */
@@ -85,13 +91,13 @@ double timing_traversal_us(const struct timing *timing, const struct shape *shap
 int timing_validate(const struct timing *timing, struct err *err);
 
 /* What sched has learned of a stage (engine/fit.h), kept for its successor. */
-#define FIT_TERMS 8u
+#define FIT_TERMS 10u
 struct stage_fit_shm {
     double weight[FIT_TERMS];                /* W: sched   R: its successor */
     double covariance[FIT_TERMS][FIT_TERMS]; /* likewise */
     double speed;                            /* likewise; 0: nothing learned yet */
-    double pad[7];
+    double pad;
 };
-static_assert(sizeof(struct stage_fit_shm) == 640, "shared");
+static_assert(sizeof(struct stage_fit_shm) == 896, "shared");
 
 #endif

@@ -247,8 +247,8 @@ struct timing_stage cost_layer(const double us[COST_STEPS])
 
 struct timing_stage cost_head(double alone_us, double rows_us)
 {
-    struct timing_stage t = {.row_us = positive(rows_us - alone_us) / (COST_ROWS - 1)};
-    t.base_us = positive(alone_us - t.row_us);
+    struct timing_stage t = {.result_us = positive(rows_us - alone_us) / (COST_ROWS - 1)};
+    t.head_us = positive(alone_us - t.result_us);
     return t;
 }
 
@@ -290,6 +290,8 @@ static void add(struct timing_stage *sum, const struct timing_stage *part, doubl
     sum->token_us += times * part->token_us;
     sum->context_us += times * part->context_us;
     sum->pair_us += times * part->pair_us;
+    sum->head_us += times * part->head_us;
+    sum->result_us += times * part->result_us;
 }
 
 struct timing_stage cost_stage(const struct cost *cost, uint32_t layers, bool is_first, bool is_last)
@@ -304,7 +306,8 @@ struct timing_stage cost_stage(const struct cost *cost, uint32_t layers, bool is
 
 double cost_usual_us(const struct timing_stage *stage)
 {
-    const struct shape usual = {.rows = COST_ROWS, .tokens = COST_ROWS, .context = COST_ROWS * (COST_SHORT_PAST + 1)};
+    const struct shape usual = {
+        .rows = COST_ROWS, .tokens = COST_ROWS, .context = COST_ROWS * (COST_SHORT_PAST + 1), .results = COST_ROWS};
     return timing_stage_us(stage, &usual);
 }
 

@@ -27,29 +27,39 @@ static uint32_t between(uint32_t low, uint32_t high)
     return low + (uint32_t)(random_share() * (high - low + 1));
 }
 
-/* Decoding rows of some context, now and then a chunk of a prompt beside them. */
+/* Decoding rows of some context, now and then a chunk of a prompt beside them, or nothing but one. */
 static struct shape some_step(uint32_t rows_max)
 {
     struct shape shape = {0};
+    if (between(0, 3) == 0) {
+        shape_add(&shape, between(0, 500), between(2, 64), 0);
+        return shape;
+    }
     for (uint32_t row = between(1, rows_max); row > 0; row--)
-        shape_add(&shape, between(50, 900), 1);
+        shape_add(&shape, between(50, 900), 1, 1);
     if (between(0, 7) == 0)
-        shape_add(&shape, between(0, 500), between(16, 256));
+        shape_add(&shape, between(0, 500), between(16, 256), between(0, 1));
     return shape;
 }
 
 /* Runs steps; the mean relative error of predictions made before each was learned. */
-static double run(struct stage_fit_shm *fit, uint32_t steps, double slowness, double noise)
+static double run_stage(struct stage_fit_shm *fit, const struct timing_stage *real,
+                        const struct timing_stage *table_at_start, uint32_t steps, double slowness, double noise)
 {
     double sum = 0;
     for (uint32_t i = 0; i < steps; i++) {
         struct shape shape = some_step(32);
-        const struct timing_stage table = fit_timing(fit, &start);
-        double measured = slowness * timing_stage_us(&truth, &shape) * (1 + noise * (random_share() - 0.5));
+        const struct timing_stage table = fit_timing(fit, table_at_start);
+        double measured = slowness * timing_stage_us(real, &shape) * (1 + noise * (random_share() - 0.5));
         sum += fabs(timing_stage_us(&table, &shape) - measured) / measured;
-        fit_observe(fit, &start, &shape, measured);
+        fit_observe(fit, table_at_start, &shape, measured);
     }
     return sum / steps;
+}
+
+static double run(struct stage_fit_shm *fit, uint32_t steps, double slowness, double noise)
+{
+    return run_stage(fit, &truth, &start, steps, slowness, noise);
 }
 
 Test(fit, nothing_learned_is_the_table)
@@ -67,6 +77,47 @@ Test(fit, a_table_that_is_half_wrong_is_right_within_a_few_hundred_steps)
     cr_expect_gt(run(&fit, 20, 1, 0), 0.05);
     run(&fit, 400, 1, 0);
     cr_expect_lt(run(&fit, 200, 1, 0), 0.02);
+}
+
+/* As of a small model's last stage, where logits cost as much as several layers. */
+static struct timing_stage with_head(struct timing_stage stage, double wrong_by)
+{
+    stage.head_us = wrong_by * 2000;
+    stage.result_us = wrong_by * 700;
+    return stage;
+}
+
+Test(fit, a_step_without_results_costs_no_head)
+{
+    const struct timing_stage last = with_head(truth, 1);
+    struct shape chunk = {0}, end = {0};
+    shape_add(&chunk, 200, 16, 0);
+    shape_add(&end, 200, 16, 1);
+    cr_expect_eq(timing_stage_us(&last, &chunk), timing_stage_us(&truth, &chunk));
+    cr_expect_float_eq(timing_stage_us(&last, &end) - timing_stage_us(&last, &chunk), 2700, 1e-6);
+    shape_remove(&end, 200, 16, 1);
+    cr_expect_eq(end.results, 0);
+}
+
+Test(fit, a_head_that_is_half_wrong_is_told_apart_from_rows_and_tokens)
+{
+    const struct timing_stage real = with_head(truth, 1), table = with_head(start, 0.5);
+    struct stage_fit_shm fit;
+    fit_init(&fit);
+    run_stage(&fit, &real, &table, 600, 1, 0);
+    cr_expect_lt(run_stage(&fit, &real, &table, 200, 1, 0), 0.02);
+    const struct timing_stage learned = fit_timing(&fit, &table);
+    cr_expect_float_eq(learned.head_us, 2000, 300);
+    cr_expect_float_eq(learned.result_us + learned.row_us, 820, 120);
+}
+
+Test(fit, a_stage_without_a_head_learns_none)
+{
+    struct stage_fit_shm fit;
+    fit_init(&fit);
+    run(&fit, 600, 1.5, 0.1);
+    const struct timing_stage learned = fit_timing(&fit, &start);
+    cr_expect_eq(learned.head_us + learned.result_us, 0);
 }
 
 Test(fit, noise_of_a_tenth_leaves_an_error_below_four_percent)
@@ -94,7 +145,7 @@ Test(fit, thousands_of_equal_steps_do_not_spoil_the_rest)
     fit_init(&fit);
     run(&fit, 500, 1, 0.05);
     struct shape one = {0};
-    shape_add(&one, 100, 1);
+    shape_add(&one, 100, 1, 1);
     for (uint32_t i = 0; i < 50000; i++)
         fit_observe(&fit, &start, &one, timing_stage_us(&truth, &one) * (1 + 0.05 * (random_share() - 0.5)));
     cr_expect_lt(run(&fit, 20, 1, 0.05), 0.12);

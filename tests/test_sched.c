@@ -1547,7 +1547,7 @@ Test(sched, learns_from_measured_times_and_a_successor_knows_what_was_learned)
     static struct world w;
     struct plan plan = plan_with_times();
     struct shape shape = {0};
-    shape_add(&shape, 20, 1);
+    shape_add(&shape, 20, 1, 1);
     open_world(&w, &plan);
     run_slowly(&w, 0, false);
     double predicted = timing_stage_us(&policy_timing(&w.sched)->stages[1], &shape);

@@ -89,8 +89,11 @@ static void list_everything(const struct gguf *gguf)
 static void print_costs(const struct timing_stage *t, uint32_t stage)
 {
     printf("stage %u, microseconds: base %.0f + %.1f a row + the longer of %.0f and %.1f a token "
-           "+ %.4f a position of context + %.5f a pair of a prompt's\n",
+           "+ %.4f a position of context + %.5f a pair of a prompt's",
            stage, t->base_us, t->row_us, t->weights_us, t->token_us, t->context_us, t->pair_us);
+    if (t->head_us + t->result_us > 0)
+        printf(" + %.0f where there are results + %.1f a result", t->head_us, t->result_us);
+    printf("\n");
 }
 
 /* A step of 16 sequences on each device. */

@@ -144,6 +144,7 @@ static void add_request(struct bound_load *load, const struct sim_request *reque
     load->decode_rows += output - 1;
     load->tokens += prompt + output - 1;
     load->rows += output;
+    load->results += output;
     load->context += prompt + (output - 1) * (prompt + 0.5 * output); /* sum of prompt + 1 .. prompt + output - 1 */
     load->pairs += prompt * prompt / 2;
     load->longest = fmax(load->longest, output - 1);
@@ -159,8 +160,8 @@ static double chain_us(const struct bound_load *load, const struct sim_request *
 {
     const struct timing *t = load->timing;
     double prompt = request->prompt_tokens, output = scenario_output_tokens(request);
-    const struct shape nothing = {0};
-    double sum = output * (timing_traversal_us(t, &nothing) - t->plan_us);
+    const struct shape only_result = {.results = 1};
+    double sum = output * (timing_traversal_us(t, &only_result) - t->plan_us);
     for (uint64_t i = 0; i < t->stage_count; i++)
         sum += (output - 1) * t->stages[i].row_us + t->stages[i].context_us * (output - 1) * (prompt + 0.5 * output) +
                (i + 1 < t->stage_count ? t->links[i].token_us * (output - 1) : 0);
