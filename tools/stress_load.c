@@ -324,7 +324,7 @@ static void begin(struct talker *t)
     t->is_trickling = is_mixed && dice(t, 6) == 0;
     t->half_closes = is_mixed && dice(t, 6) == 0;
     t->is_half_closed = false;
-    t->requests_left = 1 + dice(t, TALK_MAX);
+    t->requests_left = is_mixed ? 1 + dice(t, TALK_MAX) : 1;
     next_request(t);
 }
 
