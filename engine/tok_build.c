@@ -164,6 +164,44 @@ static int fill_pieces(struct tok_blob *blob, const struct tok_source *source, s
     return 0;
 }
 
+/* By bytes, a shorter one before those that go on from it, equal ones by id. */
+static int compare_texts(struct tok_text x, struct tok_text y, uint32_t left, uint32_t right)
+{
+    int order = memcmp(x.data, y.data, min_u64(x.size, y.size));
+    if (order == 0)
+        order = (x.size > y.size) - (x.size < y.size);
+    return order != 0 ? order : (left > right) - (left < right);
+}
+
+static struct tok_text piece_text(const struct pieces_shm *pieces, uint32_t id)
+{
+    uint32_t size;
+    const uint8_t *bytes = piece_bytes(pieces, id, &size);
+    return (struct tok_text){(const char *)bytes, size};
+}
+
+static int compare_pieces(const void *a, const void *b, void *pieces)
+{
+    uint32_t left = *(const uint32_t *)a, right = *(const uint32_t *)b;
+    return compare_texts(piece_text(pieces, left), piece_text(pieces, right), left, right);
+}
+
+static void fill_order(struct pieces_shm *pieces)
+{
+    uint32_t *order = (uint32_t *)(uintptr_t)pieces_order(pieces), count = 0;
+    uint16_t *shared = (uint16_t *)(uintptr_t)pieces_shared(pieces);
+    for (uint32_t id = 0; id < pieces->count; id++)
+        if (piece_is_text(pieces, id))
+            order[count++] = id;
+    qsort_r(order, count, sizeof(*order), compare_pieces, pieces);
+    for (uint32_t i = 1; i < count; i++) {
+        struct tok_text before = piece_text(pieces, order[i - 1]), text = piece_text(pieces, order[i]);
+        while (shared[i] < before.size && shared[i] < text.size && text.data[shared[i]] == before.data[shared[i]])
+            shared[i]++;
+    }
+    pieces->order_count = count;
+}
+
 /* Only what text may become is found there: never a control token, never the name of a byte. A user-defined token of SPM
  * with a space in it is found before the spaces are looked at. */
 static bool is_text(const struct tok_source *source, uint32_t id)
@@ -240,15 +278,11 @@ static int fill_merges(struct tok_blob *blob, const struct tok_source *source, c
     return 0;
 }
 
-/* By bytes, a shorter one before those that go on from it, equal ones by id. */
 static int compare_specials(const void *a, const void *b, void *tokens)
 {
     uint32_t left = *(const uint32_t *)a, right = *(const uint32_t *)b;
-    const struct tok_text *x = (const struct tok_text *)tokens + left, *y = (const struct tok_text *)tokens + right;
-    int order = memcmp(x->data, y->data, min_u64(x->size, y->size));
-    if (order == 0)
-        order = (x->size > y->size) - (x->size < y->size);
-    return order != 0 ? order : (left > right) - (left < right);
+    return compare_texts(((const struct tok_text *)tokens)[left], ((const struct tok_text *)tokens)[right], left,
+                         right);
 }
 
 static void fill_specials(struct tok_blob *blob, const struct tok_source *source)
@@ -350,6 +384,8 @@ int tok_build(const struct tok_source *source, void **out, size_t *out_bytes, st
     head.pieces.starts = take(&end, (source->token_count + 1) * sizeof(uint32_t));
     head.pieces.text = take(&end, piece_bytes);
     head.pieces.types = take(&end, source->token_count);
+    head.pieces.order = take(&end, source->token_count * sizeof(uint32_t));
+    head.pieces.shared = take(&end, source->token_count * sizeof(uint16_t));
     head.merges = take(&end, head.merge_slots * sizeof(struct merge));
     head.texts = take(&end, head.text_slots * sizeof(struct tok_text_slot));
     head.ranks = take(&end, source->kind == TOK_SPM ? source->token_count * sizeof(uint32_t) : 0);
@@ -366,8 +402,10 @@ int tok_build(const struct tok_source *source, void **out, size_t *out_bytes, st
                source->chat_template.size);
     ret = fill_pieces(blob, source, err);
     ret = ret ? ret : fill_merges(blob, source, &table, err);
-    if (ret == 0)
+    if (ret == 0) {
+        fill_order(&blob->pieces);
         fill_texts(blob, source);
+    }
     if (source->kind == TOK_SPM)
         fill_ranks(blob, source);
     fill_specials(blob, source);

@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define PIECES_MAGIC   0x3530424b4f544645ull /* "EFTOKB05" */
+#define PIECES_MAGIC   0x3630424b4f544645ull /* "EFTOKB06" */
 #define PIECE_SIZE_MAX 256u                  /* bytes of one token */
 
 /* GGUF's token types. */
@@ -28,12 +28,14 @@ struct pieces_shm { /* W: launcher, before it is sealed   R: front, last stage *
     uint64_t magic;
     uint64_t bytes; /* of all tables */
     uint32_t count; /* tokens */
-    uint32_t pad;
+    uint32_t order_count;
     uint64_t starts; /* uint32_t (count + 1), into text */
     uint64_t text;   /* raw bytes of all tokens */
     uint64_t types;  /* uint8_t (count), enum piece_type */
+    uint64_t order;  /* uint32_t (order_count): tokens with text, in the order of their bytes; equal ones by id */
+    uint64_t shared; /* uint16_t (order_count): bytes that one begins with as the one before it does */
 };
-static_assert(sizeof(struct pieces_shm) == 48, "shared");
+static_assert(sizeof(struct pieces_shm) == 64, "shared");
 
 /* The tables lie within so many bytes, and no token leads out of them. */
 bool pieces_are_sound(const struct pieces_shm *pieces, size_t bytes);
@@ -54,6 +56,24 @@ static inline enum piece_type piece_type(const struct pieces_shm *pieces, uint32
 static inline bool piece_is_control(const struct pieces_shm *pieces, uint32_t id)
 {
     return piece_type(pieces, id) == PIECE_CONTROL || piece_type(pieces, id) == PIECE_UNKNOWN;
+}
+
+static inline const uint32_t *pieces_order(const struct pieces_shm *pieces)
+{
+    return (const void *)((const uint8_t *)pieces + pieces->order);
+}
+
+static inline const uint16_t *pieces_shared(const struct pieces_shm *pieces)
+{
+    return (const void *)((const uint8_t *)pieces + pieces->shared);
+}
+
+/* An answer that goes on may have it as text. */
+static inline bool piece_is_text(const struct pieces_shm *pieces, uint32_t id)
+{
+    uint32_t size;
+    piece_bytes(pieces, id, &size);
+    return size > 0 && !piece_is_control(pieces, id) && piece_type(pieces, id) != PIECE_UNUSED;
 }
 
 #endif

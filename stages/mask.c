@@ -26,20 +26,6 @@ struct mask_kept {
 
 /* ---- start ---- */
 
-struct named_piece {
-    const uint8_t *bytes;
-    uint32_t size, id;
-};
-
-static int compare_pieces(const void *a, const void *b)
-{
-    const struct named_piece *x = a, *y = b;
-    int order = memcmp(x->bytes, y->bytes, min_u64(x->size, y->size));
-    if (order == 0)
-        order = (x->size > y->size) - (x->size < y->size);
-    return order != 0 ? order : (x->id > y->id) - (x->id < y->id);
-}
-
 static bool is_end_token(const struct masker *masker, uint32_t token)
 {
     for (uint32_t i = 0; i < masker->end_token_count; i++)
@@ -51,33 +37,7 @@ static bool is_end_token(const struct masker *masker, uint32_t token)
 /* An answer that goes on has it as text. */
 static bool is_text(const struct masker *masker, uint32_t token)
 {
-    uint32_t size;
-    piece_bytes(masker->pieces, token, &size);
-    return size > 0 && !piece_is_control(masker->pieces, token) && piece_type(masker->pieces, token) != PIECE_UNUSED &&
-           !is_end_token(masker, token);
-}
-
-static void sort_pieces(struct masker *masker)
-{
-    struct named_piece *sorted = base_alloc(masker->vocab_size * sizeof(*sorted));
-    uint32_t count = 0;
-    for (uint32_t id = 0; id < masker->vocab_size && id < masker->pieces->count; id++)
-        if (is_text(masker, id)) {
-            sorted[count].id = id;
-            sorted[count].bytes = piece_bytes(masker->pieces, id, &sorted[count].size);
-            count++;
-        }
-    qsort(sorted, count, sizeof(*sorted), compare_pieces);
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t shared = 0;
-        while (i > 0 && shared < sorted[i].size && shared < sorted[i - 1].size &&
-               sorted[i].bytes[shared] == sorted[i - 1].bytes[shared])
-            shared++;
-        masker->order[i] = sorted[i].id;
-        masker->shared[i] = (uint16_t)shared;
-    }
-    masker->order_count = count;
-    free(sorted);
+    return piece_is_text(masker->pieces, token) && !is_end_token(masker, token);
 }
 
 void mask_init(struct masker *masker, const struct pieces_shm *pieces, const struct plan *plan)
@@ -90,8 +50,6 @@ void mask_init(struct masker *masker, const struct pieces_shm *pieces, const str
                               .words = (uint32_t)div_up_u64(vocab_size, 64)};
     if (pieces == NULL)
         return;
-    masker->order = base_alloc(vocab_size * sizeof(*masker->order));
-    masker->shared = base_alloc(vocab_size * sizeof(*masker->shared));
     masker->places = base_alloc(plan->sequences_max * sizeof(*masker->places));
     masker->incoming = base_reserve(64, GRAMMAR_WORDS_MAX * sizeof(*masker->incoming));
     masker->grammars = base_alloc(GRAMMARS_KEPT * sizeof(*masker->grammars));
@@ -102,7 +60,6 @@ void mask_init(struct masker *masker, const struct pieces_shm *pieces, const str
     masker->kept_max = (uint32_t)max_u64(MASK_BYTES_KEPT / (masker->words * sizeof(uint64_t)), MASKS_KEPT_MIN);
     masker->kept = base_alloc(masker->kept_max * sizeof(*masker->kept));
     masker->bits = base_reserve(64, (size_t)masker->kept_max * masker->words * sizeof(*masker->bits));
-    sort_pieces(masker);
 }
 
 void mask_free(struct masker *masker)
@@ -111,8 +68,6 @@ void mask_free(struct masker *masker)
         free(masker->grammars[i].table);
         free(masker->grammars[i].mask_of);
     }
-    free(masker->order);
-    free(masker->shared);
     free(masker->places);
     free(masker->incoming);
     free(masker->grammars);
@@ -188,18 +143,26 @@ void mask_take(struct masker *masker, struct mask_place *place, uint32_t token)
 
 /* ---- masks ---- */
 
+static void set_bit(uint64_t *bits, uint32_t token, bool is_set)
+{
+    const uint64_t bit = 1ull << (token % 64);
+    bits[token / 64] = is_set ? bits[token / 64] | bit : bits[token / 64] & ~bit;
+}
+
 static void compute(struct masker *masker, const struct automaton *automaton, uint32_t state, uint64_t *bits)
 {
+    const uint32_t *order = pieces_order(masker->pieces);
+    const uint16_t *shared = pieces_shared(masker->pieces);
     /* behind each byte of the last token that was led through, as far as it came: `alive` bytes */
     uint16_t states[PIECE_SIZE_MAX + 1];
     uint32_t alive = 0;
     memset(bits, 0, masker->words * sizeof(*bits));
     states[0] = (uint16_t)state;
-    for (uint32_t i = 0; i < masker->order_count; i++) {
-        uint32_t at = masker->shared[i], size;
+    for (uint32_t i = 0; i < masker->pieces->order_count; i++) {
+        uint32_t at = shared[i], size;
         if (at > alive) /* it has the byte that the other could not have */
             continue;
-        const uint8_t *bytes = piece_bytes(masker->pieces, masker->order[i], &size);
+        const uint8_t *bytes = piece_bytes(masker->pieces, order[i], &size);
         uint32_t next = states[at];
         for (; at < size; at++) {
             next = automaton_step(automaton, next, bytes[at]);
@@ -208,11 +171,11 @@ static void compute(struct masker *masker, const struct automaton *automaton, ui
             states[at + 1] = (uint16_t)next;
         }
         alive = at;
-        if (at == size)
-            bits[masker->order[i] / 64] |= 1ull << (masker->order[i] % 64);
+        if (at == size && order[i] < masker->vocab_size)
+            set_bit(bits, order[i], true);
     }
-    for (uint32_t i = 0; i < masker->end_token_count && automaton_accepts(automaton, state); i++)
-        bits[masker->end_tokens[i] / 64] |= 1ull << (masker->end_tokens[i] % 64);
+    for (uint32_t i = 0; i < masker->end_token_count; i++) /* whatever bytes they have */
+        set_bit(bits, masker->end_tokens[i], automaton_accepts(automaton, state));
     masker->computed++;
 }
 

@@ -42,9 +42,6 @@ struct masker {
     uint32_t vocab_size;
     const uint32_t *end_tokens;
     uint32_t end_token_count;
-    uint32_t *order;  /* (order_count): tokens that an answer's text may have, in the order of their bytes */
-    uint16_t *shared; /* (order_count): bytes that one begins with as the one before it does */
-    uint32_t order_count;
     uint32_t words;            /* of one mask */
     struct mask_place *places; /* (sequences_max) */
     struct mask_grammar *grammars;

@@ -322,7 +322,47 @@ Test(tok, damaged_tables_are_refused)
     for (size_t size = 0; size < blob_bytes; size += blob_bytes / 97 + 1)
         cr_assert_lt(tok_attach(&other, blob, size, 64, &err), 0, "%zu of %zu bytes", size, blob_bytes);
     cr_assert(strstr(err.text, "mixed builds"));
+    struct pieces_shm *pieces = (void *)copy;
+    for (uint32_t what = 0; what < 4; what++) { /* the order of the tokens leads out of them */
+        memcpy(copy, blob, blob_bytes);
+        cr_assert(pieces_are_sound(pieces, blob_bytes));
+        uint32_t *order = (uint32_t *)(void *)(copy + pieces->order), size;
+        uint16_t *shared = (uint16_t *)(void *)(copy + pieces->shared);
+        piece_bytes(pieces, order[7], &size);
+        if (what == 0)
+            order[7] = pieces->count;
+        else if (what == 1)
+            shared[7] = (uint16_t)(size + 1);
+        else if (what == 2)
+            shared[0] = 1;
+        else
+            pieces->order_count = pieces->count + 1;
+        cr_expect_not(pieces_are_sound(pieces, blob_bytes), "%u", what);
+    }
     free(copy);
+}
+
+/* So that no process has to sort them when it starts. */
+Test(tok, the_tables_hold_all_tokens_with_text_in_the_order_of_their_bytes)
+{
+    const struct pieces_shm *pieces = blob;
+    uint32_t text_count = 0;
+    for (uint32_t id = 0; id < pieces->count; id++)
+        text_count += piece_is_text(pieces, id);
+    cr_assert_gt(text_count, 40000);
+    cr_assert_eq(pieces->order_count, text_count);
+    for (uint32_t i = 0; i < text_count; i++) {
+        uint32_t id = pieces_order(pieces)[i], size, before_size = 0, shared = 0;
+        const uint8_t *bytes = piece_bytes(pieces, id, &size);
+        const uint8_t *before = i > 0 ? piece_bytes(pieces, pieces_order(pieces)[i - 1], &before_size) : NULL;
+        cr_assert(piece_is_text(pieces, id));
+        while (shared < size && shared < before_size && bytes[shared] == before[shared])
+            shared++;
+        cr_assert_eq(pieces_shared(pieces)[i], shared);
+        bool is_behind = i == 0 || (shared < size && (shared == before_size || bytes[shared] > before[shared])) ||
+                         (size == before_size && shared == size && id > pieces_order(pieces)[i - 1]);
+        cr_assert(is_behind, "token %u", id);
+    }
 }
 
 static uint64_t random_state = 1;
