@@ -316,7 +316,7 @@ tidy: ## Check layers, format and facts; static analysis
 sanitize: ## Every test under address and undefined-behaviour sanitizers, the rings under the thread sanitizer
 	$(Q)tools/setup.sh $(PACKAGES_BUILD) $(PACKAGES_TEST)
 	$(Q)$(MAKE) model venv
-	$(Q)$(MAKE) -j2 BUILD=build/asan SANITIZE=address,undefined all tests
+	$(Q)$(MAKE) -j2 BUILD=build/asan SANITIZE=address,undefined FAST_CFLAGS="-O1 -fno-var-tracking" all tests
 	$(Q)tests/run.sh build/asan
 	$(Q)$(MAKE) BUILD=build/tsan SANITIZE=thread EXTRA_CFLAGS=-Wno-tsan build/tsan/bin/threads
 	$(Q)build/tsan/bin/threads
@@ -420,4 +420,4 @@ clean: ## Remove everything that was built (not the model)
 	rm -rf build
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

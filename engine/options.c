@@ -271,18 +271,24 @@ static int format_names(const struct option_spec *spec, char *text, size_t size)
                     is_flag ? "" : spec->value_name);
 }
 
+/* What it does, its other name, its default (a flag's is that it is not given). */
+static void print_meaning(const struct option_spec *spec, FILE *out)
+{
+    fputs(spec->help, out);
+    if (spec->alias != NULL)
+        fprintf(out, " (also --%s)", spec->alias);
+    if (spec->standard != NULL && spec->kind != OPTION_FLAG && spec->standard[0] != '\0')
+        fprintf(out, " [%s]", spec->standard);
+    fputc('\n', out);
+}
+
 static void print_own_help(const struct option_table *table, FILE *out)
 {
     for (size_t i = 0; i < table->count; i++) {
-        const struct option_spec *spec = &table->specs[i];
         char names[192];
-        int used = format_names(spec, names, sizeof(names));
-        fprintf(out, "  %-34s%s%s", names, used >= 34 ? "\n                                    " : "", spec->help);
-        if (spec->alias != NULL)
-            fprintf(out, " (also --%s)", spec->alias);
-        if (spec->standard != NULL && spec->kind != OPTION_FLAG && spec->standard[0] != '\0')
-            fprintf(out, " [%s]", spec->standard);
-        fputc('\n', out);
+        int used = format_names(&table->specs[i], names, sizeof(names));
+        fprintf(out, "  %-34s%s", names, used >= 34 ? "\n                                    " : "");
+        print_meaning(&table->specs[i], out);
     }
 }
 
@@ -301,10 +307,8 @@ void options_print_man(const struct option_table *table, FILE *out)
     for (size_t i = 0; i < table->count; i++) {
         char names[192];
         format_names(&table->specs[i], names, sizeof(names));
-        fprintf(out, ".TP\n.B %s\n%s.", names, table->specs[i].help);
-        if (table->specs[i].standard != NULL && table->specs[i].standard[0] != '\0')
-            fprintf(out, " Default: %s.", table->specs[i].standard);
-        fputc('\n', out);
+        fprintf(out, ".TP\n.B %s\n", names);
+        print_meaning(&table->specs[i], out);
     }
     if (table->also != NULL)
         fprintf(out, ".PP\n%s, as above.\n", table->also->title);

@@ -16,8 +16,10 @@ static int run(const void *values, char **positional, int positional_count)
            ".SH SYNOPSIS\n.B evenflow\n.I COMMAND\n[OPTIONS] ...\n"
            ".SH DESCRIPTION\n"
            "evenflow cuts a model into stages, each a process of its own, and answers OpenAI's HTTP API on a Unix\n"
-           "socket. A value of an option of\n.B evenflow serve\ncomes from, later ones win: the default, the file\n"
-           "that \\-\\-config names, EVENFLOW_NAME in the environment, the command line.\n"
+           "socket. A value of an option of\n.B evenflow serve\ncomes from, later ones win: the default (in brackets), "
+           "the\n"
+           "file that \\-\\-config names, EVENFLOW_NAME in the environment, the command line. Every command has\n"
+           "\\-\\-help too.\n"
            ".SH COMMANDS\n");
     for (size_t i = 0; commands[i] != NULL; i++) {
         printf(".SS evenflow %s %s\n%s.\n", commands[i]->name, commands[i]->usage, commands[i]->help);

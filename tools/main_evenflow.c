@@ -24,7 +24,8 @@ static int run_command(const struct subcommand *command, int argc, char **argv)
     struct err err;
     int ret = options_parse(command->options, values, argc, argv, positional, &positional_count, &err);
     if (ret == 1) {
-        printf("usage: evenflow %s %s\n\n%s.\n\n", command->name, command->usage, command->help);
+        printf("usage: evenflow %s%s%s\n\n%s.\n\n", command->name, command->usage[0] != '\0' ? " " : "", command->usage,
+               command->help);
         options_print_help(command->options, stdout);
         return 0;
     }
