@@ -2,11 +2,13 @@
  *
  * A front in a process of its own, on both back ends, with a model's vocabulary; this process plays scheduler, keeper and
  * clients. What the front has used is the kernel's account of it (/proc/PID/schedstat), system calls included; the others'
- * time is not in it, so it may be measured beside a load. The last line is the floor: a process that makes the blocking system
- * calls without which it cannot be done, with as many bytes, and does nothing else. usage: bench-front MODEL.gguf */
+ * time is not in it, so it may be measured beside a load. "cold": between two tokens somebody reads more than every cache
+ * holds on the front's processor, as stages read their weights. The last line is the floor: a process that makes the blocking
+ * system calls without which it cannot be done, with as many bytes, and does nothing else. usage: bench-front MODEL.gguf */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,11 +31,14 @@
 #include "tests/plans.h"
 #include "tools/vocab.h"
 
-#define CLIENTS_MAX 64u
-#define TOKENS      2000u
-#define REQUESTS    5000u
-#define EVENT_BYTES 230 /* of a token's event, and of a small answer: what front sends */
-#define REPLY_BYTES 430
+#define CLIENTS_MAX  64u
+#define TOKENS       2000u
+#define COLD_STREAMS 16u /* of 32 in two steps that follow each other */
+#define COLD_TOKENS  300u
+#define WEIGHT_BYTES ((size_t)96 << 20)
+#define REQUESTS     5000u
+#define EVENT_BYTES  230 /* of a token's event, and of a small answer: what front sends */
+#define REPLY_BYTES  430
 
 static struct plan plan;
 static struct arena arena;
@@ -46,8 +51,11 @@ static char directory[] = "/tmp/evenflow-bench-XXXXXX";
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static pid_t front_pid;
 static bool is_bare; /* front is the floor */
+static enum io_choice choice;
+static void *vocab;
+static size_t vocab_bytes;
 
-static void set_up(enum io_choice choice, void *vocab, size_t vocab_bytes)
+static void set_up(void)
 {
     plan = plan_for_tests();
     plan.connections_max = CLIENTS_MAX + 8;
@@ -89,10 +97,12 @@ static void set_up(enum io_choice choice, void *vocab, size_t vocab_bytes)
     keep_table_open(&kept, plan.connections_max);
 }
 
-static void start_front(void)
+static void start_front(uint32_t clients)
 {
+    (void)clients;
     int pair[2];
     uint32_t next = 0;
+    set_up();
     check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0);
     keep_socket = pair[0];
     arena.keep = pair[1];
@@ -174,6 +184,7 @@ static void bare_requests(uint32_t clients)
 static void start_bare(void (*serve)(uint32_t clients), uint32_t clients)
 {
     int pair[2];
+    set_up();
     check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0);
     keep_socket = pair[0];
     arena.keep = pair[1];
@@ -187,6 +198,16 @@ static void start_bare(void (*serve)(uint32_t clients), uint32_t clients)
     close(pair[1]);
 }
 
+static void start_bare_stream(uint32_t clients)
+{
+    start_bare(bare_stream, clients);
+}
+
+static void start_bare_requests(uint32_t clients)
+{
+    start_bare(bare_requests, clients);
+}
+
 static void stop_front(void)
 {
     int status;
@@ -194,6 +215,10 @@ static void stop_front(void)
     waitpid(front_pid, &status, 0);
     check(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
     close(keep_socket);
+    close(arena.listener);
+    for (uint32_t role = ROLE_SUPERVISOR; role <= ROLE_SCHED; role++)
+        close(arena.bells[process_number(role, 0)]);
+    arena_in_memory_free(&arena);
 }
 
 static double front_us(void)
@@ -288,29 +313,54 @@ static void await(int fd, bool answers)
     }
 }
 
-static double streamed_token_us(uint32_t clients)
+static void read_weights(void)
 {
+    static volatile uint64_t sum;
+    static uint64_t *weights;
+    if (weights == NULL) {
+        weights = base_reserve(64, WEIGHT_BYTES);
+        memset(weights, 1, WEIGHT_BYTES);
+    }
+    for (size_t i = 0; i < WEIGHT_BYTES / sizeof(*weights); i += 64 / sizeof(*weights))
+        sum = sum + weights[i];
+}
+
+static int compare_doubles(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The median step's: others may have interrupted some of them. */
+static double streamed_token_us(uint32_t clients, uint32_t tokens, bool is_cold)
+{
+    static double steps_us[TOKENS];
     int fds[CLIENTS_MAX];
     for (uint32_t i = 0; i < clients; i++) {
         char body[128];
         fds[i] = connect_client();
-        snprintf(body, sizeof(body), "{\"prompt\":\"Hello there\",\"stream\":true,\"max_tokens\":%u}", TOKENS);
+        snprintf(body, sizeof(body), "{\"prompt\":\"Hello there\",\"stream\":true,\"max_tokens\":%u}", tokens);
         ask(fds[i], body);
         await(fds[i], false); /* the head */
     }
     double before = front_us();
-    for (uint32_t t = 0; t < TOKENS; t++) {
+    for (uint32_t t = 0; t < tokens; t++) {
+        if (is_cold)
+            read_weights();
         for (uint32_t slot = 0; slot < plan.requests_max; slot++)
             if (journal_request_state(arena_request(&arena, slot)) == REQUEST_ACCEPTED)
-                commit(slot, 100 + t % 1000, t + 1 == TOKENS);
+                commit(slot, 100 + t % 1000, t + 1 == tokens);
         bell_ring(&front_bell);
         for (uint32_t i = 0; i < clients; i++)
             await(fds[i], false);
+        double now = front_us();
+        steps_us[t] = now - before;
+        before = now;
     }
-    double used = front_us() - before;
     for (uint32_t i = 0; i < clients; i++)
         close(fds[i]);
-    return used / TOKENS / clients;
+    qsort(steps_us, tokens, sizeof(*steps_us), compare_doubles);
+    return steps_us[tokens / 2] / clients;
 }
 
 static double small_request_us(bool reconnects)
@@ -330,12 +380,43 @@ static double small_request_us(bool reconnects)
     return used / REQUESTS;
 }
 
+static void stay_on_one_processor(cpu_set_t all)
+{
+    for (int cpu = CPU_SETSIZE; cpu-- > 0 && CPU_COUNT(&all) > 1;)
+        CPU_CLR(cpu, &all);
+    check(sched_setaffinity(0, sizeof(all), &all) == 0);
+}
+
+/* One line of the table. Each figure has a front of its own, which start() begins. */
+static void print_figures(const char *name, void (*start_stream)(uint32_t clients),
+                          void (*start_requests)(uint32_t clients))
+{
+    static const uint32_t streams[] = {1, 16, 64};
+    cpu_set_t all;
+    printf("%-12s", name);
+    for (size_t i = 0; i < ARRAY_COUNT(streams); i++) {
+        start_stream(streams[i]);
+        printf("%10.2f", streamed_token_us(streams[i], TOKENS, false));
+        stop_front();
+    }
+    check(sched_getaffinity(0, sizeof(all), &all) == 0);
+    stay_on_one_processor(all);
+    start_stream(COLD_STREAMS);
+    printf("%10.2f", streamed_token_us(COLD_STREAMS, COLD_TOKENS, true));
+    stop_front();
+    check(sched_setaffinity(0, sizeof(all), &all) == 0);
+    for (int reconnects = 0; reconnects < 2; reconnects++) {
+        start_requests(1);
+        printf("%*.1f", reconnects ? 10 : 20, small_request_us(reconnects));
+        stop_front();
+    }
+    printf("\n");
+}
+
 int main(int argc, char **argv)
 {
     struct gguf *gguf;
     struct err err = {0};
-    void *vocab;
-    size_t vocab_bytes;
     log_open("bench-front", LOG_ERROR);
     setvbuf(stdout, NULL, _IONBF, 0); /* each figure as it comes */
     if (argc != 2 || gguf_open(&gguf, argv[1], &err) != 0 ||
@@ -344,36 +425,14 @@ int main(int argc, char **argv)
         return 2;
     }
     check(mkdtemp(directory) != NULL);
-    printf("microseconds of the front's processor time, system calls included\n"
-           "              a streamed token, 1, 16 and 64 streams      a small request, one connection, one each\n");
-    for (enum io_choice choice = IO_URING; choice <= IO_EPOLL; choice++) {
-        set_up(choice, vocab, vocab_bytes);
-        start_front();
-        printf("%-12s", choice == IO_URING ? "io_uring" : "epoll");
-        printf("%10.2f", streamed_token_us(1));
-        printf("%10.2f", streamed_token_us(16));
-        printf("%10.2f", streamed_token_us(64));
-        printf("%22.1f", small_request_us(false));
-        printf("%10.1f\n", small_request_us(true));
-        stop_front();
-        arena_in_memory_free(&arena);
-    }
+    printf(
+        "microseconds of the front's processor time, system calls included\n"
+        "              a streamed token: 1, 16 and 64 streams, 16 cold   a small request: one connection, one each\n");
+    for (choice = IO_URING; choice <= IO_EPOLL; choice++)
+        print_figures(choice == IO_URING ? "io_uring" : "epoll", start_front, start_front);
     is_bare = true;
-    set_up(IO_ANY, vocab, vocab_bytes);
-    printf("%-12s", "bare calls");
-    static const uint32_t streams[] = {1, 16, 64};
-    for (size_t i = 0; i < ARRAY_COUNT(streams); i++) {
-        start_bare(bare_stream, streams[i]);
-        printf("%10.2f", streamed_token_us(streams[i]));
-        stop_front();
-    }
-    for (int reconnects = 0; reconnects < 2; reconnects++) {
-        start_bare(bare_requests, 1);
-        printf("%*.1f", reconnects ? 10 : 22, small_request_us(reconnects));
-        stop_front();
-    }
-    printf("\n");
-    arena_in_memory_free(&arena);
+    choice = IO_ANY;
+    print_figures("bare calls", start_bare_stream, start_bare_requests);
     unlink(address.sun_path);
     rmdir(directory);
     return 0;
