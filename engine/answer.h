@@ -66,18 +66,18 @@ struct answer_scan {
 
 /* A choice of one of the prompts. Lies with its request's slot, not with the answer: there are fewer of them. */
 struct answer_choice {
+    bool has_ended;           /* streams: its last event is out */
     struct answer_scan scan;  /* streams: what has been rendered; others: what has been looked at */
     struct message message;   /* what of that text has been told apart */
     struct answer_scan ahead; /* streams with stop strings: what has been looked at, however slow the reader */
-    bool has_ended;           /* streams: its last event is out */
 };
 
+/* What every token looks at comes first. */
 struct answer {
     const struct arena *arena;
     const struct tok *tok;
     const struct answer_format *format;
     struct answer_choice *choices; /* (requests_max, CHOICES_MAX) */
-    uint32_t slots[PROMPTS_MAX];   /* of the requests, one a prompt */
     uint32_t prompt_count;
     uint32_t choice_count; /* of all prompts: choice c is the (c % n)th of prompt c / n */
 
@@ -90,11 +90,13 @@ struct answer {
     uint32_t list;
     uint32_t item;
     bool has_role; /* streamed chat: the first event of the choice in turn is out */
-    struct answer_scan text_scan;
-    struct message text_message;
 
+    uint32_t slots[PROMPTS_MAX]; /* of the requests, one a prompt */
     uint32_t prefix_size;
     char prefix[ANSWER_PREFIX_MAX];
+
+    struct answer_scan text_scan;
+    struct message text_message;
 };
 
 enum answer_result {

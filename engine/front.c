@@ -187,6 +187,8 @@ static uint32_t take_hints(struct front *f)
     struct msg_request msg;
     for (; ring_peek(&f->hints, &msg) == RING_OK; count++) {
         check(msg.slot < f->plan->requests_max);
+        if (count % EXPECTED_MAX == 0)
+            front_expect(f);
         look_at_request(f, msg.slot);
         ring_release(&f->hints);
     }
@@ -319,7 +321,7 @@ int front_prepare(struct front **front, const struct arena *arena, struct err *e
         return ret;
     /* answer_begin() writes those of its answer; few requests have many */
     f->choices = base_reserve(64, (size_t)plan->requests_max * CHOICES_MAX * sizeof(*f->choices));
-    f->connections = base_alloc(plan->connections_max * sizeof(*f->connections));
+    f->connections = base_alloc_aligned(64, plan->connections_max * sizeof(*f->connections));
     f->free_connections = base_alloc(plan->connections_max * sizeof(uint32_t));
     f->closing = base_alloc(plan->connections_max * sizeof(uint32_t));
     for (uint32_t i = 0; i < plan->connections_max; i++)

@@ -251,7 +251,8 @@ static void compact_out(struct front *f, uint32_t slot)
 static void render(struct front *f, uint32_t slot)
 {
     struct connection *c = &f->connections[slot];
-    if (CONN_OUT_BYTES - (c->rendered - c->out_origin) < ANSWER_PIECE_MAX)
+    bool is_all_sent = shm_of(f, slot)->sent == c->rendered; /* the same few bytes of `out` do for every token */
+    if (is_all_sent || CONN_OUT_BYTES - (c->rendered - c->out_origin) < ANSWER_PIECE_MAX)
         compact_out(f, slot);
     uint32_t used = (uint32_t)(c->rendered - c->out_origin);
     size_t size;

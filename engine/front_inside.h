@@ -7,6 +7,7 @@
  *   front_routes.c       a request's life: which path does what, replies, errors
  *   front_keep.c         connections in somebody else's keeping
  *   front_resume.c       a successor goes on where its forerunner was
+ *   front_expect.c       memory that tokens lead to, asked for before it is needed
  */
 #ifndef EVENFLOW_FRONT_INSIDE_H
 #define EVENFLOW_FRONT_INSIDE_H
@@ -55,9 +56,9 @@ enum {
     OP_CLOSE = 1 << 3, /* it is in `closing` */
 };
 
-/* What a successor could find out again; the rest is in struct conn_shm. */
+/* What a successor could find out again; the rest is in struct conn_shm. What every token looks at comes first. */
 struct connection {
-    enum phase phase;
+    alignas(64) enum phase phase;
     int fd;
     uint32_t ops;
     bool said_continue;
@@ -69,8 +70,8 @@ struct connection {
     uint32_t older, newer; /* in the list of those with the same limit */
     uint64_t out_origin;   /* out[0] is this byte of the stream */
     uint64_t rendered;     /* the byte behind the last one in `out` */
-    struct http_reader reader;
     struct answer answer;
+    struct http_reader reader;
 };
 
 /* Connections with the same time limit, in the order of their deadlines. */
@@ -213,6 +214,13 @@ uint64_t front_keep_deadline(const struct front *f);
 int front_take_back(struct front *f, struct err *err);
 /* At start: goes on with connections, requests and replies of the former life. */
 void front_resume(struct front *f);
+
+/* ---- front_expect.c ---- */
+
+#define EXPECTED_MAX 32u
+
+/* What the next EXPECTED_MAX hints will lead to is on its way from memory. */
+void front_expect(struct front *f);
 
 /* ---- front.c ---- */
 
