@@ -351,10 +351,12 @@ struct death_shm arena_death(const struct arena *arena, uint64_t k)
 
 void arena_set_state(const struct arena *arena, enum process_state state)
 {
+    struct process_shm *process = arena_process(arena, arena->role, arena->index);
+    if (state == PROCESS_READY)
+        trace_note(&process->trace, TRACE_READY, 0);
     /* release: pairs with the acquire in arena_state() */
     fault_point(FAULT_ARENA_STATE);
-    atomic_store_explicit(&arena_process(arena, arena->role, arena->index)->state, (uint32_t)state,
-                          memory_order_release);
+    atomic_store_explicit(&process->state, (uint32_t)state, memory_order_release);
     fault_point(FAULT_ARENA_STATE);
     struct bell_pull supervisor = arena_pull(arena, ROLE_SUPERVISOR, 0);
     bell_ring(&supervisor);

@@ -13,11 +13,23 @@ static const char *const texts[TRACE_WHAT_COUNT] = {
 
 void trace_note(struct trace_shm *trace, enum trace_what what, uint64_t step)
 {
-    /* relaxed, both: read when this process is gone, and a torn last event is only a puzzling line */
+    /* relaxed, then release: pairs with the acquire in trace_first_ns(): the event before its count */
     uint64_t count = atomic_load_explicit(&trace->count, memory_order_relaxed);
     trace->events[count % TRACE_EVENTS] =
         (struct trace_event_shm){.at_ns = clock_ns(), .what = what, .step = (uint32_t)step};
-    atomic_store_explicit(&trace->count, count + 1, memory_order_relaxed);
+    atomic_store_explicit(&trace->count, count + 1, memory_order_release);
+}
+
+uint64_t trace_first_ns(const struct trace_shm *trace, uint32_t whats, uint64_t behind_ns)
+{
+    uint64_t all = atomic_load_explicit(&trace->count, memory_order_acquire);
+    for (uint64_t k = all >= TRACE_EVENTS ? all - TRACE_EVENTS + 1 : 0; k < all;
+         k++) { /* the one before is being written */
+        const struct trace_event_shm *event = &trace->events[k % TRACE_EVENTS];
+        if (event->what < TRACE_WHAT_COUNT && (whats >> event->what & 1) && event->at_ns > behind_ns)
+            return event->at_ns;
+    }
+    return 0;
 }
 
 void trace_print(const struct trace_shm *trace, uint32_t count, uint64_t now_ns, char *text, size_t size)

@@ -1,6 +1,7 @@
 /* trace.h - a small flight recorder in every process's own region: what it did last, for whoever asks why it died.
  *
- * Used by: sched, stages (write), supervisor (reads, of the dead).   Owns: nothing.   Never blocks.
+ * Used by: front, sched, stages (write), supervisor (reads, of the dead), evenflow stress (reads).   Owns: nothing.
+ * Never blocks.
  */
 #ifndef EVENFLOW_TRACE_H
 #define EVENFLOW_TRACE_H
@@ -38,10 +39,13 @@ static_assert(sizeof(struct trace_event_shm) == 16, "shared");
 
 struct trace_shm {
     _Atomic uint64_t
-        count; /* W: the process, relaxed: event k is at k % TRACE_EVENTS   R: supervisor, after its death */
+        count; /* W: the process, release: event k is at k % TRACE_EVENTS   R: supervisor, evenflow stress */
     struct trace_event_shm events[TRACE_EVENTS];
 };
 static_assert(sizeof(struct trace_shm) == 8 + 16 * TRACE_EVENTS, "shared");
+
+/* When the first of these (1 << TRACE_...) behind a moment was noted, as far as the last events go back; 0: none was. */
+uint64_t trace_first_ns(const struct trace_shm *trace, uint32_t whats, uint64_t behind_ns);
 
 void trace_note(struct trace_shm *trace, enum trace_what what, uint64_t step);
 

@@ -92,7 +92,7 @@ static const struct option_spec specs[] = {
 static const struct option_table table = {.specs = specs, .count = ARRAY_COUNT(specs), .also = &config_table};
 
 /* From the moment of death: told by the kernel; a successor has been started; it is ready; it has done something; a byte of an
- * answer has come. */
+ * answer has come, which in front's case is before it counts anything as done. */
 static const char *const figure_names[FIGURE_COUNT] = {"reported",   "started",   "ready",
                                                        "first work", "next byte", "since reported"};
 
@@ -405,14 +405,28 @@ static void look_at_victim(struct stress *s, struct victim *v)
         v->parts_ns[1] = now_ns;
     if (v->number == 0 || v->is_spare)
         return;
+    /* What it has noted itself: we look but now and then. */
+    const uint32_t work = v->number == ROLE_SCHED ? 1u << TRACE_RESULTS | 1u << TRACE_PLAN : 1u << TRACE_END;
+    const struct process_shm *block = block_of(s, v->number);
     if (v->parts_ns[1] != 0 && v->parts_ns[2] == 0 && is_ready(s, v->number)) {
-        v->parts_ns[2] = now_ns;
-        v->progress = progress_read(block_of(s, v->number));
+        v->parts_ns[2] = trace_first_ns(&block->trace, 1u << TRACE_READY, v->dead_ns);
+        v->progress = progress_read(block);
     }
-    if (v->parts_ns[2] != 0 && v->parts_ns[3] == 0 && progress_read(block_of(s, v->number)) != v->progress)
-        v->parts_ns[3] = now_ns;
-    if (v->parts_ns[3] != 0 && v->parts_ns[4] == 0 && load_totals(s->load)->last_byte_ns >= v->parts_ns[3])
-        v->parts_ns[4] = load_totals(s->load)->last_byte_ns;
+    if (v->parts_ns[2] == 0)
+        return;
+    if (v->parts_ns[3] == 0 && v->number == ROLE_FRONT)
+        v->parts_ns[3] = progress_read(block) != v->progress ? now_ns : 0;
+    else if (v->parts_ns[3] == 0)
+        v->parts_ns[3] = trace_first_ns(&block->trace, work, v->parts_ns[2]);
+    /* front and scheduler hand on what stages have done meanwhile; of a stage that is a step before its own */
+    uint64_t since_ns = v->parts_ns[v->number < ROLE_STAGE ? 2 : 3], byte_ns = load_totals(s->load)->last_byte_ns;
+    if (since_ns != 0 && v->parts_ns[4] == 0 && byte_ns >= since_ns)
+        v->parts_ns[4] = byte_ns;
+}
+
+static bool is_back(const struct victim *v)
+{
+    return v->parts_ns[3] != 0 && v->parts_ns[4] != 0;
 }
 
 static bool are_all_ready(const struct stress *s)
@@ -631,14 +645,14 @@ static void note_fault(struct stress *s, struct victim *victims, const struct fa
 static bool measure_recovery(struct stress *s, struct victim *v)
 {
     bool is_good = true;
-    for (uint64_t end_ns = clock_ns() + NEXT_BYTE_NS; is_good && v->parts_ns[4] == 0 && clock_ns() < end_ns;) {
+    for (uint64_t end_ns = clock_ns() + NEXT_BYTE_NS; is_good && !is_back(v) && clock_ns() < end_ns;) {
         is_good = turn(s, 200, false);
         look_at_victim(s, v);
     }
     struct samples *figures = s->recovery[role_of(v->number)];
-    for (uint32_t part = 0; v->parts_ns[4] != 0 && part < PART_COUNT; part++)
+    for (uint32_t part = 0; is_back(v) && part < PART_COUNT; part++)
         samples_add(&figures[part], (double)(v->parts_ns[part] - v->dead_ns) / 1e6);
-    if (v->parts_ns[4] != 0)
+    if (is_back(v))
         samples_add(&figures[PART_COUNT], (double)(v->parts_ns[4] - v->parts_ns[0]) / 1e6);
     return is_good;
 }
