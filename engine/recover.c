@@ -113,6 +113,7 @@ static void recover_sequence(struct sched *sched, uint32_t sequence)
     take_back(sched, shm);
     sched_describe(sched, sequence);
     sched_extend_hashes(sched, sequence);
+    suspect_recover(sched, sequence);
     bool is_running = journal_sequence_state(shm) == SEQUENCE_RUNNING;
     for (uint32_t i = 0; i < shm->block_count; i++)
         kv_hold(&sched->kv, arena_block_table(sched->arena, sequence)[i]);

@@ -25,7 +25,6 @@ void sched_init(struct sched *sched, const struct arena *arena, const struct pol
         .flights = base_alloc(plan->window * sizeof(*sched->flights)),
         .preempted = base_alloc(plan->max_num_seqs * sizeof(uint32_t)),
         .block_tokens = base_alloc(plan->block_size * sizeof(uint32_t)),
-        .suspects.until = base_alloc(plan->sequences_max * sizeof(uint32_t)),
         .news = base_alloc(plan->requests_max * sizeof(uint32_t)),
         .tops = base_alloc((size_t)arena->layout.step_results_max * LOGPROBS_MAX * sizeof(struct top_shm)),
         .policy_state = policy->state_bytes != NULL ? base_alloc(policy->state_bytes(plan)) : NULL};
@@ -57,7 +56,6 @@ void sched_fini(struct sched *sched)
     free(sched->flights);
     free(sched->preempted);
     free(sched->block_tokens);
-    free(sched->suspects.until);
     free(sched->news);
     free(sched->tops);
     free(sched->policy_state);
@@ -230,6 +228,7 @@ static void create_sequence(struct sched *sched, uint32_t slot, uint32_t choice)
     shm->finish_reason = FINISH_NONE;
     shm->prompt_tokens = request->prompt_tokens;
     shm->computed = shm->block_count = shm->preemptions = shm->cached_tokens = 0;
+    arena_mark(arena, sequence)->until = 0;
     journal_log_clear(shm);
     shm->log_page_count = journal_log_pages(request);
     for (uint32_t i = 0; i < shm->log_page_count; i++)
@@ -322,7 +321,7 @@ static bool has_begun(const struct sched *sched, uint32_t sequence)
     for (uint32_t i = 0; i < answer->sequence_count; i++) {
         const struct sequence_shm *shm = arena_sequence(sched->arena, answer->sequences[i]);
         if (journal_sequence_state(shm) != SEQUENCE_WAITING || journal_log_committed(shm) > 0 ||
-            seq_of(sched, answer->sequences[i])->in_flight > 0 || sched->suspects.until[answer->sequences[i]] != 0)
+            seq_of(sched, answer->sequences[i])->in_flight > 0 || suspect_is(sched, answer->sequences[i]))
             return true;
     }
     return false;
@@ -367,11 +366,11 @@ static void release_blocks(struct sched *sched, uint32_t sequence)
 void sched_finish(struct sched *sched, uint32_t sequence, enum finish_reason reason)
 {
     struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
-    suspect_forget(sched, sequence);
     seq_list_remove(&sched->table, sequence);
     release_blocks(sched, sequence);
     shm->finish_reason = reason;
     seq_set_state(&sched->table, sequence, SEQUENCE_DONE);
+    suspect_forget(sched, sequence);
     if (sched->policy->ended != NULL && reason != FINISH_ABORT)
         sched->policy->ended(sched, sequence);
     sched_add_news(sched, shm->request);

@@ -120,12 +120,12 @@ static uint32_t take_suspicions(struct sched_process *p)
 {
     uint32_t count = 0;
     for (uint32_t stage = 0; stage < p->arena->plan->stage_count; stage++) {
-        uint64_t step, faults = arena_suspect(p->arena, stage, &step);
-        if (faults == p->faults_seen[stage])
+        uint64_t life, step;
+        if (!arena_suspect(p->arena, stage, &life, &step))
             continue;
-        p->faults_seen[stage] = faults;
         trace_note(&p->shm->trace, TRACE_ALONE, step);
         suspect_step(&p->core, step);
+        arena_deal_with(p->arena, stage, life);
         if (p->record.fd >= 0) {
             log_warn("the recording ends here: it cannot say that a stage failed");
             record_flush(&p->record);
@@ -138,9 +138,9 @@ static uint32_t take_suspicions(struct sched_process *p)
 
 static bool has_suspicions(const struct sched_process *p)
 {
-    uint64_t step;
+    uint64_t life, step;
     for (uint32_t stage = 0; stage < p->arena->plan->stage_count; stage++)
-        if (arena_suspect(p->arena, stage, &step) != p->faults_seen[stage])
+        if (arena_suspect(p->arena, stage, &life, &step))
             return true;
     return false;
 }
@@ -323,10 +323,6 @@ int sched_process_open(struct sched_process *p, const struct arena *arena, struc
         log_warn("the recording ends here: it cannot say what was in flight when a scheduler died");
     record_open(&p->record, is_successor ? -1 : p->arena->record, p->arena);
     p->tokens = base_alloc(p->arena->layout.step_results_max * sizeof(*p->tokens));
-    for (uint32_t stage = 0; stage < p->arena->plan->stage_count; stage++) { /* what is past will show itself again */
-        uint64_t step;
-        p->faults_seen[stage] = arena_suspect(p->arena, stage, &step);
-    }
     tell_time(p);
     if (is_successor) {
         restore_counters(p);
@@ -334,6 +330,7 @@ int sched_process_open(struct sched_process *p, const struct arena *arena, struc
         process_note(&p->shm->step, p->core.next_step - 1);
         process_note(&p->shm->told, p->hints.next);
     }
+    take_suspicions(p);
     take_command(p);
     look_at_all_requests(p);
     plan_steps(p);

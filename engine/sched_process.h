@@ -23,7 +23,6 @@ struct sched_process {
     struct bell_pull front;
     struct bell_pull stages[STAGES_MAX]; /* those that begin with a step when there is a record of it */
     uint32_t stage_count;
-    uint64_t faults_seen[STAGES_MAX];
     struct token_shm *tokens; /* (step_results_max): results at hand, copied before they are looked at */
 };
 

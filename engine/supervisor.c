@@ -209,7 +209,8 @@ static int milliseconds_left(const struct supervisor *s)
     earliest(&next_ns, supervisor_standby_due_ns(s));
     earliest(&next_ns, s->upgrade.deadline_ns);
     for (uint32_t i = 1; i < s->process_count; i++) {
-        earliest(&next_ns, s->children[i].successor_ns);
+        if (!supervisor_is_suspected(s, &s->children[i])) /* else the scheduler rings, or dies */
+            earliest(&next_ns, s->children[i].successor_ns);
         earliest(&next_ns, supervisor_spare_due_ns(s, &s->children[i]));
     }
     return next_ns == 0 ? -1 : milliseconds_to(next_ns);

@@ -11,7 +11,8 @@
 #include "ipc/fault.h"
 #include "ipc/log.h"
 
-#define TOGETHER_NS 100000000ull /* a process that dies so soon after a supervisor died together with it */
+#define TOGETHER_NS                                                                                                    \
+    100000000ull /* who lived when a supervisor died, and dies so soon after it, died together with it */
 
 /* A life is fruitless when it ended without progress, before it had lasted. A successor starts at once after the first of
  * them in a row, then later and later; at the end there is no point in another one. */
@@ -123,7 +124,8 @@ void supervisor_begin_successors(struct supervisor *s)
     for (uint32_t i = 1; i < s->process_count; i++) {
         struct child *child = &s->children[i];
         struct err err;
-        if (child->successor_ns == 0 || child->successor_ns > now_ns || s->phase == PHASE_STOPPING)
+        if (child->successor_ns == 0 || child->successor_ns > now_ns || s->phase == PHASE_STOPPING ||
+            supervisor_is_suspected(s, child))
             continue;
         if (supervisor_start_child(s, child, &err) != 0) {
             log_error("%s; ending the engine", err.text);
@@ -148,11 +150,14 @@ static void raise_suspicion(struct supervisor *s, const struct child *child, enu
         return;
     struct suspect_shm *suspect = &s->shm->suspects[child->index];
     uint64_t step = WORD(s, ROLE_STAGE, child->index, step) + 1;
-    /* relaxed, then release: pairs with the acquire in arena_suspect(): the step before the count */
+    /* relaxed, then release: pairs with the acquire in arena_suspect(): the step before the life. Another supervisor that
+     * finds the same death stores the same. */
+    fault_point(FAULT_SUPERVISOR_SUSPECT);
     atomic_store_explicit(&suspect->step, step, memory_order_relaxed);
-    atomic_store_explicit(&suspect->count, atomic_load_explicit(&suspect->count, memory_order_relaxed) + 1,
-                          memory_order_release);
+    atomic_store_explicit(&suspect->life, child->epoch, memory_order_release);
+    fault_point(FAULT_SUPERVISOR_SUSPECT);
     bell_ring_always(&(struct bell_pull){.fd = s->bells[process_number(ROLE_SCHED, 0)]});
+    s->is_standby_outdated = true; /* its successor waits for the scheduler: see supervisor_is_suspected() */
 }
 
 void supervisor_on_death(struct supervisor *s, struct child *child)
@@ -169,7 +174,7 @@ void supervisor_on_death(struct supervisor *s, struct child *child)
     describe_end(&info, end, sizeof(end));
     if (child->role == ROLE_FRONT)
         keeper_turn(&s->keeper); /* what it gave last */
-    bool is_soon = s->takeover_ns != 0 && clock_ns() - s->takeover_ns < TOGETHER_NS;
+    bool is_soon = child->born_ns < s->takeover_ns && clock_ns() - s->takeover_ns < TOGETHER_NS;
     /* however late: connections that it had not given to this supervisor are lost */
     bool is_lost = child->role == ROLE_FRONT && !s->keeper.is_whole;
     /* it was ended, by this supervisor or the one before, and nobody else has died */

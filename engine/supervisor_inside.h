@@ -222,6 +222,9 @@ uint64_t supervisor_word(const struct supervisor *s, enum role role, uint32_t in
 
 /* The step that a stage is busy with, or died of; 0: none, or nobody knows. */
 uint64_t supervisor_step_at_hand(const struct supervisor *s, const struct child *child);
+/* A stage has died of a step, and the scheduler has not dealt with that yet. The next life would begin the step again, so it
+ * waits: the scheduler is there, or comes back, for which it needs no stage. */
+bool supervisor_is_suspected(const struct supervisor *s, const struct child *child);
 /* What there is for a process to do, and what it has done. */
 struct watch_look supervisor_look_at(const struct supervisor *s, const struct child *child);
 /* Ends who hangs. */

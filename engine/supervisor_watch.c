@@ -28,6 +28,23 @@ uint64_t supervisor_step_at_hand(const struct supervisor *s, const struct child 
     return given > done ? done + 1 : 0;
 }
 
+bool supervisor_is_suspected(const struct supervisor *s, const struct child *child)
+{
+    const struct process_shm *sched = s->processes[process_number(ROLE_SCHED, 0)];
+    /* acquire: pairs with the release in arena_deal_with(). relaxed: supervisors write it */
+    return child->role == ROLE_STAGE &&
+           atomic_load_explicit(&sched->dealt_with[child->index], memory_order_acquire) !=
+               atomic_load_explicit(&s->shm->suspects[child->index].life, memory_order_relaxed);
+}
+
+static uint32_t suspected_count(const struct supervisor *s)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 1; i < s->process_count; i++)
+        count += supervisor_is_suspected(s, &s->children[i]);
+    return count;
+}
+
 static bool is_readable(int fd)
 {
     return poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, 0) == 1; /* -1 never is */
@@ -74,8 +91,9 @@ struct watch_look supervisor_look_at(const struct supervisor *s, const struct ch
                          (!s->keeper.is_whole || does_a_client_wait(s)));
         break;
     case ROLE_SCHED:
-        look.progress = WORD(s, ROLE_SCHED, 0, consumed) + WORD(s, ROLE_SCHED, 0, consumed_second);
-        look.has_work = WORD(s, ROLE_STAGE, last, step) > WORD(s, ROLE_SCHED, 0, consumed_second) ||
+        look.progress = WORD(s, ROLE_SCHED, 0, consumed) + WORD(s, ROLE_SCHED, 0, consumed_second) - suspected_count(s);
+        look.has_work = suspected_count(s) > 0 ||
+                        WORD(s, ROLE_STAGE, last, step) > WORD(s, ROLE_SCHED, 0, consumed_second) ||
                         WORD(s, ROLE_FRONT, 0, told) > WORD(s, ROLE_SCHED, 0, consumed) || has_nothing_in_flight(s);
         break;
     default:

@@ -322,14 +322,24 @@ uint32_t arena_process_spare(const struct arena *arena, uint32_t number)
     return atomic_load_explicit(&arena_sup(arena)->processes[number].spare, memory_order_relaxed);
 }
 
-uint64_t arena_suspect(const struct arena *arena, uint32_t stage, uint64_t *step)
+bool arena_suspect(const struct arena *arena, uint32_t stage, uint64_t *life, uint64_t *step)
 {
     const struct suspect_shm *suspect = &arena_sup(arena)->suspects[stage];
-    /* acquire: pairs with the release in the supervisor's raise_suspicion(); a later step with an earlier count is looked
-     * at again with its own */
-    uint64_t count = atomic_load_explicit(&suspect->count, memory_order_acquire);
+    /* acquire: pairs with the release in the supervisor's raise_suspicion(). relaxed: the caller's own word, or its
+     * predecessor's; there is no later step before it says that life is dealt with */
+    *life = atomic_load_explicit(&suspect->life, memory_order_acquire);
     *step = atomic_load_explicit(&suspect->step, memory_order_relaxed);
-    return count;
+    return *life != atomic_load_explicit(&arena_process(arena, ROLE_SCHED, 0)->dealt_with[stage], memory_order_relaxed);
+}
+
+void arena_deal_with(const struct arena *arena, uint32_t stage, uint64_t life)
+{
+    /* release: pairs with the acquire in supervisor_is_suspected(): who is born then finds what follows from it */
+    fault_point(FAULT_DEAL_WITH);
+    atomic_store_explicit(&arena_process(arena, ROLE_SCHED, 0)->dealt_with[stage], life, memory_order_release);
+    fault_point(FAULT_DEAL_WITH);
+    struct bell_pull supervisor = arena_pull(arena, ROLE_SUPERVISOR, 0);
+    bell_ring(&supervisor);
 }
 
 uint32_t arena_standby(const struct arena *arena)

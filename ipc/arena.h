@@ -77,8 +77,10 @@ uint32_t arena_process_id(const struct arena *arena, uint32_t number);
 uint32_t arena_process_restarts(const struct arena *arena, uint32_t number);
 uint32_t arena_process_spare(const struct arena *arena, uint32_t number); /* 0: none is prepared */
 
-/* How many faults a stage has died of, and the step at hand in the last one. For sched. */
-uint64_t arena_suspect(const struct arena *arena, uint32_t stage, uint64_t *step);
+/* The last life of a stage that died of a step, and that step; false: none has, or sched has dealt with it. For sched. */
+bool arena_suspect(const struct arena *arena, uint32_t stage, uint64_t *life, uint64_t *step);
+/* sched: it has dealt with that life; the supervisor is told. */
+void arena_deal_with(const struct arena *arena, uint32_t stage, uint64_t life);
 
 /* A copy of death k, of those that have been so far (the last DEATHS_KEPT are there). For people. */
 uint32_t arena_standby(const struct arena *arena); /* its process; 0: there is none */
@@ -143,6 +145,11 @@ static inline struct answer_shm *arena_answer(const struct arena *arena, uint32_
 static inline struct sequence_shm *arena_sequence(const struct arena *arena, uint32_t sequence)
 {
     return (struct sequence_shm *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_sequences) + sequence;
+}
+
+static inline struct mark_shm *arena_mark(const struct arena *arena, uint32_t sequence)
+{
+    return (struct mark_shm *)(void *)(arena->regions[REGION_SCHED] + arena->layout.sched_marks) + sequence;
 }
 
 /* (blocks_per_sequence) block numbers. */

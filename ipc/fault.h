@@ -82,6 +82,7 @@ enum fault_by {
     X(STEP_BEGIN, "step/begin", FAULT_BY_SCHED)                                                                        \
     X(STEP_PUBLISH, "step/publish", FAULT_BY_SCHED)                                                                    \
     X(STEP_CANCEL, "step/cancel", FAULT_BY_SCHED)                                                                      \
+    X(DEAL_WITH, "deal-with", FAULT_BY_SCHED)                                                                          \
     X(PROCESS_NOTE, "process/note", FAULT_BY_FRONT | FAULT_BY_SCHED | FAULT_BY_STAGE)                                  \
     X(STAGE_WEIGHTS, "stage/weights", FAULT_BY_STAGE | FAULT_AT_FIRST)                                                 \
     X(STAGE_BEGIN, "stage/begin", FAULT_BY_STAGE)                                                                      \
@@ -90,6 +91,7 @@ enum fault_by {
     X(LEDGER_PUT, "ledger/put", FAULT_BY_FRONT)                                                                        \
     X(LEDGER_CLEAR, "ledger/clear", FAULT_BY_FRONT)                                                                    \
     X(SUPERVISOR_DEATH, "supervisor/death", FAULT_BY_SUPERVISOR)                                                       \
+    X(SUPERVISOR_SUSPECT, "supervisor/suspect", FAULT_BY_SUPERVISOR)                                                   \
     X(SUPERVISOR_FORK, "supervisor/fork", FAULT_BY_SUPERVISOR)                                                         \
     X(SUPERVISOR_STANDBY, "supervisor/standby", FAULT_BY_SUPERVISOR)                                                   \
     X(SUPERVISOR_BIRTH, "supervisor/birth", FAULT_BY_SUPERVISOR)                                                       \

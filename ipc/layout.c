@@ -86,6 +86,7 @@ static void layout_sched(struct layout *l, const struct plan *plan)
     l->sched_ring = take(&offset, (size_t)l->sched_ring_slots * sizeof(struct ring_slot_shm));
     l->sched_answers = take(&offset, (size_t)plan->requests_max * sizeof(struct answer_shm));
     l->sched_sequences = take(&offset, (size_t)plan->sequences_max * sizeof(struct sequence_shm));
+    l->sched_marks = take(&offset, (size_t)plan->sequences_max * sizeof(struct mark_shm));
     l->sched_block_tables = take(&offset, (size_t)plan->sequences_max * l->blocks_per_sequence * sizeof(uint32_t));
     l->sched_block_hashes =
         take(&offset, (size_t)plan->sequences_max * l->blocks_per_sequence * sizeof(struct block_hash_shm));

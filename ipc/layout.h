@@ -97,6 +97,9 @@ struct process_shm {
     _Atomic uint64_t told;              /* W: front, sched, relaxed: messages to the other so far */
     _Atomic uint64_t predicted_us;      /* W: stages, relaxed: of the step at hand */
     _Atomic uint64_t weights_on_device; /* W: stages on devices   R: supervisor; relaxed: 1 once they are complete */
+    /* W: sched, release: of each stage the last life that died of a step and has been dealt with (struct suspect_shm)
+     * R: supervisor, acquire */
+    _Atomic uint64_t dealt_with[STAGES_MAX];
     struct trace_shm trace;
     struct words_shm words;
     uint8_t pad[96];
@@ -129,10 +132,11 @@ struct death_shm {
 };
 static_assert(sizeof(struct death_shm) == 128, "shared");
 
-/* What a stage's faults make suspect: sched looks when its bell rings. */
+/* What a stage died of: sched looks when its bell rings. The stage's next life begins when sched has dealt with it. */
 struct suspect_shm {
-    _Atomic uint64_t count; /* W: supervisor, release: faults so far   R: sched, acquire */
-    _Atomic uint64_t step;  /* W: supervisor, before the count: the step at hand in the last one   R: sched */
+    _Atomic uint64_t
+        life; /* W: supervisor, release: the last one that died of a step; 0: none has   R: sched, acquire */
+    _Atomic uint64_t step; /* W: supervisor, before the life: the one that was at hand   R: sched */
 };
 static_assert(sizeof(struct suspect_shm) == 16, "shared");
 
@@ -266,6 +270,13 @@ struct sequence_shm {
     uint32_t computed_before; /* `computed` without that row */
 };
 static_assert(sizeof(struct sequence_shm) == 64, "shared");
+
+/* W: sched, for a successor: of a sequence that may be what a stage died of; see engine/suspect.h. */
+struct mark_shm {
+    uint32_t until; /* tokens that it has to be computed to, to be cleared; 0: it is no suspect */
+    uint32_t from;  /* before it: steps from this one (its low half) on are planned since */
+};
+static_assert(sizeof(struct mark_shm) == 8, "shared");
 
 /* What sched knows of a request slot: where its sequences are. */
 struct answer_shm {
@@ -424,7 +435,7 @@ struct layout {
 
     /* sched */
     size_t sched_process, sched_timing, sched_fits, sched_accounts, sched_ring, sched_answers, sched_sequences,
-        sched_block_tables, sched_block_hashes, sched_log_lists, sched_log_pages;
+        sched_marks, sched_block_tables, sched_block_hashes, sched_log_lists, sched_log_pages;
     size_t sched_steps, step_stride, step_rows, step_tokens, step_blocks; /* the last three from the start of a step */
     uint32_t blocks_per_sequence, log_pages_per_sequence;
     uint32_t sched_ring_slots;

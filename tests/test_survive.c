@@ -414,6 +414,21 @@ Test(survive, a_standby_that_was_stopped_is_replaced, .timeout = 120)
 
 /* ---- programs that fail ---- */
 
+static char points_path[64];
+
+/* Where programs that come to named points take their orders from. */
+static struct fault_page_shm *open_points(void)
+{
+    strcpy(points_path, "/tmp/evenflow-points-XXXXXX");
+    int fd = mkstemp(points_path);
+    cr_assert(fd >= 0 && ftruncate(fd, sizeof(struct fault_page_shm)) == 0);
+    struct fault_page_shm *page = mmap(NULL, sizeof(*page), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    cr_assert_neq(page, MAP_FAILED);
+    close(fd);
+    setenv("EVENFLOW_FAULT_PAGE", points_path, 1);
+    return page;
+}
+
 /* Of another build, in a folder beside the programs'. */
 static void use_programs(const char *name)
 {
@@ -436,15 +451,29 @@ static struct client_call poisoned[2];
 
 static void *send_poison(void *pointer)
 {
-    (void)pointer;
+    const size_t count = *(const size_t *)pointer;
     static char body[128];
     snprintf(body, sizeof(body), "{\"prompt\":[9,%u,7],\"max_tokens\":20}", POISON);
     wait_ms(20);
-    for (size_t i = 0; i < ARRAY_COUNT(poisoned); i++)
+    for (size_t i = 0; i < count; i++)
         poisoned[i] =
             (struct client_call){.method = "POST", .path = "/v1/completions", .body = body, .body_size = strlen(body)};
-    client_run(engine.socket, poisoned, ARRAY_COUNT(poisoned), 1);
+    client_run(engine.socket, poisoned, count, 1);
     return NULL;
+}
+
+/* So many poisoned requests, one after the other, among those that are answered as always. */
+static void complete_with_poison(size_t count, const char *what)
+{
+    pthread_t thread;
+    cr_assert_eq(pthread_create(&thread, NULL, send_poison, &count), 0);
+    engine_complete_with(client, bodies, REQUESTS, 12, seen);
+    expect_the_truth();
+    pthread_join(thread, NULL);
+    for (size_t i = 0; i < count; i++) {
+        cr_expect_eq(poisoned[i].status, 500, "%s: status %d %s", what, poisoned[i].status, poisoned[i].err.text);
+        client_call_free(&poisoned[i]);
+    }
 }
 
 /* words: what the stage must have left; NULL: anything. */
@@ -452,20 +481,10 @@ static void check_poison(const char *way, unsigned stage, const char *why, const
 {
     use_poison(way, stage);
     start(OPTIONS);
-    pthread_t thread;
-    cr_assert_eq(pthread_create(&thread, NULL, send_poison, NULL), 0);
-    engine_complete_with(client, bodies, REQUESTS, 12, seen);
-    expect_the_truth();
-    pthread_join(thread, NULL);
-    for (size_t i = 0; i < ARRAY_COUNT(poisoned); i++) {
-        cr_expect_eq(poisoned[i].status, 500, "%s: status %d %s", way, poisoned[i].status, poisoned[i].err.text);
-        client_call_free(&poisoned[i]);
-    }
+    complete_with_poison(ARRAY_COUNT(poisoned), way);
     json_t *status = engine_status(&engine), *deaths = json_object_get(status, "deaths");
     json_t *death = json_array_get(deaths, 0);
-    /* two for each; a successor that is quicker than the scheduler begins the step once more */
-    cr_expect(json_array_size(deaths) >= 4 && json_array_size(deaths) <= 6, "%s: %zu deaths", way,
-              json_array_size(deaths));
+    cr_expect_eq(json_array_size(deaths), 4, "%s: %zu deaths", way, json_array_size(deaths)); /* two for each */
     cr_expect_str_eq(json_string_value(json_object_get(death, "why")), why);
     cr_expect_str_eq(json_string_value(json_object_get(death, "role")), "stage");
     if (words != NULL)
@@ -519,12 +538,7 @@ Test(survive, a_scheduler_that_plans_nothing_for_sequences_that_run_is_replaced,
 Test(survive, a_scheduler_that_is_stopped_before_it_has_planned_is_replaced, .timeout = 120)
 {
     static const uint32_t points[] = {FAULT_JOURNAL_ANSWER, FAULT_JOURNAL_ORDER, FAULT_STEP_BEGIN, FAULT_JOURNAL_LOG};
-    char path[] = "/tmp/evenflow-points-XXXXXX";
-    int fd = mkstemp(path);
-    cr_assert(fd >= 0 && ftruncate(fd, sizeof(struct fault_page_shm)) == 0);
-    struct fault_page_shm *page = mmap(NULL, sizeof(*page), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    cr_assert_neq(page, MAP_FAILED);
-    setenv("EVENFLOW_FAULT_PAGE", path, 1);
+    struct fault_page_shm *page = open_points();
     use_programs("points");
     start(OPTIONS);
     for (size_t i = 0; i < ARRAY_COUNT(points); i++) {
@@ -535,7 +549,112 @@ Test(survive, a_scheduler_that_is_stopped_before_it_has_planned_is_replaced, .ti
         cr_expect_neq(pid_of("sched", 0), victim, "not stopped at %s", fault_names[points[i]]);
     }
     stop();
-    unlink(path);
+    unlink(points_path);
+}
+
+static const char *const mixed_programs[][2] = {
+    {"points", "supervisor"}, {"points", "front"}, {"points", "sched"}, {"poison", "stage"}};
+
+/* Programs that come to named points, and stages that a token makes fail. */
+static void use_poison_and_points(char *folder)
+{
+    char directory[512], target[640], path[128];
+    const char *build = getenv("EVENFLOW_BUILD");
+    use_poison("segv", 1);
+    cr_assert_not_null(getcwd(directory, sizeof(directory)));
+    cr_assert_not_null(mkdtemp(folder));
+    for (size_t i = 0; i < ARRAY_COUNT(mixed_programs); i++) {
+        const char *kind = mixed_programs[i][0], *role = mixed_programs[i][1];
+        snprintf(target, sizeof(target), "%s/%s/%s/evenflow-%s", directory, build != NULL ? build : "build", kind,
+                 role);
+        snprintf(path, sizeof(path), "%s/evenflow-%s", folder, role);
+        cr_assert_eq(symlink(target, path), 0);
+    }
+    setenv("EVENFLOW_TEST_PROGRAMS", folder, 1);
+}
+
+static void remove_mixed_programs(const char *folder)
+{
+    char path[128];
+    for (size_t i = 0; i < ARRAY_COUNT(mixed_programs); i++) {
+        snprintf(path, sizeof(path), "%s/evenflow-%s", folder, mixed_programs[i][1]);
+        unlink(path);
+    }
+    rmdir(folder);
+}
+
+/* What else dies while the scheduler deals with a stage's death. */
+struct trouble {
+    uint32_t point, countdown; /* the scheduler, there */
+    int signal;
+    bool is_supervisor_meant; /* it dies while the stage waits for the scheduler */
+};
+
+static struct arena poisoned_inside;
+
+/* The supervisor dies when there is a standby that knows of the stage's death. */
+static void *kill_supervisor_behind_stage(void *pointer)
+{
+    const uint64_t *first = pointer;
+    uint32_t standby, supervisor = arena_process_id(&poisoned_inside, ROLE_SUPERVISOR);
+    do {
+        standby = arena_standby(&poisoned_inside);
+        wait_ms(1);
+    } while (arena_death_count(&poisoned_inside) == *first);
+    while (arena_standby(&poisoned_inside) == standby)
+        wait_ms(1);
+    kill((pid_t)supervisor, SIGKILL);
+    while (arena_process_id(&poisoned_inside, ROLE_SUPERVISOR) == supervisor)
+        wait_ms(1);
+    return NULL;
+}
+
+static uint32_t stage_deaths_since(uint64_t first)
+{
+    uint32_t count = 0;
+    cr_assert_leq(arena_death_count(&poisoned_inside) - first, DEATHS_KEPT);
+    for (uint64_t k = first; k < arena_death_count(&poisoned_inside); k++)
+        count += arena_death(&poisoned_inside, k).number >= ROLE_STAGE;
+    return count;
+}
+
+Test(survive, a_poisoned_request_costs_two_lives_whatever_else_dies, .timeout = 120)
+{
+    static const struct trouble troubles[] = {
+        {FAULT_STEP_CANCEL, 1, SIGKILL, false}, {FAULT_STEP_CANCEL, 2, SIGKILL, false},
+        {FAULT_DEAL_WITH, 1, SIGKILL, false},   {FAULT_DEAL_WITH, 2, SIGKILL, false},
+        {FAULT_DEAL_WITH, 3, SIGKILL, false},   {FAULT_DEAL_WITH, 4, SIGKILL, false},
+        {FAULT_DEAL_WITH, 1, SIGSTOP, false},   {FAULT_STEP_CANCEL, 1, SIGSTOP, true},
+        {FAULT_DEAL_WITH, 1, SIGSTOP, true},    {FAULT_DEAL_WITH, 3, SIGSTOP, false}};
+    char folder[] = "/tmp/evenflow-programs-XXXXXX", what[64];
+    struct err err;
+    struct fault_page_shm *page = open_points();
+    use_poison_and_points(folder);
+    start(OPTIONS);
+    cr_assert_eq(inside_open(&poisoned_inside, engine.pid, &err), 0, "%s", err.text);
+    for (size_t i = 0; i < ARRAY_COUNT(troubles); i++) {
+        const struct trouble *trouble = &troubles[i];
+        uint32_t restarts = arena_process_restarts(&poisoned_inside, ROLE_STAGE + 1);
+        uint64_t first = arena_death_count(&poisoned_inside);
+        pthread_t thread;
+        snprintf(what, sizeof(what), "sched at %s, %u, signal %d%s", fault_names[trouble->point], trouble->countdown,
+                 trouble->signal, trouble->is_supervisor_meant ? ", supervisor" : "");
+        fault_order(page, process_number(ROLE_SCHED, 0), trouble->point, trouble->countdown, trouble->signal);
+        if (trouble->is_supervisor_meant)
+            cr_assert_eq(pthread_create(&thread, NULL, kill_supervisor_behind_stage, &first), 0);
+        complete_with_poison(1, what);
+        if (trouble->is_supervisor_meant)
+            pthread_join(thread, NULL);
+        while (arena_process_restarts(&poisoned_inside, ROLE_STAGE + 1) < restarts + 2 ||
+               !arena_is_ready(&poisoned_inside))
+            wait_ms(1);
+        cr_expect_eq(fault_order_left(page, process_number(ROLE_SCHED, 0)), 0, "%s: did not come there", what);
+        cr_expect_eq(stage_deaths_since(first), 2, "%s: %u lives of stages", what, stage_deaths_since(first));
+    }
+    inside_close(&poisoned_inside);
+    stop();
+    unlink(points_path);
+    remove_mixed_programs(folder);
 }
 
 /* 8 places of others' memory, 64 descriptors, and what else there is; each tried from within the last stage. */

@@ -277,11 +277,17 @@ static bool turn(struct stress *s, uint32_t wait_us, bool is_over)
 
 /* ---- faults ---- */
 
+/* Somebody comes there when a stage faults over its step. */
+static bool is_behind_own_fault(uint32_t point)
+{
+    return point == FAULT_STEP_CANCEL || point == FAULT_DEAL_WITH || point == FAULT_SUPERVISOR_SUSPECT;
+}
+
 /* At a point that is wanted: whoever comes there, and what makes it. */
 static void aim(const struct stress *s, struct fault *fault, uint64_t *random)
 {
     uint32_t point = s->only_point != POINT_NONE ? s->only_point : points_target(&s->points, fault->number / 2);
-    if (point == FAULT_STEP_CANCEL &&
+    if (is_behind_own_fault(point) &&
         clock_ns() - s->own_fault_ns < SUSPECT_NS) /* a second one would be that request's */
         point = FAULT_STEP_BEGIN;
     uint32_t process = points_victim(&s->points, point, (uint32_t)random_next(random));
@@ -304,7 +310,9 @@ static void aim(const struct stress *s, struct fault *fault, uint64_t *random)
         fault->dooms[0].countdown = 1;
         fault->dooms[0].is_at_once = true;
         break;
-    case FAULT_STEP_CANCEL: /* a stage faults over its step */
+    case FAULT_STEP_CANCEL:
+    case FAULT_DEAL_WITH:
+    case FAULT_SUPERVISOR_SUSPECT:
         fault->dooms[1] =
             (struct doom){.process = stage, .signal = SIGILL, .point = FAULT_STAGE_BEGIN, .countdown = countdown};
         fault->count = 2;

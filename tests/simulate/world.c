@@ -200,20 +200,27 @@ void world_point(const char *name)
         actor_yield();
 }
 
+/* A stage whose successor waits for the scheduler. */
+static bool is_suspected(const struct world *w, uint32_t process)
+{
+    uint64_t life, step;
+    return role_of(process) == ROLE_STAGE && arena_suspect(&w->arena, index_of(process), &life, &step);
+}
+
 /* A fault of its own, as far as anybody can tell: but a sequence that is suspected already would be ended for it. */
 static void suspect(struct world *w, uint32_t process)
 {
-    const struct sched_process *sched = w->processes[ROLE_SCHED].sched;
-    if (role_of(process) != ROLE_STAGE || sched == NULL || sched->core.suspects.is_on || dice(w, 4) != 0)
+    if (role_of(process) != ROLE_STAGE || dice(w, 4) != 0)
         return;
-    for (uint32_t stage = 0; stage < w->plan.stage_count; stage++) {
-        uint64_t step;
-        if (arena_suspect(&w->arena, stage, &step) != sched->faults_seen[stage])
+    for (uint32_t sequence = 0; sequence < w->plan.sequences_max; sequence++)
+        if (arena_mark(&w->arena, sequence)->until != 0)
             return;
-    }
+    for (uint32_t stage = 0; stage < w->plan.stage_count; stage++)
+        if (is_suspected(w, ROLE_STAGE + stage))
+            return;
     struct suspect_shm *shm = &arena_sup(&w->arena)->suspects[index_of(process)];
     shm->step = arena_process(&w->arena, ROLE_STAGE, index_of(process))->step + 1;
-    shm->count++;
+    shm->life = w->processes[process].arena.epoch;
     w->suspicions++;
     bell_ring_always(&(struct bell_pull){.fd = w->arena.bells[ROLE_SCHED]});
 }
@@ -332,11 +339,16 @@ static bool is_awake(const struct world *w, const struct actor *actor)
            (actor->state == ACTOR_ASLEEP && (w->now_ns >= actor->wake_ns || is_readable(actor->wake_fd)));
 }
 
+static bool can_be_born(const struct world *w, uint32_t process)
+{
+    return w->now_ns >= w->processes[process].born_ns && !is_suspected(w, process);
+}
+
 static void turn_process(struct world *w, uint32_t process)
 {
     struct process *p = &w->processes[process];
     if (p->actor.state == ACTOR_DEAD) {
-        if (w->now_ns >= p->born_ns)
+        if (can_be_born(w, process))
             give_birth(w, process);
         return;
     }
@@ -348,7 +360,7 @@ static void turn_process(struct world *w, uint32_t process)
 static bool can_turn(const struct world *w, uint32_t process)
 {
     const struct process *p = &w->processes[process];
-    return p->actor.state == ACTOR_DEAD ? w->now_ns >= p->born_ns : is_awake(w, &p->actor);
+    return p->actor.state == ACTOR_DEAD ? can_be_born(w, process) : is_awake(w, &p->actor);
 }
 
 /* When the next one wakes or is born. */
