@@ -6,6 +6,7 @@
 #define GAP_MAX_NS   1000000000 /* of one gap, for what is shown as lately: an idle night does not hide a busy minute */
 #define BOUND_STEPS  128u       /* that a bound is about */
 #define LENT_PART    4          /* of a stage's time: with the help of others for more of it, the rest says little */
+#define ALIKE        32         /* a part in so many more or less makes next to no difference in time */
 #define MICROSECONDS 1000000.0
 
 void account_init(struct account *account, const struct arena *arena)
@@ -101,6 +102,28 @@ static void account_error(struct account *account, uint32_t stage, double predic
     account_set(&shm->recent_error, (uint64_t)(MICROSECONDS * account->recent_error[stage]));
 }
 
+static bool is_near(double a, double b)
+{
+    double difference = a > b ? a - b : b - a;
+    return difference * ALIKE <= a;
+}
+
+/* By what two steps that do the same differ, no model can know: the machine was not the same. */
+static void account_repeat(struct account *account, uint32_t stage, const struct shape *now, uint64_t cost_ns)
+{
+    struct stage_account_shm *shm = &arena_accounts(account->arena)[stage];
+    const struct shape *before = &account->shape;
+    uint64_t before_ns = account->cost_ns[stage];
+    account->cost_ns[stage] = cost_ns;
+    if (before_ns == 0 || cost_ns == 0 || before->rows != now->rows || before->tokens != now->tokens ||
+        before->results != now->results || !is_near(before->context, now->context) ||
+        !is_near(before->pairs, now->pairs))
+        return;
+    double error = (double)before_ns / (double)cost_ns - 1;
+    account_add(&shm->repeated_steps, 1);
+    account_add(&shm->repeat_millionths, (uint64_t)(MICROSECONDS * (error < 0 ? -error : error)));
+}
+
 /* Every so many steps: the least time for what they did, beside the time they took. */
 static void account_bound(struct account *account)
 {
@@ -151,14 +174,17 @@ void account_step(struct account *account, uint64_t number, const struct account
     const struct plan *plan = account->arena->plan;
     uint32_t lone_stages = 0;
     for (uint32_t stage = 0; stage < plan->stage_count; stage++) {
-        if (!account_is_sound(&times[stage], number))
+        bool is_sound = account_is_sound(&times[stage], number);
+        uint64_t cost_ns = is_sound ? account_cost_ns(plan, &times[stage]) : 0;
+        account_repeat(account, stage, &step->shape, cost_ns);
+        if (!is_sound)
             continue;
-        uint64_t cost_ns = account_cost_ns(plan, &times[stage]);
         lone_stages += cost_ns == 0;
         account_stage(account, stage, step, times, number);
         if (step->predicted_us[stage] > 0 && cost_ns > 0)
             account_error(account, stage, step->predicted_us[stage], cost_ns);
     }
+    account->shape = step->shape;
     account_load(account, step, lone_stages == plan->stage_count, now_us);
 }
 

@@ -35,7 +35,9 @@ struct account {
     uint64_t ended_ns[TIMING_STAGES_MAX]; /* of each stage's last step; 0: there was none */
     double recent_ns[TIMING_STAGES_MAX][STAGE_TIME_COUNT];
     double recent_error[TIMING_STAGES_MAX];
-    uint64_t returned_us; /* the last step */
+    struct shape shape;                  /* of the last step */
+    uint64_t cost_ns[TIMING_STAGES_MAX]; /* of it; 0: nobody knows */
+    uint64_t returned_us;                /* the last step */
     double recent_loaded_us, recent_flight_us;
 
     /* since the last bound */

@@ -159,6 +159,17 @@ static void write_accounts(struct json_writer *w, const struct arena *arena)
     for (uint32_t stage = 0; stage < arena->plan->stage_count; stage++)
         json_format(w, "evenflow_stage_prediction_error_total{stage=\"%u\"} %.6f\n", stage,
                     share(&arena_accounts(arena)[stage].error_millionths));
+    json_text(w, "# HELP evenflow_stage_repeated_steps_total Steps that did the same as the step before\n"
+                 "# TYPE evenflow_stage_repeated_steps_total counter\n");
+    for (uint32_t stage = 0; stage < arena->plan->stage_count; stage++)
+        json_format(w, "evenflow_stage_repeated_steps_total{stage=\"%u\"} %llu\n", stage,
+                    (unsigned long long)account_read(&arena_accounts(arena)[stage].repeated_steps));
+    json_text(
+        w, "# HELP evenflow_stage_repeat_error_total Relative errors of predicting those by the step before, summed\n"
+           "# TYPE evenflow_stage_repeat_error_total counter\n");
+    for (uint32_t stage = 0; stage < arena->plan->stage_count; stage++)
+        json_format(w, "evenflow_stage_repeat_error_total{stage=\"%u\"} %.6f\n", stage,
+                    share(&arena_accounts(arena)[stage].repeat_millionths));
 }
 
 void report_metrics(struct json_writer *w, const struct arena *arena)

@@ -89,7 +89,9 @@ struct stage_account_shm {
     _Atomic uint64_t predicted_steps;          /* likewise; steps with a prediction and a measured time */
     _Atomic uint64_t error_millionths;         /* likewise; their relative errors, summed */
     _Atomic uint64_t recent_error;             /* likewise; millionths, on average lately */
-    uint8_t pad[24];
+    _Atomic uint64_t repeated_steps;           /* likewise; like the step before */
+    _Atomic uint64_t repeat_millionths;        /* likewise; what predicting them by that one is off by, summed */
+    uint8_t pad[8];
 };
 static_assert(sizeof(struct stage_account_shm) == 128, "shared");
 

@@ -124,6 +124,28 @@ Test(account, the_error_is_of_the_prediction_that_was_planned_by)
     cr_expect_eq(account_cost_ns(&plan, &helped), 500000);
 }
 
+Test(account, steps_that_did_the_same_say_how_much_the_machine_differs)
+{
+    struct account_step step = {.planned_us = 100, .sequences = 8};
+    const struct stage_account_shm *accounts = arena_accounts(&arena);
+    step.shape = (struct shape){.rows = 8, .tokens = 8, .context = 800, .results = 8};
+    step_back(1, &step, took(1, 100, 100, 600, 500), took(1, 600, 600, 1100, 500));
+    step.shape.context += 8;
+    step_back(2, &step, took(2, 100, 600, 1100, 400), took(2, 1100, 1100, 1600, 500));
+    cr_expect_eq(account_read(&accounts[0].repeated_steps), 1);
+    cr_expect_float_eq((double)account_read(&accounts[0].repeat_millionths), 250000, 2);
+    cr_expect_eq(account_read(&accounts[1].repeat_millionths), 0);
+    step.shape.context += 100; /* more to look at */
+    step_back(3, &step, took(3, 1100, 1100, 1600, 500), took(3, 1600, 1600, 2100, 500));
+    step.shape.results--; /* less for the head */
+    step_back(4, &step, took(4, 1600, 1600, 2100, 500), took(4, 2100, 2100, 2600, 500));
+    step_back_alone(5, &step, took(5, 2100, 2100, 2600, 500), took(5, 2600, 2600, 3100, 500)); /* with others' help */
+    step_back(6, &step, took(6, 2600, 2600, 3100, 500), took(6, 3100, 3100, 3600, 500));
+    cr_expect_eq(account_read(&accounts[0].repeated_steps), 1);
+    step_back(7, &step, took(7, 3100, 3100, 3600, 500), took(7, 3600, 3600, 4100, 500));
+    cr_expect_eq(account_read(&accounts[0].repeated_steps), 2);
+}
+
 /* Two stages of 1 ms, whatever a step holds, and always two steps of 16 rows in flight: it could not be better. */
 Test(account, a_full_pipeline_has_efficiency_one_and_a_half_empty_one_half)
 {

@@ -186,8 +186,12 @@ static int run_replay(const char *path, bool is_json)
     fprintf(stderr, "%llu steps of %llu requests, %llu tokens: the same\n", (unsigned long long)result.steps,
             (unsigned long long)result.requests, (unsigned long long)result.tokens);
     for (uint32_t stage = 0; stage < result.stages; stage++)
-        fprintf(stderr, "stage %u: predicted times are off by %.1f %% on average\n", stage,
-                100 * result.prediction_errors[stage]);
+        fprintf(stderr,
+                "stage %u: predicted times are off by %.1f %% on average; %llu steps differ from one before them that "
+                "did the "
+                "same by %.1f %%\n",
+                stage, 100 * result.prediction_errors[stage], (unsigned long long)result.repeated_steps[stage],
+                100 * result.repeat_errors[stage]);
     return 0;
 }
 

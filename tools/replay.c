@@ -178,6 +178,10 @@ static void note_errors(struct replay *r)
         double steps = (double)account_read(&account->predicted_steps);
         if (steps > 0)
             r->result->prediction_errors[stage] = (double)account_read(&account->error_millionths) / 1e6 / steps;
+        uint64_t repeated = r->result->repeated_steps[stage] = account_read(&account->repeated_steps);
+        if (repeated > 0)
+            r->result->repeat_errors[stage] =
+                (double)account_read(&account->repeat_millionths) / 1e6 / (double)repeated;
     }
 }
 

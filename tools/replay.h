@@ -15,8 +15,10 @@ struct replay_result {
     uint32_t stages;
     double
         prediction_errors[STAGES_MAX]; /* mean relative error of the stage-time model, before it learned from a step */
-    uint64_t first_difference;         /* step number; 0: every step is the same */
-    struct err err;                    /* what differs */
+    uint64_t repeated_steps[STAGES_MAX]; /* that did the same as the one before */
+    double repeat_errors[STAGES_MAX];    /* the same error of predicting those by the one before */
+    uint64_t first_difference;           /* step number; 0: every step is the same */
+    struct err err;                      /* what differs */
 };
 
 /* 0 when the file could be read to its end or to the first difference; -errno with err. */
