@@ -117,11 +117,11 @@ Test(account, the_error_is_of_the_prediction_that_was_planned_by)
     cr_expect_float_eq((double)account_read(&accounts[1].recent_error), 200000, 2);
     step_back_alone(3, &step, took(3, 1100, 1100, 1300, 200), took(3, 1300, 1300, 1500, 200));
     cr_expect_eq(account_read(&accounts[0].predicted_steps), 2, "no prediction is about a step that others help with");
-    plan.lone_threads = 2;
-    struct step_time_shm helped =
-        took(4, 1500, 1500, 1900, 400); /* for a quarter of the time, which did twice as much */
-    helped.lent_ns = 100000;
-    cr_expect_eq(account_cost_ns(&plan, &helped), 500000);
+    struct step_time_shm helped = took(4, 1500, 1500, 1900, 400);
+    helped.lent_ns = 10000; /* for a moment */
+    cr_expect_eq(account_cost_ns(&helped), 400000);
+    helped.lent_ns = 20000;
+    cr_expect_eq(account_cost_ns(&helped), 0);
 }
 
 Test(account, steps_that_did_the_same_say_how_much_the_machine_differs)
