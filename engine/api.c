@@ -181,55 +181,87 @@ static int get_positive(const struct body *b, const char *name, double max, floa
 }
 
 /* Known to others, not honoured here: only a value that asks for nothing is let pass. */
+static const struct {
+    const char *name;
+    double neutral;
+} unsupported_numbers[] = {{"best_of", 1}, {"prompt_logprobs", 0}, {"length_penalty", 1}};
+static const struct {
+    const char *name;
+    bool neutral;
+} unsupported_switches[] = {
+    {"include_stop_str_in_output", false}, {"use_beam_search", false}, {"skip_special_tokens", true}};
+static const char *const unsupported_others[] = {"suffix",
+                                                 "functions",
+                                                 "audio",
+                                                 "guided_grammar",
+                                                 "bad_words",
+                                                 "allowed_token_ids",
+                                                 "logits_processors",
+                                                 "truncate_prompt_tokens"};
+
+static int refuse(const struct body *b, const char *name, const char *instead)
+{
+    return api_fail(b->error, 400, name, "unsupported_parameter", "%s is not supported by this server; leave it out%s",
+                    name, instead);
+}
+
+/* The best of n answers, of which n are returned: that is all of them. */
+static bool is_best_of_all(const struct body *b, const char *name, json_t *value)
+{
+    return strcmp(name, "best_of") == 0 && json_is_integer(value) && json_equal(value, field(b, "n"));
+}
+
+static bool is_empty(const json_t *value)
+{
+    return (json_is_object(value) && json_object_size(value) == 0) ||
+           (json_is_array(value) && json_array_size(value) == 0) ||
+           (json_is_string(value) && json_string_length(value) == 0);
+}
+
 static int refuse_unsupported(const struct body *b)
 {
-    static const struct {
-        const char *name;
-        double neutral;
-    } numbers[] = {{"best_of", 1}, {"prompt_logprobs", 0}, {"length_penalty", 1}};
-    static const struct {
-        const char *name;
-        bool neutral;
-    } switches[] = {{"include_stop_str_in_output", false}, {"use_beam_search", false}, {"skip_special_tokens", true}};
-    static const char *const others[] = {"suffix",
-                                         "functions",
-                                         "audio",
-                                         "guided_grammar",
-                                         "bad_words",
-                                         "allowed_token_ids",
-                                         "logits_processors",
-                                         "truncate_prompt_tokens"};
-    for (size_t i = 0; i < ARRAY_COUNT(numbers); i++) {
-        json_t *value = field(b, numbers[i].name);
-        bool is_all_of_them = i == 0 && json_is_integer(value) && json_equal(value, field(b, "n")); /* best_of: n */
-        if (value != NULL && !is_all_of_them &&
-            !(json_is_number(value) && json_number_value(value) == numbers[i].neutral))
-            return api_fail(b->error, 400, numbers[i].name, "unsupported_parameter",
-                            "%s is not supported by this server; leave it out or give %g", numbers[i].name,
-                            numbers[i].neutral);
+    for (size_t i = 0; i < ARRAY_COUNT(unsupported_numbers); i++) {
+        const char *name = unsupported_numbers[i].name;
+        double neutral = unsupported_numbers[i].neutral;
+        json_t *value = field(b, name);
+        bool asks_nothing = json_is_number(value) && json_number_value(value) == neutral;
+        if (value != NULL && !asks_nothing && !is_best_of_all(b, name, value)) {
+            char instead[32];
+            snprintf(instead, sizeof(instead), " or give %g", neutral);
+            return refuse(b, name, instead);
+        }
     }
-    for (size_t i = 0; i < ARRAY_COUNT(switches); i++) {
-        bool value = switches[i].neutral;
-        if (get_bool(b, switches[i].name, &value) != 0)
+    for (size_t i = 0; i < ARRAY_COUNT(unsupported_switches); i++) {
+        bool neutral = unsupported_switches[i].neutral, value = neutral;
+        if (get_bool(b, unsupported_switches[i].name, &value) != 0)
             return -1;
-        if (value != switches[i].neutral)
-            return api_fail(b->error, 400, switches[i].name, "unsupported_parameter",
-                            "%s is not supported by this server; leave it out or give %s", switches[i].name,
-                            switches[i].neutral ? "true" : "false");
+        if (value != neutral)
+            return refuse(b, unsupported_switches[i].name, neutral ? " or give true" : " or give false");
     }
-    for (size_t i = 0; i < ARRAY_COUNT(others); i++) {
-        json_t *value = field(b, others[i]);
-        bool is_empty = (json_is_object(value) && json_object_size(value) == 0) ||
-                        (json_is_array(value) && json_array_size(value) == 0) ||
-                        (json_is_string(value) && json_string_length(value) == 0);
-        if (value != NULL && !is_empty)
-            return api_fail(b->error, 400, others[i], "unsupported_parameter",
-                            "%s is not supported by this server; leave it out", others[i]);
+    for (size_t i = 0; i < ARRAY_COUNT(unsupported_others); i++) {
+        json_t *value = field(b, unsupported_others[i]);
+        if (value != NULL && !is_empty(value))
+            return refuse(b, unsupported_others[i], "");
     }
     return 0;
 }
 
-static uint32_t count_unknown(const struct body *b, enum api_endpoint endpoint)
+static bool is_unsupported(const char *key)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(unsupported_numbers); i++)
+        if (strcmp(key, unsupported_numbers[i].name) == 0)
+            return true;
+    for (size_t i = 0; i < ARRAY_COUNT(unsupported_switches); i++)
+        if (strcmp(key, unsupported_switches[i].name) == 0)
+            return true;
+    for (size_t i = 0; i < ARRAY_COUNT(unsupported_others); i++)
+        if (strcmp(key, unsupported_others[i]) == 0)
+            return true;
+    return false;
+}
+
+/* What the functions below and chat.c look at. */
+static bool is_supported(const char *key, enum api_endpoint endpoint)
 {
     static const char *const common[] = {"model",
                                          "max_tokens",
@@ -254,42 +286,33 @@ static uint32_t count_unknown(const struct body *b, enum api_endpoint endpoint)
                                          "presence_penalty",
                                          "frequency_penalty",
                                          "repetition_penalty",
-                                         "best_of",
-                                         "prompt_logprobs",
-                                         "length_penalty",
                                          "logit_bias",
-                                         "suffix",
                                          "tools",
-                                         "functions",
                                          "guided_json",
                                          "guided_regex",
-                                         "guided_grammar",
                                          "guided_choice",
-                                         "audio",
-                                         "bad_words",
-                                         "allowed_token_ids",
-                                         "logits_processors",
-                                         "truncate_prompt_tokens",
-                                         "include_stop_str_in_output",
-                                         "use_beam_search",
-                                         "skip_special_tokens",
                                          "structured_outputs",
                                          "response_format"};
     static const char *const special[2][8] = {
         [API_COMPLETIONS] = {"prompt", "echo", "parse_special", "add_special_tokens"},
         [API_CHAT_COMPLETIONS] = {"messages", "top_logprobs", "tool_choice", "chat_template_kwargs",
                                   "add_generation_prompt", "documents", "parallel_tool_calls"}};
+    for (size_t i = 0; i < ARRAY_COUNT(special[endpoint]) && special[endpoint][i] != NULL; i++)
+        if (strcmp(key, special[endpoint][i]) == 0)
+            return true;
+    for (size_t i = 0; i < ARRAY_COUNT(common); i++)
+        if (key[0] == common[i][0] && strcmp(key, common[i]) == 0)
+            return true;
+    return false;
+}
+
+static uint32_t count_unknown(const struct body *b, enum api_endpoint endpoint)
+{
     uint32_t unknown = 0;
     const char *key;
     json_t *value;
-    json_object_foreach(b->root, key, value) {
-        bool is_known = false;
-        for (size_t i = 0; i < ARRAY_COUNT(special[endpoint]) && special[endpoint][i] != NULL && !is_known; i++)
-            is_known = strcmp(key, special[endpoint][i]) == 0;
-        for (size_t i = 0; i < ARRAY_COUNT(common) && !is_known; i++)
-            is_known = key[0] == common[i][0] && strcmp(key, common[i]) == 0;
-        unknown += !is_known;
-    }
+    json_object_foreach(b->root, key, value)
+        unknown += !is_supported(key, endpoint) && !is_unsupported(key);
     return unknown;
 }
 
