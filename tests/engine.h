@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "tools/client.h"
-#include "tools/launch.h"
+#include "tools/own_engine.h"
 
 /* models/SmolLM2-135M-Instruct.Q4_1.gguf, or what EVENFLOW_TEST_MODEL names; a test fails when there is none. */
 const char *engine_model_path(void);

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "ipc/plan.h"
 #include "stages/packed.h"
 #include "tests/engine.h"
 #include "tests/tiny_model.h"

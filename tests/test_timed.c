@@ -12,6 +12,7 @@
 #include "stages/timed.h"
 #include "tests/engine.h"
 #include "tests/plans.h"
+#include "tools/launch.h"
 #include "tools/pipeline.h"
 #include "tools/sim.h"
 

@@ -14,7 +14,7 @@
 #include "stages/gguf.h"
 #include "tools/client.h"
 #include "tools/commands.h"
-#include "tools/launch.h"
+#include "tools/own_engine.h"
 #include "tools/progress.h"
 #include "tools/vocab.h"
 

@@ -6,7 +6,7 @@
 
 #include "tools/chat_client.h"
 #include "tools/commands.h"
-#include "tools/launch.h"
+#include "tools/own_engine.h"
 
 static const struct option_table table = {.also = &config_table};
 static struct own_engine engine;

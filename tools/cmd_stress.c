@@ -30,7 +30,7 @@
 #include "ipc/stats.h"
 #include "tools/commands.h"
 #include "tools/inside.h"
-#include "tools/launch.h"
+#include "tools/own_engine.h"
 #include "tools/random.h"
 #include "tools/samples.h"
 #include "tools/stress_holdings.h"

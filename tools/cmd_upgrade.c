@@ -18,7 +18,7 @@
 #include "ipc/shm.h"
 #include "tools/commands.h"
 #include "tools/inside.h"
-#include "tools/launch.h"
+#include "tools/budget.h"
 
 struct values {
     char socket[OPTION_TEXT_MAX], from[OPTION_TEXT_MAX];
@@ -98,7 +98,7 @@ static int check_memory(const struct plan *plan, const struct build *build, stru
 {
     char running[64] = "";
     const char *plus = strchr(plan->fingerprint, '+');
-    uint64_t weights = 0, available = launch_available_bytes();
+    uint64_t weights = 0, available = budget_available_bytes();
     if (plus != NULL)
         sscanf(plus, "+%63[^ ]", running);
     for (uint32_t stage = 0; stage < plan->stage_count; stage++)

@@ -4,19 +4,13 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <poll.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/random.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/sysinfo.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -34,18 +28,16 @@
 #include "stages/gguf.h"
 #include "stages/model.h"
 #include "stages/packed.h"
+#include "tools/budget.h"
 #include "tools/devices.h"
 #include "tools/pipeline.h"
 #include "tools/progress.h"
 #include "tools/vocab.h"
 
-#define PAGE_BYTES           4096u
 #define LOG_TOKENS_MAX       (1u << 20) /* the token logs' pool, in tokens: 32 MB */
 #define GRAMMAR_PAGES        16384u /* of the prompt pool, beside those for prompts: 16 MB, 32 of the largest grammars */
 #define LISTEN_BACKLOG       1024
-#define FILES_BASE           128u /* poll() asks for 109 of the supervisor's loop, open or not */
-#define FILES_PER_PROCESS    14u  /* regions, bells, pidfds, spares */
-#define LONE_THREADS_MAX     16u  /* unless asked for: each stage has so many */
+#define LONE_THREADS_MAX     16u /* unless asked for: each stage has so many */
 #define BODY_BYTES_BASE      65536u
 #define BODY_BYTES_PER_TOKEN 16u
 
@@ -212,7 +204,8 @@ static int plan_window(struct plan *plan, const struct config *config, struct er
     return 0;
 }
 
-static int plan_limits(struct plan *plan, const struct config *config, struct err *err)
+/* Blocks, and how long a sequence in them may be. */
+static int plan_cache(struct plan *plan, const struct config *config, struct err *err)
 {
     if (plan->head_dim % 16 != 0)
         return err_set(err, -ENOTSUP, "heads of %u floats are not supported: must be a multiple of 16", plan->head_dim);
@@ -234,19 +227,25 @@ static int plan_limits(struct plan *plan, const struct config *config, struct er
         return err_set(err, -EINVAL, "--max-model-len %llu: the model's limit is %u tokens, the KV cache holds %llu",
                        (unsigned long long)config->max_model_len, plan->context_length, (unsigned long long)kv_tokens);
     plan->max_model_len = (uint32_t)(config->max_model_len ? config->max_model_len : longest);
+    plan->watermark_blocks = (uint32_t)(config->watermark * (double)(plan->num_blocks + 1));
+    plan->enable_prefix_caching = config->enable_prefix_caching;
+    if (getrandom(plan->prefix_key, sizeof(plan->prefix_key), 0) != (ssize_t)sizeof(plan->prefix_key))
+        return err_set(err, -errno, "getrandom: %s", strerror(errno));
+    return 0;
+}
+
+/* What goes into a step. */
+static int plan_steps(struct plan *plan, const struct config *config, struct err *err)
+{
     plan->max_num_seqs = (uint32_t)config->max_num_seqs;
     plan->max_num_batched_tokens = (uint32_t)config->max_num_batched_tokens;
     plan->long_prefill_token_threshold = (uint32_t)config->long_prefill_token_threshold;
     plan->long_prefill_token_threshold_adaptive = config->long_prefill_token_threshold_adaptive;
     plan->enable_chunked_prefill = config->enable_chunked_prefill;
-    plan->enable_prefix_caching = config->enable_prefix_caching;
     plan->reserve_full_isl = config->scheduler_reserve_full_isl;
     plan->uses_priority = strcmp(config->scheduling_policy, "priority") == 0;
     if (!plan->uses_priority && strcmp(config->scheduling_policy, "fcfs") != 0)
         return err_set(err, -EINVAL, "--scheduling-policy %s: must be fcfs or priority", config->scheduling_policy);
-    plan->watermark_blocks = (uint32_t)(config->watermark * (double)(plan->num_blocks + 1));
-    if (getrandom(plan->prefix_key, sizeof(plan->prefix_key), 0) != (ssize_t)sizeof(plan->prefix_key))
-        return err_set(err, -errno, "getrandom: %s", strerror(errno));
     if (!plan->enable_chunked_prefill && plan->max_num_batched_tokens < plan->max_model_len)
         return err_set(err, -EINVAL,
                        "--no-enable-chunked-prefill: needs --max-num-batched-tokens of at least --max-model-len (%u)",
@@ -254,9 +253,16 @@ static int plan_limits(struct plan *plan, const struct config *config, struct er
     if (plan->max_num_batched_tokens < plan->max_num_seqs)
         return err_set(err, -EINVAL, "--max-num-batched-tokens %u: must be at least --max-num-seqs (%u)",
                        plan->max_num_batched_tokens, plan->max_num_seqs);
+    return 0;
+}
+
+/* How many requests there may be, and the pools that hold their prompts and answers. */
+static void plan_pools(struct plan *plan, const struct config *config)
+{
     plan->requests_max = (uint32_t)config->max_queued_requests;
     plan->sequences_max = plan->requests_max + plan->max_num_seqs + CHOICES_MAX;
     /* prompts: the KV cache full of them twice over, one of the longest, or a page for every request */
+    uint64_t kv_tokens = (uint64_t)plan->num_blocks * plan->block_size;
     uint64_t prompt_tokens = max_u64(2 * min_u64(kv_tokens, 1u << 22), plan->max_model_len + PAGE_TOKENS);
     plan->prompt_pages = (uint32_t)max_u64(div_up_u64(prompt_tokens, PAGE_TOKENS), plan->requests_max);
     plan->prompt_pages += GRAMMAR_PAGES;
@@ -264,16 +270,17 @@ static int plan_limits(struct plan *plan, const struct config *config, struct er
     uint64_t log_tokens = min_u64((uint64_t)plan->max_num_seqs * plan->max_model_len, LOG_TOKENS_MAX);
     log_tokens = max_u64(log_tokens, (uint64_t)plan->max_model_len * CHOICES_MAX);
     plan->log_pages = (uint32_t)div_up_u64(log_tokens, LOG_PAGE_TOKENS) + plan->sequences_max;
+}
+
+/* What a client may do, and for how long. */
+static void plan_clients(struct plan *plan, const struct config *config)
+{
+    uint64_t body_bytes = min_u64(BODY_BYTES_BASE + (uint64_t)plan->max_model_len * BODY_BYTES_PER_TOKEN, 1u << 28);
     plan->connections_max = (uint32_t)config->max_connections;
-    plan->body_bytes_max =
-        (uint32_t)(config->max_body
-                       ? config->max_body
-                       : min_u64(BODY_BYTES_BASE + (uint64_t)plan->max_model_len * BODY_BYTES_PER_TOKEN, 1u << 28));
+    plan->body_bytes_max = (uint32_t)(config->max_body ? config->max_body : body_bytes);
     plan->request_timeout_ms = (uint32_t)(config->request_timeout_s * 1000);
     plan->header_timeout_ms = (uint32_t)(config->header_timeout_s * 1000);
-    plan->spares = (uint32_t)config->spares;
     plan->drain_timeout_ms = (uint32_t)(config->drain_timeout_s * 1000);
-    return 0;
 }
 
 static int plan_backend(struct plan *plan, const struct config *config, struct err *err)
@@ -346,89 +353,6 @@ static int plan_names(struct plan *plan, const struct config *config, const char
         return err_set(err, -errno, "model %s: %s", model_path, strerror(errno));
     config_socket_path(plan->socket_path, sizeof(plan->socket_path), config->socket);
     return find_programs(plan->program_dir, err);
-}
-
-/* ---- memory ---- */
-
-static double mib(uint64_t bytes)
-{
-    return (double)bytes / (1 << 20);
-}
-
-uint64_t launch_available_bytes(void)
-{
-    FILE *file = fopen("/proc/meminfo", "re");
-    unsigned long long available_kb = 0;
-    char line[128];
-    while (file != NULL && fgets(line, sizeof(line), file) != NULL)
-        if (sscanf(line, "MemAvailable: %llu kB", &available_kb) == 1)
-            break;
-    if (file != NULL)
-        fclose(file);
-    return available_kb * 1024;
-}
-
-/* Prints what is taken and refuses what cannot be had. */
-static int check_budget(const struct plan *plan, struct err *err)
-{
-    struct layout layout;
-    layout_compute(&layout, plan);
-    uint64_t weights = 0, kv = 0, edges = 0, on_devices = 0, edges_on_devices = 0;
-    for (uint32_t stage = 0; stage < plan->stage_count; stage++) {
-        uint64_t stage_weights = layout.region_bytes[REGION_WEIGHTS + stage];
-        uint64_t stage_kv = layout.region_bytes[REGION_KV + stage];
-        bool is_on_device = plan->slices[stage].device != DEVICE_CPU;
-        weights += is_on_device ? 0 : stage_weights;
-        kv += is_on_device ? 0 : stage_kv;
-        on_devices += is_on_device ? stage_weights + stage_kv : 0;
-        uint64_t stage_edge = layout.region_bytes[REGION_EDGE + stage];
-        stage_edge *= plan->slices[stage].edge == EDGE_NCCL ? 2 : 1; /* at both ends */
-        on_devices += stage_edge;
-        edges_on_devices += stage_edge;
-        edges += layout.region_bytes[REGION_STAGE + stage];
-    }
-    uint64_t tables = layout.region_bytes[REGION_FRONT] + layout.region_bytes[REGION_SCHED];
-    uint64_t other = layout.region_bytes[REGION_VOCAB] + layout.region_bytes[REGION_SUP] + PAGE_BYTES;
-    uint64_t all = weights + kv + edges + tables + other;
-    if (plan->log_level >= LOG_INFO) {
-        fprintf(stderr, "model        %s, %u layers over %u stages (", plan->served_model_name, plan->layers,
-                plan->stage_count);
-        char name[16];
-        for (uint32_t stage = 0; stage < plan->stage_count; stage++)
-            fprintf(stderr, "%s%u%s%s", stage ? "," : "", plan->slices[stage].layer_count, on_devices ? " on " : "",
-                    on_devices ? plan_device_name(plan->slices[stage].device, name) : "");
-        for (uint32_t stage = 0; on_devices && stage + 1 < plan->stage_count; stage++)
-            fprintf(stderr, "%s%s", stage ? "," : "; handed on by ", plan_edge_name(plan->slices[stage].edge));
-        fprintf(stderr, ")\nfingerprint  %s\n", plan->fingerprint);
-        fprintf(stderr, "budget       weights      %9.1f MiB\n", mib(weights));
-        fprintf(stderr, "             KV cache     %9.1f MiB  %u blocks of %u positions, %s\n", mib(kv),
-                plan->num_blocks, plan->block_size, kv_type_name(plan->kv_type));
-        fprintf(stderr, "             activations  %9.1f MiB  steps of up to %u tokens, %u in flight; with results\n",
-                mib(edges), plan->max_num_batched_tokens, plan->window);
-        fprintf(stderr, "             tables       %9.1f MiB  %u requests, %u sequences, rings, token logs\n",
-                mib(tables), plan->requests_max, plan->sequences_max);
-        fprintf(stderr, "             vocabulary   %9.1f MiB\n", mib(other));
-        fprintf(stderr, "             all          %9.1f MiB  and up to %.1f MiB for %u connections as they come\n",
-                mib(all), mib(layout.region_bytes[REGION_CONNS]), plan->connections_max);
-        if (on_devices > 0)
-            fprintf(stderr,
-                    "             on devices   %9.1f MiB  weights and KV cache of the stages, %.1f MiB of it for\n"
-                    "                                        activations between them\n",
-                    mib(on_devices), mib(edges_on_devices));
-    }
-    struct rlimit files;
-    uint64_t files_needed = FILES_BASE + FILES_PER_PROCESS * (uint64_t)(ROLE_STAGE + plan->stage_count);
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_max < files_needed)
-        return err_set(err, -EMFILE,
-                       "a process may have %llu files open and the supervisor of %u stages needs %llu, besides one for "
-                       "each connection: raise the limit (ulimit -n)",
-                       (unsigned long long)files.rlim_max, plan->stage_count, (unsigned long long)files_needed);
-    uint64_t available = launch_available_bytes();
-    if (available != 0 && all > available)
-        return err_set(err, -ENOMEM,
-                       "%.1f MiB are needed and %.1f MiB are free: %.1f MiB are missing; lower --kv-memory", mib(all),
-                       mib(available), mib(all) - mib(available));
-    return 0;
 }
 
 /* ---- TCP ---- */
@@ -592,6 +516,83 @@ static void plan_weights_cache(struct plan *plan, const struct model_desc *desc,
         log_warn("weights cache: %s; going on without (--no-weights-cache: without a word)", err.text);
 }
 
+/* ---- all of it ---- */
+
+/* What has to be there before anything is measured. */
+static int open_files(struct launch *launch, const struct config *config, const char *model_path, struct err *err)
+{
+    if (config->record[0] != '\0') {
+        launch->record_fd = open(config->record, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+        if (launch->record_fd < 0)
+            return err_set(err, -errno, "--record %s: cannot create it: %s", config->record, strerror(errno));
+    }
+    int ret = open_tcp(launch, config, err);
+    if (ret != 0)
+        return ret;
+    launch->model_fd = open(model_path, O_RDONLY | O_CLOEXEC);
+    if (launch->model_fd < 0)
+        return err_set(err, -errno, "model %s: cannot open it: %s", model_path, strerror(errno));
+    return 0;
+}
+
+/* Every number that does not come from the vocabulary or from devices. */
+static int make_plan(struct plan *plan, const struct config *config, const char *model_path, const struct gguf *gguf,
+                     const struct model_desc *desc, const struct kernels *kernels, struct err *err)
+{
+    plan_model(plan, desc);
+    snprintf(plan->isa, sizeof(plan->isa), "%s", kernels->name);
+    plan->spares = (uint32_t)config->spares;
+    int ret = plan_backend(plan, config, err);
+    ret = ret ? ret : plan_names(plan, config, model_path, err);
+    ret = ret ? ret : plan_cache(plan, config, err);
+    ret = ret ? ret : plan_steps(plan, config, err);
+    if (ret != 0)
+        return ret;
+    plan_pools(plan, config);
+    plan_clients(plan, config);
+    ret = plan->backend == BACKEND_TIMED ? plan_timed(plan, config, err)
+                                         : plan_slices(plan, config, gguf, desc, kernels, err);
+    return ret ? ret : plan_window(plan, config, err);
+}
+
+static int plan_vocabulary(struct plan *plan, const struct config *config, const struct gguf *gguf, void **vocab,
+                           struct err *err)
+{
+    size_t bytes = 0;
+    int ret = vocab_from_gguf(gguf, config->chat_template, vocab, &bytes, err);
+    ret = ret ? ret : vocab_check_template(*vocab, bytes, config->chat_template, err);
+    if (ret != 0)
+        return ret;
+    plan->vocab_bytes = bytes;
+    plan->end_token_count = vocab_end_tokens(*vocab, bytes, plan->end_tokens, END_TOKENS_MAX);
+    return 0;
+}
+
+/* Memory of devices, where stages are on some. */
+static int take_devices(struct launch *launch, const struct config *config, struct device_kind *kinds, struct err *err)
+{
+    struct devices_wish wish;
+    int ret = devices_parse_wish(&wish, config->edges, config->gpu_memory, err);
+    if (ret != 0)
+        return ret;
+    if (plan_uses_devices(&launch->plan)) {
+        launch->devices_fd = devices_take(&launch->plan, &wish, kinds, err);
+        return launch->devices_fd < 0 ? launch->devices_fd : 0;
+    }
+    if (wish.edges == EDGES_DEVICE || wish.edges == EDGES_NCCL)
+        return err_set(err, -EINVAL, "--edges %s: no stage is on a device; say which with --devices", config->edges);
+    return 0;
+}
+
+static int seal(struct launch *launch, const void *vocab, struct err *err)
+{
+    launch->vocab_fd = shm_sealed_copy("evenflow-vocab", vocab, launch->plan.vocab_bytes, err);
+    if (launch->vocab_fd < 0)
+        return launch->vocab_fd;
+    launch->plan_fd = shm_sealed_copy("evenflow-plan", &launch->plan, sizeof(launch->plan), err);
+    return launch->plan_fd < 0 ? launch->plan_fd : 0;
+}
+
 int launch_prepare(struct launch *launch, const struct config *config, const char *model_path, struct err *err)
 {
     struct plan *plan = &launch->plan;
@@ -606,65 +607,29 @@ int launch_prepare(struct launch *launch, const struct config *config, const cha
                               .devices_fd = -1};
     if (config->adopt)
         return err_set(err, -EINVAL, "--adopt is for evenflow serve alone");
-    struct device_kind kinds[DEVICES_MAX];
-    struct devices_wish wish;
-    if (config->record[0] != '\0') {
-        launch->record_fd = open(config->record, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-        if (launch->record_fd < 0)
-            return err_set(err, -errno, "--record %s: cannot create it: %s", config->record, strerror(errno));
-    }
-    int listening = open_tcp(launch, config, err);
-    if (listening != 0)
-        return listening;
-    launch->model_fd = open(model_path, O_RDONLY | O_CLOEXEC);
-    if (launch->model_fd < 0)
-        return err_set(err, -errno, "model %s: cannot open it: %s", model_path, strerror(errno));
+    const struct kernels *kernels = kernels_pick(strcmp(config->isa, "auto") == 0 ? NULL : config->isa);
+    if (kernels == NULL)
+        return err_set(err, -EINVAL, "--isa %s: this processor has no such path; auto picks the best one it has",
+                       config->isa);
     struct gguf *gguf;
-    int ret = gguf_open_fd(&gguf, launch->model_fd, model_path, err);
+    int ret = open_files(launch, config, model_path, err);
+    ret = ret ? ret : gguf_open_fd(&gguf, launch->model_fd, model_path, err);
     if (ret != 0)
         return ret;
     struct model_desc *desc = base_alloc(sizeof(*desc));
-    const struct kernels *kernels = kernels_pick(strcmp(config->isa, "auto") == 0 ? NULL : config->isa);
-    if (kernels == NULL)
-        ret = err_set(err, -EINVAL, "--isa %s: this processor has no such path; auto picks the best one it has",
-                      config->isa);
-    ret = ret ? ret : model_describe(desc, gguf, err);
-    if (ret == 0)
-        plan_model(plan, desc);
-    ret = ret ? ret : plan_backend(plan, config, err);
-    ret = ret ? ret : plan_names(plan, config, model_path, err);
-    ret = ret ? ret : plan_limits(plan, config, err);
-    if (ret == 0)
-        ret = plan->backend == BACKEND_TIMED ? plan_timed(plan, config, err)
-                                             : plan_slices(plan, config, gguf, desc, kernels, err);
-    ret = ret ? ret : devices_parse_wish(&wish, config->edges, config->gpu_memory, err);
-    if (ret == 0 && (wish.edges == EDGES_DEVICE || wish.edges == EDGES_NCCL) && !plan_uses_devices(plan))
-        ret = err_set(err, -EINVAL, "--edges %s: no stage is on a device; say which with --devices", config->edges);
-    ret = ret ? ret : plan_window(plan, config, err);
+    struct device_kind kinds[DEVICES_MAX];
     void *vocab = NULL;
-    size_t vocab_bytes = 0;
-    ret = ret ? ret : vocab_from_gguf(gguf, config->chat_template, &vocab, &vocab_bytes, err);
-    ret = ret ? ret : vocab_check_template(vocab, vocab_bytes, config->chat_template, err);
-    if (ret == 0) {
-        plan->vocab_bytes = vocab_bytes;
-        plan->end_token_count = vocab_end_tokens(vocab, vocab_bytes, plan->end_tokens, END_TOKENS_MAX);
-        snprintf(plan->isa, sizeof(plan->isa), "%s", kernels->name);
-    }
-    if (ret == 0 && plan_uses_devices(plan)) {
-        launch->devices_fd = devices_take(plan, &wish, kinds, err);
-        ret = launch->devices_fd < 0 ? launch->devices_fd : 0;
-    }
+    ret = model_describe(desc, gguf, err);
+    ret = ret ? ret : make_plan(plan, config, model_path, gguf, desc, kernels, err);
+    ret = ret ? ret : plan_vocabulary(plan, config, gguf, &vocab, err);
+    ret = ret ? ret : take_devices(launch, config, kinds, err);
     if (ret == 0)
         plan_fingerprint(plan, kernels, kinds);
     ret = ret ? ret : plan_validate(plan, err);
-    ret = ret ? ret : check_budget(plan, err);
+    ret = ret ? ret : budget_say(plan, err);
     if (ret == 0 && config->weights_cache && plan->backend == BACKEND_MODEL)
         plan_weights_cache(plan, desc, gguf);
-    if (ret == 0) {
-        launch->vocab_fd = shm_sealed_copy("evenflow-vocab", vocab, vocab_bytes, err);
-        launch->plan_fd = shm_sealed_copy("evenflow-plan", plan, sizeof(*plan), err);
-        ret = launch->vocab_fd < 0 ? launch->vocab_fd : launch->plan_fd < 0 ? launch->plan_fd : 0;
-    }
+    ret = ret ? ret : seal(launch, vocab, err);
     if (ret == 0 && config->state[0] != '\0') /* last: what is forgotten then has been said, and the start goes on */
         ret = open_ledger(launch, config->state, err);
     free(vocab);
@@ -707,95 +672,4 @@ int launch_adopt(const struct config *config, struct err *err)
     snprintf(program, sizeof(program), "%s/evenflow-supervisor", directory);
     execl(program, program, "--attach", socket, (char *)NULL);
     return err_set(err, -errno, "cannot start %s: %s; is the installation complete?", program, strerror(errno));
-}
-
-/* ---- an engine of one's own ---- */
-
-/* The engine has removed its socket, unless it was killed. */
-void own_engine_forget(const struct own_engine *engine)
-{
-    char path[128];
-    unlink(engine->socket);
-    snprintf(path, sizeof(path), "%s.lock", engine->socket);
-    unlink(path);
-    snprintf(path, sizeof(path), "%s.control", engine->socket);
-    unlink(path);
-    rmdir(engine->directory);
-}
-
-_Noreturn static void be_engine(const struct launch *launch, pid_t parent, int ready_fd)
-{
-    struct err err;
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != parent)
-        _exit(1);
-    setpgid(0, 0); /* signals of the terminal are for the command, which passes them on */
-    launch_exec(launch, ready_fd, &err);
-    fprintf(stderr, "evenflow: %s\n", err.text);
-    _exit(1);
-}
-
-static int wait_until_ready(int ready_fd, struct err *err)
-{
-    char byte;
-    ssize_t got;
-    struct progress progress;
-    struct pollfd ready = {.fd = ready_fd, .events = POLLIN};
-    progress_begin(&progress, "loading", 0, NULL);
-    while (poll(&ready, 1, progress_wait_ms(&progress)) <= 0)
-        progress_show(&progress, 0, 0);
-    progress_end(&progress);
-    do {
-        got = read(ready_fd, &byte, 1);
-    } while (got < 0 && errno == EINTR);
-    return got == 1 ? 0 : err_set(err, -ECHILD, "the engine ended before it was ready; its last words are above");
-}
-
-int own_engine_start(struct own_engine *engine, const struct config *config, const char *model_path, struct err *err)
-{
-    const char *temporary = getenv("TMPDIR");
-    if (temporary == NULL || strlen(temporary) > 32)
-        temporary = "/tmp";
-    snprintf(engine->directory, sizeof(engine->directory), "%s/evenflow-XXXXXX", temporary);
-    if (mkdtemp(engine->directory) == NULL)
-        return err_set(err, -errno, "%s: cannot create a folder there: %s", engine->directory, strerror(errno));
-    snprintf(engine->socket, sizeof(engine->socket), "%s/evenflow.sock", engine->directory);
-    struct config own = *config;
-    snprintf(own.socket, sizeof(own.socket), "%s", engine->socket);
-    struct launch launch;
-    int ready[2] = {-1, -1};
-    int ret = launch_prepare(&launch, &own, model_path, err);
-    if (ret == 0 && pipe2(ready, O_CLOEXEC) != 0)
-        ret = err_set(err, -errno, "pipe: %s", strerror(errno));
-    if (ret == 0) {
-        pid_t parent = getpid();
-        engine->pid = fork();
-        if (engine->pid == 0)
-            be_engine(&launch, parent, ready[1]);
-        if (engine->pid < 0)
-            ret = err_set(err, -errno, "fork: %s", strerror(errno));
-        close(ready[1]);
-        ret = ret ? ret : wait_until_ready(ready[0], err);
-        close(ready[0]);
-        if (ret != 0 && engine->pid > 0)
-            waitpid(engine->pid, NULL, 0);
-    }
-    const int ours[] = {launch.plan_fd,   launch.vocab_fd, launch.model_fd,  launch.record_fd,
-                        launch.listen_fd, launch.keys_fd,  launch.ledger_fd, launch.devices_fd};
-    for (size_t i = 0; i < ARRAY_COUNT(ours); i++)
-        if (ours[i] >= 0)
-            close(ours[i]);
-    if (ret != 0)
-        own_engine_forget(engine);
-    return ret;
-}
-
-int own_engine_stop(struct own_engine *engine)
-{
-    int status;
-    kill(engine->pid, SIGTERM);
-    while (waitpid(engine->pid, &status, 0) < 0)
-        check(errno == EINTR);
-    own_engine_forget(engine);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }

@@ -1,13 +1,11 @@
 /* launch.h - from options and a model file to a running engine: decides every number, then hands over.
  *
- * Used by: evenflow serve, run, perplexity, inspect; tests.   Owns: nothing after launch_exec().
+ * Used by: evenflow serve, inspect, own_engine.c; tests.   Owns: nothing after launch_exec().
  * Blocks: launch_prepare() reads the model's header, builds the vocabulary tables, measures the split (~0.3 s), and reads the
  * file of packed weights or makes it (packed.h).
  */
 #ifndef EVENFLOW_LAUNCH_H
 #define EVENFLOW_LAUNCH_H
-
-#include <sys/types.h>
 
 #include "engine/config.h"
 #include "ipc/plan.h"
@@ -30,29 +28,10 @@ int launch_parse_split(const char *text, uint32_t layers, uint32_t stages, uint3
 /* Everything but the start. 0, or -errno with err; 'budget' goes to standard error at log level info and above. */
 int launch_prepare(struct launch *launch, const struct config *config, const char *model_path, struct err *err);
 
-/* Memory that the machine can still give; 0: it does not say. */
-uint64_t launch_available_bytes(void);
-
 /* Becomes the supervisor. Returns only on failure: -errno with err. */
 int launch_exec(const struct launch *launch, int ready_fd, struct err *err);
 
 /* Becomes a standby of the engine on that socket, for --adopt. Returns only on failure: -errno with err. */
 int launch_adopt(const struct config *config, struct err *err);
-
-/* An engine of one's own: a child on a private socket, for commands that need an engine only for themselves. */
-struct own_engine {
-    pid_t pid;
-    char directory[64];
-    char socket[96];
-};
-
-/* Returns when it is ready. config's socket is not looked at. 0, or -errno with err (nothing is left then). */
-int own_engine_start(struct own_engine *engine, const struct config *config, const char *model_path, struct err *err);
-
-/* For one that has ended by itself: removes what stood in its folder. */
-void own_engine_forget(const struct own_engine *engine);
-
-/* Drains and ends it. Its exit status, or 128 + signal. */
-int own_engine_stop(struct own_engine *engine);
 
 #endif
