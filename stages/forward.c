@@ -75,11 +75,8 @@ void forward_init(struct forward *forward, const struct kernels *kernels, struct
     }
     for (uint32_t i = 0; i < slice->layer_count; i++) {
         uint32_t rope = desc->layer[slice->first_layer + i].rope;
-        if (forward->rope[rope] != NULL)
-            continue;
-        forward->rope[rope] = floats(limits->positions_max, desc->head_dim);
-        forward->cos_sin[rope] = floats(FORWARD_TILE, desc->head_dim);
-        model_rope_table(&desc->ropes[rope], desc->head_dim, forward->rope[rope], limits->positions_max);
+        if (forward->cos_sin[rope] == NULL)
+            forward->cos_sin[rope] = floats(FORWARD_TILE, desc->head_dim);
     }
     if (slice->is_last) {
         judge_init(&forward->judge, kernels, desc->vocab_size);
@@ -103,9 +100,9 @@ void forward_lend(struct forward *forward, struct team *team)
 
 void forward_free(struct forward *forward)
 {
-    void *const taken[] = {forward->rope[0],  forward->rope[1],     forward->cos_sin[0], forward->cos_sin[1],
-                           forward->residual, forward->qkv,         forward->mixed,      forward->gate_up,
-                           forward->branch,   forward->wanted_rows, forward->logits};
+    void *const taken[] = {forward->cos_sin[0], forward->cos_sin[1],  forward->residual,
+                           forward->qkv,        forward->mixed,       forward->gate_up,
+                           forward->branch,     forward->wanted_rows, forward->logits};
     for (uint32_t i = 0; i < ARRAY_COUNT(taken); i++)
         free(taken[i]);
     for (uint32_t part = 0; part < TEAM_MAX; part++) {
@@ -208,6 +205,7 @@ static void multiply(struct forward *forward, uint32_t part, float *out, const s
 static uint32_t gather_segments(struct forward *forward, const struct forward_step *step, uint32_t row, uint32_t first,
                                 uint32_t count)
 {
+    const struct model_desc *desc = forward->desc;
     forward->segment_count = 0;
     uint32_t end = first + count;
     for (; row < step->row_count; row++) {
@@ -218,11 +216,11 @@ static uint32_t gather_segments(struct forward *forward, const struct forward_st
             forward->segments[forward->segment_count++] =
                 (struct forward_segment){.row = row, .first_token = from, .token_count = to - from};
             uint32_t position = r->first_pos + (from - r->token_first);
-            for (uint32_t rope = 0; rope < ARRAY_COUNT(forward->rope); rope++)
-                if (forward->rope[rope] != NULL)
-                    memcpy(forward->cos_sin[rope] + (size_t)(from - first) * forward->desc->head_dim,
-                           forward->rope[rope] + (size_t)position * forward->desc->head_dim,
-                           (size_t)(to - from) * forward->desc->head_dim * sizeof(float));
+            for (uint32_t rope = 0; rope < ARRAY_COUNT(forward->cos_sin); rope++)
+                if (forward->cos_sin[rope] != NULL)
+                    model_rope_angles(&desc->ropes[rope], desc->head_dim,
+                                      forward->cos_sin[rope] + (size_t)(from - first) * desc->head_dim, position,
+                                      to - from);
         }
         if (r->token_first + r->token_count >= end)
             break;

@@ -75,9 +75,8 @@ struct forward {
     size_t layer_block_bytes; /* one block of one layer */
     struct judge judge;       /* last stage */
 
-    float *rope[2];                      /* (positions_max, 2, head_dim / 2), as desc->ropes; NULL: no layer uses it */
     float *residual;                     /* (FORWARD_TILE, width): last stage; the others work in the outgoing buffer */
-    float *cos_sin[2];                   /* (FORWARD_TILE, 2, head_dim / 2): of the tile's positions */
+    float *cos_sin[2];                   /* (FORWARD_TILE, 2, head_dim / 2): by desc->ropes; NULL: no layer uses it */
     float *qkv;                          /* (FORWARD_TILE, (heads + 2 * kv_heads) * head_dim) */
     float *mixed;                        /* (FORWARD_TILE, heads * head_dim) */
     float *gate_up;                      /* (FORWARD_TILE, 2 * feed_forward) */

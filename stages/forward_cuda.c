@@ -44,7 +44,7 @@ static void upload_angles(struct forward_cuda *f)
         if (f->cos_sin[rope] != NULL)
             continue;
         f->cos_sin[rope] = take(f, floats * sizeof(float));
-        model_rope_table(&desc->ropes[rope], desc->head_dim, table, f->limits.common.positions_max);
+        model_rope_angles(&desc->ropes[rope], desc->head_dim, table, 0, f->limits.common.positions_max);
         cuda_upload(f->cuda, at(f->cos_sin[rope]), table, floats * sizeof(float));
         cuda_wait(f->cuda);
     }

@@ -446,16 +446,15 @@ static int describe_positions(struct model_desc *desc, struct reader *reader)
     return ret ? ret : divide_by_factors(desc, reader->gguf, reader->err);
 }
 
-void model_rope_table(const struct model_rope *rope, uint32_t head_dim, float *cos_sin, uint32_t positions)
+void model_rope_angles(const struct model_rope *rope, uint32_t head_dim, float *cos_sin, uint32_t first, uint32_t count)
 {
     uint32_t half = head_dim / 2;
-    for (uint32_t position = 0; position < positions; position++) {
-        float *row = cos_sin + (size_t)position * head_dim;
+    for (uint32_t k = 0; k < count; k++, cos_sin += head_dim)
         for (uint32_t i = 0; i < half; i++) {
-            row[i] = (float)(rope->magnitude * cos(position * rope->frequency[i]));
-            row[half + i] = (float)(rope->magnitude * sin(position * rope->frequency[i]));
+            double angle = (first + k) * rope->frequency[i];
+            cos_sin[i] = (float)(rope->magnitude * cos(angle));
+            cos_sin[half + i] = (float)(rope->magnitude * sin(angle));
         }
-    }
 }
 
 /* ---- all of it ---- */

@@ -163,7 +163,8 @@ void model_pack_matrix(const struct matrix *w, const struct gguf_tensor *tensor)
 /* Positions as they are, from a base: frequency i is base^(-2i / head_dim). */
 void model_rope_plain(struct model_rope *rope, double base, uint32_t head_dim);
 
-/* Fills cos_sin (positions, 2, head_dim / 2): cosines, then sines, of every position's angles. */
-void model_rope_table(const struct model_rope *rope, uint32_t head_dim, float *cos_sin, uint32_t positions);
+/* Fills cos_sin (count, 2, head_dim / 2): cosines, then sines, of the angles of each position from the first one on. */
+void model_rope_angles(const struct model_rope *rope, uint32_t head_dim, float *cos_sin, uint32_t first,
+                       uint32_t count);
 
 #endif

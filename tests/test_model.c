@@ -250,7 +250,7 @@ Test(model, another_file_than_the_described_one_is_refused)
     gguf_close(gguf);
 }
 
-Test(model, rope_table_holds_cosines_and_sines_of_every_position)
+Test(model, rope_angles_are_cosines_and_sines_of_every_position)
 {
     struct tiny_model tiny = tiny_model();
     struct model_desc desc;
@@ -258,7 +258,7 @@ Test(model, rope_table_holds_cosines_and_sines_of_every_position)
     cr_assert_eq(describe(&tiny, &desc, &err), 0);
     desc.ropes[0].frequency[3] /= 8;
     float table[40 * 16];
-    model_rope_table(&desc.ropes[0], desc.head_dim, table, 40);
+    model_rope_angles(&desc.ropes[0], desc.head_dim, table, 0, 40);
     for (uint32_t position = 0; position < 40; position++) {
         for (uint32_t i = 0; i < 8; i++) {
             double angle = position * pow(10000, -(double)i / 8) / (i == 3 ? 8 : 1);
@@ -266,6 +266,9 @@ Test(model, rope_table_holds_cosines_and_sines_of_every_position)
             cr_expect_float_eq(table[position * 16 + 8 + i], sin(angle), 1e-6);
         }
     }
+    float part[3 * 16];
+    model_rope_angles(&desc.ropes[0], desc.head_dim, part, 20, 3);
+    cr_expect_eq(memcmp(part, table + 20 * 16, sizeof(part)), 0);
 }
 
 /* Against the formula as it stands in the paper (Peng et al. 2023, section 3.2), from its definition of a turn: pair i of
