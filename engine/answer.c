@@ -8,7 +8,6 @@
 
 /* A chunk's size line: four hexadecimal digits and CRLF, written when the chunk is complete. */
 #define CHUNK_HEAD_BYTES 6u
-#define CHUNK_TAIL_BYTES 2u
 
 /* What one token's text can begin: a call is at least as long as {"name":"","arguments":{}} */
 #define CALL_BEGIN_MAX      160u

@@ -8,7 +8,7 @@
 #include "ipc/base.h"
 
 static uint8_t *arena;
-static size_t arena_bytes, arena_used, arena_peak;
+static size_t arena_bytes, arena_used;
 
 void *json_arena_take(size_t bytes)
 {
@@ -17,7 +17,6 @@ void *json_arena_take(size_t bytes)
         return NULL; /* jansson reports it as json_error_out_of_memory */
     void *memory = arena + arena_used;
     arena_used += need;
-    arena_peak = max_u64(arena_peak, arena_used);
     return memory;
 }
 
@@ -45,9 +44,4 @@ void json_arena_open(size_t bytes)
 void json_arena_reset(void)
 {
     arena_used = 0;
-}
-
-size_t json_arena_peak(void)
-{
-    return arena_peak;
 }

@@ -19,7 +19,4 @@ void *json_arena_take(size_t bytes);
 /* Forgets every value: to be called before each parse. */
 void json_arena_reset(void);
 
-/* The largest part that was ever in use; for the log. */
-size_t json_arena_peak(void);
-
 #endif

@@ -40,8 +40,3 @@ int log_level_of(const char *name)
             return i;
     return -1;
 }
-
-const char *log_level_name(enum log_level level)
-{
-    return level_names[level];
-}

@@ -20,6 +20,5 @@ void log_write(enum log_level level, const char *format, ...) __attribute__((for
 
 /* "info" -> LOG_INFO; -1 when there is no such level. */
 int log_level_of(const char *name);
-const char *log_level_name(enum log_level level);
 
 #endif
