@@ -136,26 +136,34 @@ static void show_state(struct supervisor *s)
         atomic_store_explicit(&s->shm->kept, s->shm->head.epoch, memory_order_relaxed); /* relaxed: likewise */
 }
 
+/* A standby first: requests are accepted from has_started on. One that takes over in here goes on here, and may say once more
+ * what was said. */
+static void begin_to_serve(struct supervisor *s)
+{
+    s->phase = PHASE_SERVING;
+    s->look_ns = clock_ns() + WATCH_TICK_NS;
+    supervisor_renew_standby(s);
+    atomic_store_explicit(&s->shm->has_started, 1, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
+    show_state(s);
+    log_info("ready: %u stages on %s", s->plan->stage_count, s->plan->socket_path);
+    notify_send(&s->notify, "READY=1");
+    if (s->ready_fd < 0)
+        return;
+    if (write(s->ready_fd, "\n", 1) != 1 && errno != EPIPE)
+        log_warn("ready descriptor %d: cannot write to it: %s", s->ready_fd, strerror(errno));
+    close(s->ready_fd);
+    s->ready_fd = -1;
+    s->is_standby_outdated = true; /* the next one does not hold it */
+}
+
 static void on_bell(struct supervisor *s)
 {
     uint64_t rings;
     ssize_t got = read(s->bells[0], &rings, sizeof(rings));
     check(got == (ssize_t)sizeof(rings));
     supervisor_front_is_back(s);
-    if (s->phase == PHASE_STARTING && all_ready(s)) {
-        s->phase = PHASE_SERVING;
-        atomic_store_explicit(&s->shm->has_started, 1, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
-        s->look_ns = clock_ns() + WATCH_TICK_NS;
-        show_state(s);
-        log_info("ready: %u stages on %s", s->plan->stage_count, s->plan->socket_path);
-        notify_send(&s->notify, "READY=1");
-        if (s->ready_fd >= 0) {
-            if (write(s->ready_fd, "\n", 1) != 1)
-                log_warn("ready descriptor %d: cannot write to it: %s", s->ready_fd, strerror(errno));
-            close(s->ready_fd);
-            s->ready_fd = -1;
-        }
-    }
+    if (s->phase == PHASE_STARTING && all_ready(s))
+        begin_to_serve(s);
     const struct process_shm *front = s->processes[process_number(ROLE_FRONT, 0)];
     /* acquire: pairs with the release in arena_set_state() */
     if (s->phase == PHASE_DRAINING && atomic_load_explicit(&front->state, memory_order_acquire) == PROCESS_DRAINED) {

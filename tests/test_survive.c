@@ -3,6 +3,7 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -16,6 +17,7 @@
 
 #include "ipc/clock.h"
 #include "ipc/fault.h"
+#include "ipc/stats.h"
 #include "tests/engine.h"
 #include "tools/inside.h"
 
@@ -286,34 +288,6 @@ Test(survive, nothing_is_left_when_front_dies_before_a_new_supervisor_has_its_co
     inside_close(&inside);
 }
 
-/* A stage that dies again and again before it can do anything waits for its next life: nobody dies with the supervisor then. */
-Test(survive, a_supervisor_dies_alone_while_a_process_waits_for_its_next_life, .timeout = 120)
-{
-    const uint32_t stage = process_number(ROLE_STAGE, 1);
-    struct arena inside;
-    struct err err;
-    uint64_t dead_ns = 0;
-    start(OPTIONS);
-    cr_assert_eq(inside_open(&inside, engine.pid, &err), 0, "%s", err.text);
-    for (uint32_t pid = 0; dead_ns == 0 || clock_ns() - dead_ns < 100000000u;) {
-        uint32_t next = arena_process_id(&inside, stage), standby = arena_standby(&inside);
-        if (next == pid)
-            continue;
-        pid = next;
-        kill((pid_t)pid, SIGSTOP); /* it does not become ready */
-        kill((pid_t)standby, SIGKILL);
-        while (arena_standby(&inside) == standby) /* the next one knows that it was born */
-            wait_ms(1);
-        kill((pid_t)pid, SIGKILL);
-        dead_ns = clock_ns();
-    }
-    kill(engine.pid, SIGKILL);
-    engine_complete_with(client, bodies, REQUESTS, 12, seen);
-    expect_the_truth();
-    inside_close(&inside);
-    stop();
-}
-
 /* Who is stopped is ended for it. A supervisor that takes over at that time ends it soon after its predecessor's death, or
  * finds it ended. */
 static void *stop_stage_and_kill_supervisor(void *unused)
@@ -345,35 +319,193 @@ Test(survive, a_supervisor_dies_alone_while_a_process_is_ended_for_being_stopped
     stop();
 }
 
-/* Stops front. Its supervisor dies while front is only stopped, with connections that nobody else has; is about to be ended for
- * it; is ended; or has a successor. */
-static void *stop_front_and_kill_supervisor(void *pointer)
+/* ---- a process is at something, and its supervisor dies ---- */
+
+static struct arena inside;
+
+static void start_and_look_inside(const char *options)
 {
-    const struct arena *inside = pointer;
-    for (int i = 0; i < 10; i++) {
-        uint32_t front = arena_process_id(inside, ROLE_FRONT), supervisor = arena_process_id(inside, ROLE_SUPERVISOR);
-        kill((pid_t)front, SIGSTOP);
-        wait_ms(i < 2 ? i * 150 : 300 + (i - 2) * 20);
-        kill((pid_t)supervisor, SIGKILL);
-        for (int tries = 0; arena_process_id(inside, ROLE_SUPERVISOR) == supervisor || !arena_is_kept(inside) ||
-                            arena_standby(inside) == arena_process_id(inside, ROLE_SUPERVISOR);
-             tries++, wait_ms(1))
-            cr_assert_lt(tries, 20000, "nobody supervises front's connections");
-        await_ready("front", 0);
-        wait_ms(150); /* who dies sooner died together with it */
+    struct err err;
+    prctl(PR_SET_CHILD_SUBREAPER, 1); /* or the kernel would let a stopped one continue when the supervisor dies */
+    start(options);
+    cr_assert_eq(inside_open(&inside, engine.pid, &err), 0, "%s", err.text);
+}
+
+/* Whoever takes over has front's connections and a standby, and all are ready. */
+static void kill_supervisor(void)
+{
+    uint32_t supervisor = arena_process_id(&inside, ROLE_SUPERVISOR);
+    kill((pid_t)supervisor, SIGKILL);
+    for (int tries = 0; arena_process_id(&inside, ROLE_SUPERVISOR) == supervisor || !arena_is_kept(&inside) ||
+                        arena_standby(&inside) == arena_process_id(&inside, ROLE_SUPERVISOR);
+         tries++, wait_ms(1))
+        cr_assert_lt(tries, 20000, "nobody supervises front's connections");
+}
+
+static void await_all(void)
+{
+    for (int tries = 0; tries < 20000 && !arena_is_ready(&inside); tries++)
+        wait_ms(1);
+    cr_assert(arena_is_ready(&inside), "the engine does not become ready");
+    wait_ms(150); /* who dies sooner after a supervisor died together with it */
+}
+
+static const uint32_t sorts[] = {ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_STAGE + 2};
+
+/* The process is only stopped (front has connections then that nobody else has), is about to be ended for it, is ended, or has a
+ * successor. */
+static void *stop_and_kill_supervisor(void *pointer)
+{
+    const uint32_t *number = pointer;
+    for (int i = 0; i < 6; i++) {
+        kill((pid_t)arena_process_id(&inside, *number), SIGSTOP);
+        wait_ms(i < 1 ? 0 : 270 + i * 30);
+        kill_supervisor();
+        await_ready("front", 0); /* it answers */
+        await_all();
     }
     atomic_store(&is_over, true);
     return NULL;
 }
 
-Test(survive, a_supervisor_dies_alone_while_front_is_stopped_or_ended_for_it, .timeout = 120)
+Test(survive, a_supervisor_dies_alone_while_any_process_is_stopped_or_ended_for_it, .timeout = 120)
 {
-    struct arena inside;
-    struct err err;
-    prctl(PR_SET_CHILD_SUBREAPER, 1); /* or the kernel would let the stopped one continue when the supervisor dies */
-    start(OPTIONS);
-    cr_assert_eq(inside_open(&inside, engine.pid, &err), 0, "%s", err.text);
-    survive_what(stop_front_and_kill_supervisor, &inside);
+    start_and_look_inside(OPTIONS);
+    for (size_t i = 0; i < ARRAY_COUNT(sorts); i++) {
+        uint32_t number = sorts[i];
+        survive_what(stop_and_kill_supervisor, &number);
+    }
+    inside_close(&inside);
+    stop();
+}
+
+/* The process begins its next life, and does not get on with it. */
+static void *stop_successor_and_kill_supervisor(void *pointer)
+{
+    const uint32_t *number = pointer;
+    uint32_t pid = arena_process_id(&inside, *number), standby = arena_standby(&inside);
+    kill((pid_t)pid, SIGKILL);
+    while (arena_process_id(&inside, *number) == pid)
+        wait_ms(1);
+    kill((pid_t)arena_process_id(&inside, *number), SIGSTOP);
+    while (arena_standby(&inside) == standby) /* it knows of that one */
+        wait_ms(1);
+    kill_supervisor();
+    await_ready("front", 0);
+    await_all();
+    atomic_store(&is_over, true);
+    return NULL;
+}
+
+Test(survive, a_supervisor_dies_alone_while_any_process_begins_its_next_life, .timeout = 120)
+{
+    start_and_look_inside(OPTIONS);
+    for (size_t i = 0; i < ARRAY_COUNT(sorts); i++) {
+        uint32_t number = sorts[i];
+        survive_what(stop_successor_and_kill_supervisor, &number);
+    }
+    inside_close(&inside);
+    stop();
+}
+
+/* Who dies again and again before it can do anything waits for its next life: nobody dies with the supervisor then. */
+static void *let_wait_and_kill_supervisor(void *pointer)
+{
+    const uint32_t *number = pointer;
+    uint64_t dead_ns = 0;
+    for (uint32_t pid = 0; dead_ns == 0 || clock_ns() - dead_ns < 100000000u;) {
+        uint32_t next = arena_process_id(&inside, *number), standby = arena_standby(&inside);
+        if (next == pid)
+            continue;
+        pid = next;
+        kill((pid_t)pid, SIGSTOP); /* it does not become ready */
+        kill((pid_t)standby, SIGKILL);
+        while (arena_standby(&inside) == standby) /* the next one knows that it was born */
+            wait_ms(1);
+        kill((pid_t)pid, SIGKILL);
+        dead_ns = clock_ns();
+    }
+    kill_supervisor();
+    await_ready("front", 0);
+    await_all();
+    atomic_store(&is_over, true);
+    return NULL;
+}
+
+Test(survive, a_supervisor_dies_alone_while_any_process_waits_for_its_next_life, .timeout = 120)
+{
+    start_and_look_inside(OPTIONS);
+    for (size_t i = 0; i < ARRAY_COUNT(sorts); i++) {
+        uint32_t number = sorts[i];
+        survive_what(let_wait_and_kill_supervisor, &number);
+    }
+    inside_close(&inside);
+    stop();
+}
+
+static void *complete_all(void *unused)
+{
+    engine_complete_with(client, bodies, REQUESTS, REQUESTS, seen);
+    return unused;
+}
+
+/* The engine drains, or is about to end. */
+static void check_end_without_supervisor(bool is_drained)
+{
+    pthread_t thread;
+    start_and_look_inside(OPTIONS);
+    read_all();
+    cr_assert_eq(pthread_create(&thread, NULL, complete_all, NULL), 0);
+    const struct process_shm *front = arena_process(&inside, ROLE_FRONT, 0);
+    while (counter_read(front, COUNTER_FRONT_REQUESTS_ACTIVE) < REQUESTS)
+        sched_yield();
+    kill(engine.pid, SIGTERM);
+    while (arena_command(&inside) == COMMAND_RUN || (is_drained && arena_command(&inside) != COMMAND_STOP))
+        sched_yield();
+    kill(engine.pid, SIGKILL);
+    pthread_join(thread, NULL);
+    expect_the_truth();
+    for (int tries = 0; tries < 20000 && access(engine.socket, F_OK) == 0; tries++)
+        wait_ms(1);
+    cr_expect_eq(access(engine.socket, F_OK), -1, "the socket is left");
+    expect_the_end("its requests");
+    inside_close(&inside);
+}
+
+Test(survive, a_supervisor_dies_alone_while_the_engine_drains_or_ends, .timeout = 120)
+{
+    check_end_without_supervisor(false);
+    check_end_without_supervisor(true);
+}
+
+/* ---- two at once ---- */
+
+static void *kill_pairs(void *unused)
+{
+    static const uint32_t numbers[] = {ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_STAGE + 2, ROLE_SUPERVISOR};
+    static const int signals[] = {SIGKILL, SIGSTOP, SIGSEGV};
+    uint32_t count = 0;
+    for (size_t i = 0; i < ARRAY_COUNT(numbers); i++) {
+        for (size_t j = i + 1; j < ARRAY_COUNT(numbers); j++) {
+            bool is_standby = numbers[j] == ROLE_SUPERVISOR; /* it stands for it: the two are another test */
+            pid_t first = (pid_t)arena_process_id(&inside, numbers[i]);
+            pid_t second = (pid_t)(is_standby ? arena_standby(&inside) : arena_process_id(&inside, numbers[j]));
+            kill(first, SIGKILL);
+            kill(second, signals[count++ % ARRAY_COUNT(signals)]);
+            while (!engine_process_is_gone(first) || !engine_process_is_gone(second))
+                wait_ms(1);
+            await_ready("front", 0);
+            await_all();
+        }
+    }
+    atomic_store(&is_over, true);
+    return unused;
+}
+
+Test(survive, any_two_processes_die_at_once, .timeout = 120)
+{
+    start_and_look_inside(OPTIONS);
+    survive_what(kill_pairs, NULL);
     inside_close(&inside);
     stop();
 }
@@ -590,21 +722,19 @@ struct trouble {
     bool is_supervisor_meant; /* it dies while the stage waits for the scheduler */
 };
 
-static struct arena poisoned_inside;
-
 /* The supervisor dies when there is a standby that knows of the stage's death. */
 static void *kill_supervisor_behind_stage(void *pointer)
 {
     const uint64_t *first = pointer;
-    uint32_t standby, supervisor = arena_process_id(&poisoned_inside, ROLE_SUPERVISOR);
+    uint32_t standby, supervisor = arena_process_id(&inside, ROLE_SUPERVISOR);
     do {
-        standby = arena_standby(&poisoned_inside);
+        standby = arena_standby(&inside);
         wait_ms(1);
-    } while (arena_death_count(&poisoned_inside) == *first);
-    while (arena_standby(&poisoned_inside) == standby)
+    } while (arena_death_count(&inside) == *first);
+    while (arena_standby(&inside) == standby)
         wait_ms(1);
     kill((pid_t)supervisor, SIGKILL);
-    while (arena_process_id(&poisoned_inside, ROLE_SUPERVISOR) == supervisor)
+    while (arena_process_id(&inside, ROLE_SUPERVISOR) == supervisor)
         wait_ms(1);
     return NULL;
 }
@@ -612,9 +742,9 @@ static void *kill_supervisor_behind_stage(void *pointer)
 static uint32_t stage_deaths_since(uint64_t first)
 {
     uint32_t count = 0;
-    cr_assert_leq(arena_death_count(&poisoned_inside) - first, DEATHS_KEPT);
-    for (uint64_t k = first; k < arena_death_count(&poisoned_inside); k++)
-        count += arena_death(&poisoned_inside, k).number >= ROLE_STAGE;
+    cr_assert_leq(arena_death_count(&inside) - first, DEATHS_KEPT);
+    for (uint64_t k = first; k < arena_death_count(&inside); k++)
+        count += arena_death(&inside, k).number >= ROLE_STAGE;
     return count;
 }
 
@@ -631,11 +761,11 @@ Test(survive, a_poisoned_request_costs_two_lives_whatever_else_dies, .timeout = 
     struct fault_page_shm *page = open_points();
     use_poison_and_points(folder);
     start(OPTIONS);
-    cr_assert_eq(inside_open(&poisoned_inside, engine.pid, &err), 0, "%s", err.text);
+    cr_assert_eq(inside_open(&inside, engine.pid, &err), 0, "%s", err.text);
     for (size_t i = 0; i < ARRAY_COUNT(troubles); i++) {
         const struct trouble *trouble = &troubles[i];
-        uint32_t restarts = arena_process_restarts(&poisoned_inside, ROLE_STAGE + 1);
-        uint64_t first = arena_death_count(&poisoned_inside);
+        uint32_t restarts = arena_process_restarts(&inside, ROLE_STAGE + 1);
+        uint64_t first = arena_death_count(&inside);
         pthread_t thread;
         snprintf(what, sizeof(what), "sched at %s, %u, signal %d%s", fault_names[trouble->point], trouble->countdown,
                  trouble->signal, trouble->is_supervisor_meant ? ", supervisor" : "");
@@ -645,13 +775,12 @@ Test(survive, a_poisoned_request_costs_two_lives_whatever_else_dies, .timeout = 
         complete_with_poison(1, what);
         if (trouble->is_supervisor_meant)
             pthread_join(thread, NULL);
-        while (arena_process_restarts(&poisoned_inside, ROLE_STAGE + 1) < restarts + 2 ||
-               !arena_is_ready(&poisoned_inside))
+        while (arena_process_restarts(&inside, ROLE_STAGE + 1) < restarts + 2 || !arena_is_ready(&inside))
             wait_ms(1);
         cr_expect_eq(fault_order_left(page, process_number(ROLE_SCHED, 0)), 0, "%s: did not come there", what);
         cr_expect_eq(stage_deaths_since(first), 2, "%s: %u lives of stages", what, stage_deaths_since(first));
     }
-    inside_close(&poisoned_inside);
+    inside_close(&inside);
     stop();
     unlink(points_path);
     remove_mixed_programs(folder);
