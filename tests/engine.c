@@ -14,7 +14,7 @@ const char *engine_model_path(void)
     return path;
 }
 
-void engine_start_model(struct own_engine *engine, const char *options, const char *model_path)
+int engine_try(struct own_engine *engine, const char *options, const char *model_path, struct err *err)
 {
     const char *build = getenv("EVENFLOW_BUILD");
     char directory[512], program_dir[600];
@@ -32,11 +32,15 @@ void engine_start_model(struct own_engine *engine, const char *options, const ch
     for (char *word = strtok(text, " "); word != NULL; word = strtok(NULL, " "))
         argv[argc++] = word;
     struct config config;
+    int ret = options_parse(&config_table, &config, argc, argv, positional, &positional_count, err);
+    cr_assert_eq(ret, 0, "%s", err->text);
+    return own_engine_start(engine, &config, model_path, err);
+}
+
+void engine_start_model(struct own_engine *engine, const char *options, const char *model_path)
+{
     struct err err;
-    int ret = options_parse(&config_table, &config, argc, argv, positional, &positional_count, &err);
-    cr_assert_eq(ret, 0, "%s", err.text);
-    ret = own_engine_start(engine, &config, model_path, &err);
-    cr_assert_eq(ret, 0, "%s", err.text);
+    cr_assert_eq(engine_try(engine, options, model_path, &err), 0, "%s", err.text);
 }
 
 void engine_start(struct own_engine *engine, const char *options)

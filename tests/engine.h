@@ -13,6 +13,8 @@ const char *engine_model_path(void);
 
 /* Starts an engine with the options of `evenflow serve`, as one string separated by blanks. Fails the test if it cannot. */
 void engine_start(struct own_engine *engine, const char *options);
+/* Likewise; 0, or what own_engine_start() says. */
+int engine_try(struct own_engine *engine, const char *options, const char *model_path, struct err *err);
 void engine_start_model(struct own_engine *engine, const char *options, const char *model_path);
 
 /* GET or POST; the parsed answer (NULL when it is no JSON) and the status. */

@@ -184,6 +184,29 @@ Test(spares, that_die_or_stop_are_replaced_and_nobody_else_notices, .timeout = 1
     cr_expect_eq(own_engine_stop(&engine), 0);
 }
 
+/* They leave, since nobody knows them, or are known; whoever takes over has some in the end. */
+Test(spares, that_are_not_prepared_when_a_supervisor_dies_are_followed_by_others, .timeout = 120)
+{
+    start(OPTIONS, 150);
+    for (int i = 0; i < 4; i++) {
+        pid_t supervisor = (pid_t)number_of("supervisor", 0, "pid"), stage = (pid_t)number_of("stage", 1, "pid");
+        kill(supervisor, SIGKILL);
+        await_other("supervisor", 0, supervisor);
+        wait_ms(150);         /* who dies sooner died together with it */
+        kill(stage, SIGKILL); /* its spare is wanted, and perhaps not prepared */
+        expect_the_truth();
+        await_other("stage", 1, stage);
+    }
+    await_spare("front", 0, 0);
+    await_spare("sched", 0, 0);
+    await_spare("stage", 1, 0);
+    pid_t supervisor = (pid_t)number_of("supervisor", 0, "pid");
+    kill(supervisor, SIGTERM);
+    while (!engine_process_is_gone(supervisor))
+        wait_ms(1);
+    own_engine_forget(&engine);
+}
+
 Test(spares, outlive_a_supervisor_and_end_with_the_last_one, .timeout = 120)
 {
     start(OPTIONS, 150);

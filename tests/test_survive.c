@@ -1,6 +1,7 @@
 /* test_survive.c - the front, supervisors and several processes at once die, processes stop, requests are poison: who has an
  * answer coming gets it, with the same tokens. On timed stages, whose tokens follow from a formula. */
 #include <criterion/criterion.h>
+#include <dirent.h>
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
@@ -352,8 +353,8 @@ static void await_all(void)
 
 static const uint32_t sorts[] = {ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_STAGE + 2};
 
-/* The process is only stopped (front has connections then that nobody else has), is about to be ended for it, is ended, or has a
- * successor. */
+/* The process is only stopped (front has connections then that nobody else has), is about to be ended for it, is
+ * ended, or has a successor. */
 static void *stop_and_kill_supervisor(void *pointer)
 {
     const uint32_t *number = pointer;
@@ -686,6 +687,55 @@ Test(survive, a_scheduler_that_is_stopped_before_it_has_planned_is_replaced, .ti
 
 static const char *const mixed_programs[][2] = {
     {"points", "supervisor"}, {"points", "front"}, {"points", "sched"}, {"poison", "stage"}};
+
+/* Processes that were started with the fault page of this test. */
+static size_t count_with_points(void)
+{
+    char path[300], text[16384];
+    size_t count = 0;
+    DIR *folder = opendir("/proc");
+    cr_assert_not_null(folder);
+    for (struct dirent *entry; (entry = readdir(folder)) != NULL;) {
+        snprintf(path, sizeof(path), "/proc/%s/environ", entry->d_name);
+        FILE *file = strtol(entry->d_name, NULL, 10) > 0 ? fopen(path, "r") : NULL;
+        if (file == NULL)
+            continue;
+        size_t size = fread(text, 1, sizeof(text), file);
+        fclose(file);
+        count += memmem(text, size, points_path, strlen(points_path)) != NULL;
+    }
+    closedir(folder);
+    return count;
+}
+
+/* While weights are loaded, at a birth, before it has a standby: an engine whose supervisor dies says that it did
+ * not start, and is gone. With a standby it is there. */
+Test(survive, a_supervisor_that_dies_while_its_engine_starts_leaves_nothing, .timeout = 120)
+{
+    static const struct {
+        uint32_t point, countdown;
+        bool is_survived;
+    } moments[] = {{FAULT_SUPERVISOR_FORK, 3, false},    {FAULT_SUPERVISOR_FORK, 10, false},
+                   {FAULT_SUPERVISOR_BIRTH, 4, false},   {FAULT_SUPERVISOR_BIRTH, 10, false},
+                   {FAULT_SUPERVISOR_STANDBY, 1, false}, {FAULT_SUPERVISOR_STANDBY, 2, true}};
+    struct fault_page_shm *page = open_points();
+    use_programs("points");
+    for (size_t i = 0; i < ARRAY_COUNT(moments); i++) {
+        struct err err = {0};
+        fault_order(page, process_number(ROLE_SUPERVISOR, 0), moments[i].point, moments[i].countdown, SIGKILL);
+        int ret = engine_try(&engine, OPTIONS, engine_model_path(), &err);
+        cr_expect_eq(fault_order_left(page, process_number(ROLE_SUPERVISOR, 0)), 0);
+        cr_expect_eq(ret == 0, moments[i].is_survived, "at %s, %u: %s", fault_names[moments[i].point],
+                     moments[i].countdown, err.text);
+        if (ret == 0)
+            stop();
+        for (int tries = 0; tries < 20000 && count_with_points() > 0; tries++)
+            wait_ms(1);
+        cr_expect_eq(count_with_points(), 0, "at %s, %u: processes are left", fault_names[moments[i].point],
+                     moments[i].countdown);
+    }
+    unlink(points_path);
+}
 
 /* Programs that come to named points, and stages that a token makes fail. */
 static void use_poison_and_points(char *folder)

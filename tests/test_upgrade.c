@@ -397,3 +397,16 @@ Test(upgrade, deaths_in_the_middle_lose_nothing, .timeout = 120)
         check_death_in_the_middle(1 + (unsigned)after_ms / 20 % 5, after_ms);
     cr_expect_eq(own_engine_stop(&engine), 0);
 }
+
+Test(upgrade, supervisors_die_in_the_middle, .timeout = 120)
+{
+    start(OPTIONS, 150);
+    for (long after_ms = 10; after_ms <= 130; after_ms += 30)
+        check_death_in_the_middle(ROLE_SUPERVISOR, after_ms);
+    pid_t pids[PROCESSES + 1];
+    read_pids(pids);
+    kill(pids[0], SIGTERM);
+    while (!engine_process_is_gone(pids[0]))
+        wait_ms(1);
+    own_engine_forget(&engine);
+}
