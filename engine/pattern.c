@@ -150,7 +150,7 @@ static void consider_apart(struct candidates *c, uint32_t decode_slots, uint32_t
 static void consider_prompts_alone(struct candidates *c, uint32_t prompt_slots, uint32_t tokens)
 {
     struct pattern pattern = {.prompt_slots = prompt_slots, .prompt_tokens = tokens, .in_flight = c->aims->depth};
-    double backlog = (double)c->load->backlog, others = fmax(0, backlog / tokens - 1);
+    double backlog = (double)c->load->backlog, others = (double)div_up_u64(c->load->backlog, tokens) - 1;
     pattern.cycle_us = fmax(c->apart.way_us, busiest_us(c->timing, &c->apart, prompt_slots, &c->apart, 0));
     add(c, &pattern, backlog * c->token_worth_us / (c->apart.way_us + others * c->apart.most_us));
 }
@@ -248,40 +248,63 @@ static void find_worth(struct candidates *c)
         c->row_worth_us = c->token_worth_us;
 }
 
-#define TRANSIENT   8   /* times what is computed while weights are read: for so little prompt rows are not regrouped */
-#define UNNOTICED   1.2 /* times the cycle without prompts: so much longer is no great harm */
+#define TRANSIENT   8 /* times what is computed while weights are read: for so little prompt rows are not regrouped */
 #define NEARLY_BEST 0.97 /* of the work per time: for so little a shorter cycle is worth more to those who decode */
+#define PATIENCE    2    /* as many times those who wait for their first token count as those who have it */
 
-static bool suffices(const struct candidates *c, uint32_t i)
+static bool keeps_up(const struct candidates *c, const struct pattern *pattern)
 {
-    double rate = fmax(c->aims->prompt_rate, c->aims->urgency / c->token_worth_us);
-    double share = c->load->rows > 0 ? NEARLY_BEST : 1;
-    return prompt_tokens_of(c, &c->patterns[i]) >= rate * c->patterns[i].cycle_us ||
-           c->rates[i] >= share * c->best_rate;
+    return (double)pattern->prompt_slots * pattern->prompt_tokens >= c->aims->prompt_rate * pattern->cycle_us;
 }
 
-/* The one that gets most work done per time in a cycle of at most so long; UINT32_MAX: there is none. */
-static uint32_t best_within(const struct candidates *c, double cycle_us)
+/* What everybody together loses until the prompts that are there are through: those who decode, in longer cycles; those who
+ * wait, until half of them have had their turn and for a cycle of their own. */
+static double delay_us(const struct candidates *c, const struct pattern *pattern, double decode_us)
+{
+    double cycles = (double)c->load->backlog / prompt_tokens_of(c, pattern);
+    return c->load->rows * fmax(0, pattern->cycle_us - decode_us) * cycles +
+           PATIENCE * c->aims->waiting * pattern->cycle_us * (cycles / 2 + 1);
+}
+
+/* The least delay of those that keep up with the prompts; UINT32_MAX: there is none. */
+static uint32_t least_delay_within(const struct candidates *c, double cycle_us, double decode_us)
 {
     uint32_t best = UINT32_MAX;
+    double least = INFINITY;
+    for (uint32_t i = 0; i < c->count; i++) {
+        const struct pattern *pattern = &c->patterns[i];
+        double delay = delay_us(c, pattern, decode_us);
+        if (pattern->cycle_us <= cycle_us && keeps_up(c, pattern) && delay < least) {
+            least = delay;
+            best = i;
+        }
+    }
+    return best;
+}
+
+/* The one that gets most work done per time, or nearly the most where that makes a shorter cycle. */
+static uint32_t most_work_within(const struct candidates *c, double cycle_us)
+{
+    uint32_t best = UINT32_MAX;
+    double share = c->load->rows > 0 ? NEARLY_BEST : 1, enough_us = INFINITY;
     for (uint32_t i = 0; i < c->count; i++)
-        if (c->patterns[i].cycle_us <= cycle_us && (best == UINT32_MAX || c->rates[i] > c->rates[best]))
+        if (c->rates[i] >= share * c->best_rate)
+            enough_us = fmin(enough_us, c->patterns[i].cycle_us);
+    for (uint32_t i = 0; i < c->count; i++)
+        if (c->patterns[i].cycle_us <= fmin(enough_us, cycle_us) &&
+            (best == UINT32_MAX || c->rates[i] > c->rates[best]))
             best = i;
     return best;
 }
 
 static struct pattern best_of(const struct candidates *c, double decode_us)
 {
-    double enough_us = INFINITY, shortest_us = INFINITY;
-    for (uint32_t i = 0; i < c->count; i++) {
+    double shortest_us = INFINITY;
+    for (uint32_t i = 0; i < c->count; i++)
         shortest_us = fmin(shortest_us, c->patterns[i].cycle_us);
-        if (suffices(c, i))
-            enough_us = fmin(enough_us, c->patterns[i].cycle_us);
-    }
-    enough_us = fmax(enough_us, UNNOTICED * decode_us);
-    if (c->aims->cycle_max_us > 0)
-        enough_us = fmax(shortest_us, fmin(enough_us, c->aims->cycle_max_us));
-    return c->patterns[best_within(c, enough_us)];
+    double cycle_us = c->aims->cycle_max_us > 0 ? fmax(shortest_us, c->aims->cycle_max_us) : INFINITY;
+    uint32_t best = c->load->rows > 0 ? least_delay_within(c, cycle_us, decode_us) : UINT32_MAX;
+    return c->patterns[best != UINT32_MAX ? best : most_work_within(c, cycle_us)];
 }
 
 struct pattern pattern_choose(const struct timing *timing, const struct load *load, const struct aims *aims)

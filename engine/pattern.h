@@ -26,10 +26,10 @@ struct aims {
     uint32_t slots_now;  /* that share the decoding rows so far; 0: none do */
     double rows_later;   /* decoding rows that there could be at once: what work costs then is its worth */
     double prompt_share; /* tokens of prompt that there are for every token of an answer */
-    double prompt_rate;  /* tokens of prompt per microsecond that suffice: more only if it costs nobody time */
-    bool has_target;     /* what prompt_rate says is a promise: where nothing keeps it, prompts come first */
-    double urgency;      /* likewise, as a share of the most prompt that can be computed per time */
-    double lone_speed;   /* times that a slot is faster while it is the only one: stages that wait help; 1: no faster */
+    double prompt_rate; /* tokens of prompt per microsecond that are needed; where nothing has it: most work per time */
+    bool has_target;    /* what prompt_rate says is a promise: where nothing keeps it, prompts come first */
+    double waiting;     /* for the first token of an answer: so many */
+    double lone_speed;  /* times that a slot is faster while it is the only one: stages that wait help; 1: no faster */
     double cycle_max_us; /* between two tokens of an answer, where that is possible; 0: any */
 };
 
@@ -42,7 +42,8 @@ struct pattern {
     double cycle_us;
 };
 
-/* The shortest cycle among those that compute enough prompt or get nearly the most work done per time. */
+/* The one with which everybody together waits least; where prompts come faster than that, or many at once, the one that gets
+ * most work done per time. */
 struct pattern pattern_choose(const struct timing *timing, const struct load *load, const struct aims *aims);
 
 #endif

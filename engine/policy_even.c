@@ -30,7 +30,7 @@ struct choice {
     struct pattern pattern;
     struct load load;
     uint64_t step;
-    double prompt_rate, urgency;
+    double prompt_rate, waiting;
 };
 
 /* A decoding row that could go now. */
@@ -60,7 +60,7 @@ struct even {
     uint32_t admissible;        /* at the front of those that wait */
     uint64_t admissible_tokens; /* their prompts */
     uint64_t looked_at_step, looked_at_changes;
-    bool has_more; /* the last look stopped for its limit, not for want of room */
+    bool is_full; /* the last look found one that does not fit */
 
     /* of the plan being made */
     struct ready *ready;   /* (sequences_max): decoding rows, oldest first */
@@ -263,7 +263,7 @@ static bool is_time_to_look(const struct sched *sched)
     if (even->admissible > 0 || sched->table.waiting.count == 0 ||
         sched->table.running.count == sched->plan->max_num_seqs)
         return false;
-    return even->arrived + even->ended != even->looked_at_changes || even->has_more || sched->in_flight == 0 ||
+    return even->arrived + even->ended != even->looked_at_changes || !even->is_full || sched->in_flight == 0 ||
            sched->next_step >= even->looked_at_step + LOOK_AGAIN;
 }
 
@@ -277,20 +277,19 @@ static void look_who_fits(struct sched *sched)
     even->looked_at_step = sched->next_step;
     even->looked_at_changes = even->arrived + even->ended;
     even->admissible_tokens = 0;
-    even->has_more = true; /* unless one is found that does not fit */
+    even->is_full = false;
     forecast_running(sched);
     for (uint32_t s = table->waiting.first; s != SEQ_NONE && even->admissible < ADMITTED_MAX; s = table->seqs[s].next) {
         if (table->seqs[s].in_flight > 0)
             continue;
         struct policy_hit hit = policy_find_prefix(sched, s);
         if (table->running.count + even->admissible >= sched->plan->max_num_seqs || !has_room_for(sched, s, &hit)) {
-            even->has_more = false;
+            even->is_full = true;
             break;
         }
         even->admissible++;
         even->admissible_tokens += table->seqs[s].known - hit.tokens;
     }
-    even->has_more = even->has_more && even->admissible == ADMITTED_MAX;
 }
 
 static bool may_admit(const struct sched *sched)
@@ -301,18 +300,18 @@ static bool may_admit(const struct sched *sched)
 
 /* ---- 3: pattern ---- */
 
-#define URGENCY      2   /* as many times those who wait count as those who decode */
 #define NEAR         16  /* a sixteenth more or less is nearly the same */
 #define CHOICE_STEPS 64  /* after which it is chosen anew in any case */
 #define CROWD        32u /* so many waiting are too many for any rate to matter: the most that can be */
 
-/* Prompts of those that may be admitted. Where the last look stopped early, those behind are taken to be like those it saw. */
+/* Prompts of those that may be admitted. Unless the last look found one that does not fit, those behind, whom it did not see
+ * or who came later, are taken to be like those that it saw. */
 static uint64_t admissible_prompt(const struct sched *sched)
 {
     const struct even *even = state_of(sched);
     if (!may_admit(sched))
         return 0;
-    uint64_t behind = even->has_more ? sched->table.waiting.count - even->admissible : 0;
+    uint64_t behind = even->is_full ? 0 : sched->table.waiting.count - even->admissible;
     return even->admissible_tokens + even->admissible_tokens / even->admissible * behind;
 }
 
@@ -355,11 +354,10 @@ static double prompt_rate(struct sched *sched)
     return fmax(even->arriving, tokens / patience_us);
 }
 
-/* Those who wait for their first token hold up those who have one: the more there are of them, the better the reason. */
-static double urgency(const struct sched *sched)
+/* Requests without their first token. */
+static double waiting_count(const struct sched *sched)
 {
-    const struct even *even = state_of(sched);
-    return URGENCY * (even->begun_count + sched->table.waiting.count) / fmax(1, even->decoding);
+    return state_of(sched)->begun_count + sched->table.waiting.count;
 }
 
 /* Decoding rows that there could be: as many as blocks suffice for. */
@@ -395,7 +393,7 @@ static bool is_near(double a, double b)
 }
 
 /* The load is nearly what the pattern was chosen for: choosing costs more than planning. */
-static bool is_still_right(const struct sched *sched, const struct load *load, double rate, double hurry)
+static bool is_still_right(const struct sched *sched, const struct load *load, double rate, double waiting)
 {
     const struct even *even = state_of(sched);
     const struct choice *choice = &even->choice;
@@ -404,14 +402,14 @@ static bool is_still_right(const struct sched *sched, const struct load *load, d
            has_backlog == had_backlog && load->backlog <= choice->load.backlog + choice->load.backlog / NEAR &&
            2 * load->backlog >= choice->load.backlog && is_near(load->rows, choice->load.rows) &&
            is_near(load->context, choice->load.context) &&
-           (!has_backlog || (is_near(rate, choice->prompt_rate) && is_near(hurry, choice->urgency)));
+           (!has_backlog || (is_near(rate, choice->prompt_rate) && is_near(waiting, choice->waiting)));
 }
 
 static const struct pattern *choose_pattern(struct sched *sched, const struct load *load)
 {
     struct even *even = state_of(sched);
-    double rate = load->backlog > 0 ? prompt_rate(sched) : 0, hurry = urgency(sched);
-    if (is_still_right(sched, load, rate, hurry))
+    double rate = load->backlog > 0 ? prompt_rate(sched) : 0, waiting = waiting_count(sched);
+    if (is_still_right(sched, load, rate, waiting))
         return &even->choice.pattern;
     struct aims aims = {.depth = sched->plan->window,
                         .tokens_max = sched->plan->max_num_batched_tokens,
@@ -420,14 +418,14 @@ static const struct pattern *choose_pattern(struct sched *sched, const struct lo
                         .prompt_share = load->backlog > 0 ? prompt_share(sched) : 0,
                         .prompt_rate = rate,
                         .has_target = sched->plan->ttft_slo_ms > 0,
-                        .urgency = hurry,
+                        .waiting = waiting,
                         .lone_speed = sched->lone_speed,
                         .cycle_max_us = sched->plan->itl_slo_ms * 1e3};
     even->choice = (struct choice){.pattern = pattern_choose(even->timing, load, &aims),
                                    .load = *load,
                                    .step = sched->next_step,
                                    .prompt_rate = rate,
-                                   .urgency = hurry};
+                                   .waiting = waiting};
     return &even->choice.pattern;
 }
 

@@ -90,6 +90,12 @@ Test(pattern, rows_are_not_regrouped_for_the_last_of_the_prompts)
 }
 
 /* Small chunks cost a link its latency more often, large ones come to the last stage late. */
+static double through_us(uint64_t backlog, uint32_t tokens)
+{
+    double chunk_us = 20 + fmax(10000, 100.0 * tokens);
+    return 4 * chunk_us + 3 * 300 + ((double)div_up_u64(backlog, tokens) - 1) * chunk_us;
+}
+
 Test(pattern, prompts_alone_have_the_chunk_with_which_the_last_is_through_soonest)
 {
     struct timing timing = four_stages(300);
@@ -97,33 +103,48 @@ Test(pattern, prompts_alone_have_the_chunk_with_which_the_last_is_through_soones
     uint32_t before = 0;
     for (uint64_t backlog = 500; backlog <= 500000; backlog *= 10) {
         struct load load = {.backlog = backlog};
-        struct pattern pattern = pattern_choose(&timing, &load, &aims);
-        double chunk_us = pattern.prompt_tokens <= 100 ? 10020 : 20 + 100.0 * pattern.prompt_tokens, best_us = INFINITY;
-        double us = 4 * chunk_us + 900 + fmax(0, (double)backlog / pattern.prompt_tokens - 1) * chunk_us;
-        for (uint32_t tokens = 16; tokens <= 2048; tokens += 16) {
-            double other_us = tokens <= 100 ? 10020 : 20 + 100.0 * tokens;
-            best_us = fmin(best_us, 4 * other_us + 900 + fmax(0, (double)backlog / tokens - 1) * other_us);
-        }
-        cr_expect_leq(us, 1.05 * best_us, "%llu tokens: chunks of %u", (unsigned long long)backlog,
-                      pattern.prompt_tokens);
-        cr_expect_geq(pattern.prompt_tokens, before);
-        before = pattern.prompt_tokens;
+        uint32_t tokens = pattern_choose(&timing, &load, &aims).prompt_tokens;
+        double best_us = INFINITY;
+        for (uint32_t other = 16; other <= 2048; other *= 2)
+            best_us = fmin(best_us, through_us(backlog, other));
+        cr_expect_leq(through_us(backlog, tokens), best_us, "%llu tokens: chunks of %u", (unsigned long long)backlog,
+                      tokens);
+        cr_expect_geq(tokens, before);
+        before = tokens;
     }
 }
 
-Test(pattern, more_prompt_is_computed_the_more_is_asked_for)
+static double prompt_rate(const struct pattern *pattern)
+{
+    return pattern->prompt_slots * pattern->prompt_tokens / pattern->cycle_us;
+}
+
+Test(pattern, prompts_keep_up_with_those_that_come)
 {
     struct timing timing = four_stages(0);
     struct load load = {.rows = 40, .context = 4000, .backlog = 100000};
     struct aims aims = saturated;
-    double before = 0;
     for (aims.prompt_rate = 0.001; aims.prompt_rate < 0.012; aims.prompt_rate += 0.002) {
         struct pattern pattern = pattern_choose(&timing, &load, &aims);
-        double rate = pattern.prompt_slots * pattern.prompt_tokens / pattern.cycle_us;
-        cr_expect_geq(rate, fmin(aims.prompt_rate, 0.008));
-        cr_expect_geq(pattern.cycle_us, before - 1);
-        before = pattern.cycle_us;
+        cr_expect_geq(prompt_rate(&pattern), fmin(aims.prompt_rate, 0.008));
     }
+}
+
+Test(pattern, the_more_wait_the_more_prompt_is_computed_and_the_longer_is_a_cycle)
+{
+    struct timing timing = four_stages(0);
+    struct load load = {.rows = 40, .context = 4000, .backlog = 20000};
+    struct aims aims = saturated;
+    aims.prompt_rate = 0;
+    for (uint32_t i = 0; i < 4; i++)
+        timing.stages[i].base_us = 3000; /* so that large chunks are cheaper */
+    aims.waiting = 1;
+    struct pattern few = pattern_choose(&timing, &load, &aims);
+    aims.waiting = 1000;
+    struct pattern many = pattern_choose(&timing, &load, &aims);
+    cr_expect_leq(few.cycle_us, 1.1 * 4 * 13200);
+    cr_expect_geq(many.cycle_us, 1.5 * few.cycle_us);
+    cr_expect_geq(prompt_rate(&many), 1.1 * prompt_rate(&few));
 }
 
 Test(pattern, no_cycle_is_longer_than_the_target_where_that_can_be)
