@@ -7,7 +7,7 @@
 #define FORGETTING     0.9975      /* of an older step's weight, by every newer one */
 #define VARIANCE       1.0         /* of a weight at the start; what the covariance comes back to at most */
 #define ERROR_MAX      0.4         /* of the predicted time */
-#define SPEED_GAIN     0.3         /* of an error that is put down to the speed of the moment */
+#define SPEED_GAIN     0.4         /* of an error that is put down to the speed of the moment */
 #define SPEED_RETURN   (1.0 / 512) /* of a lasting change of speed that passes over to the weights, a step */
 #define SPEED_MAX      16.0
 #define PRODUCTS_LEAST 0.02 /* products always take some time */
