@@ -3,7 +3,8 @@
  * Limits: products of bytes with the best instructions that it has, fused multiply-adds of floats, reading through the caches
  * and from memory, with one core and with two. Beside them the best path's kernels on one core, and a whole model that
  * decodes, on one core and on two, as shares of these limits. Everything is measured in turn, again and again, since a machine
- * is not as fast in one second as in the next; what is printed are medians, of time on a processor (of two: by the clock).
+ * is not as fast in one second as in the next; what is printed are medians, of time on a processor (of two: by the clock). How
+ * little one second says of the next, the last lines say: by how much the same multiply-adds differ from those right before.
  */
 #include <immintrin.h>
 #include <math.h>
@@ -83,6 +84,35 @@ static double turns_rate(void (*turns)(void))
         now_ns = clock_cpu_ns();
     } while (now_ns - start_ns < TIME_NS);
     return count / (double)(now_ns - start_ns);
+}
+
+/* The same work so many times, one behind the other, as long as a step of a small model. It touches no memory. */
+#define REPEATS   150u
+#define REPEAT_NS 20000000u
+
+struct steadiness {
+    double change;           /* of the time on a processor, from one to the next, on average */
+    double fastest, slowest; /* tenths, of the median */
+};
+
+static struct steadiness measure_steadiness(void (*turns)(void))
+{
+    struct samples times = {0};
+    double count = turns_rate(turns) * REPEAT_NS, before_ns = 0, change = 0;
+    for (uint32_t repeat = 0; repeat < REPEATS; repeat++) {
+        uint64_t start_ns = clock_cpu_ns();
+        for (double i = 0; i < count; i++)
+            turns();
+        double took_ns = (double)(clock_cpu_ns() - start_ns);
+        change += repeat > 0 ? fabs(before_ns / took_ns - 1) / (REPEATS - 1) : 0;
+        samples_add(&times, before_ns = took_ns);
+    }
+    samples_sort(&times);
+    double median_ns = samples_percentile(&times, 0.5);
+    struct steadiness steadiness = {change, samples_percentile(&times, 0.1) / median_ns,
+                                    samples_percentile(&times, 0.9) / median_ns};
+    samples_free(&times);
+    return steadiness;
 }
 
 /* ---- what caches and memory give ---- */
@@ -415,6 +445,18 @@ static void print_kernels(struct bench *bench, double memory)
                     0);
 }
 
+static void print_steadiness(void)
+{
+    printf("the same %u ms of float multiply-adds, %u times\n", REPEAT_NS / 1000000, REPEATS);
+    for (uint32_t core = 0; core < min_u64((uint32_t)CPU_COUNT(&allowed), CORES_MAX); core++) {
+        pin(core);
+        struct steadiness steadiness =
+            measure_steadiness(__builtin_cpu_supports("avx512f") ? turns_fma512 : turns_fma256);
+        printf("  core %u: %.1f %% from one to the next; nine of ten take at least %.2f, at most %.2f of the median\n",
+               core, 100 * steadiness.change, steadiness.fastest, steadiness.slowest);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static struct bench bench;
@@ -454,5 +496,6 @@ int main(int argc, char **argv)
                     "memory's stream", cores == 1 ? 70 : 0);
         printf("  %-32s %7.1f\n", "tokens a second", 1e9 * rate / decoder.bytes);
     }
+    print_steadiness();
     return 0;
 }
