@@ -57,7 +57,7 @@ static uint32_t slot_of(const struct answer *a, uint32_t choice)
 
 static struct answer_choice *choice_at(const struct answer *a, uint32_t choice)
 {
-    return &a->choices[(size_t)slot_of(a, choice) * CHOICES_MAX + choice % request_of(a)->choices];
+    return answer_choice_at(a->choices, a->arena->plan, slot_of(a, choice), choice % request_of(a)->choices);
 }
 
 /* Sched has looked at the request: its sequences exist, or it has refused to make any. */

@@ -72,12 +72,19 @@ struct answer_choice {
     struct answer_scan ahead; /* streams with stop strings: what has been looked at, however slow the reader */
 };
 
+/* Most requests have one choice: those stand together. */
+static inline struct answer_choice *answer_choice_at(struct answer_choice *choices, const struct plan *plan,
+                                                     uint32_t request_slot, uint32_t choice)
+{
+    return &choices[(size_t)choice * plan->requests_max + request_slot];
+}
+
 /* What every token looks at comes first. */
 struct answer {
     const struct arena *arena;
     const struct tok *tok;
     const struct answer_format *format;
-    struct answer_choice *choices; /* (requests_max, CHOICES_MAX) */
+    struct answer_choice *choices; /* (CHOICES_MAX, requests_max) */
     uint32_t prompt_count;
     uint32_t choice_count; /* of all prompts: choice c is the (c % n)th of prompt c / n */
 
@@ -105,8 +112,8 @@ enum answer_result {
     ANSWER_COMPLETE, /* every byte is out */
 };
 
-/* Starts at the first byte. request_slot: of the last prompt, see journal_request_chain(). choices: (requests_max,
- * CHOICES_MAX), of all answers together; uses those of its requests. */
+/* Starts at the first byte. request_slot: of the last prompt, see journal_request_chain(). choices: (CHOICES_MAX,
+ * requests_max), of all answers together; uses those of its requests. */
 void answer_begin(struct answer *answer, const struct arena *arena, const struct tok *tok,
                   const struct answer_format *format, uint32_t request_slot, struct answer_choice *choices);
 

@@ -93,14 +93,15 @@ static inline uint32_t conns_in_bytes(const struct plan *plan)
     return ((plan->body_bytes_max + CONN_EXTRA) & ~127u) - CONN_OUT_BYTES - (uint32_t)sizeof(struct conn_shm);
 }
 
-static inline uint8_t *conns_in(struct conn_shm *conn)
+/* Right behind the words of the connection: a token touches one page for both. */
+static inline uint8_t *conns_out(struct conn_shm *conn)
 {
     return (uint8_t *)(conn + 1);
 }
 
-static inline uint8_t *conns_out(struct conn_shm *conn, const struct plan *plan)
+static inline uint8_t *conns_in(struct conn_shm *conn)
 {
-    return (uint8_t *)(conn + 1) + conns_in_bytes(plan);
+    return conns_out(conn) + CONN_OUT_BYTES;
 }
 
 /* ---- a connection's life ---- */

@@ -5,7 +5,7 @@
  * would wait for memory a dozen times for every token. So all hints that are there are followed together, link by link, and
  * only what the link before has brought is read:
  *
- *   request, answer, number of the connection ─► connection, choice, sequence, its list of pages ─► log entry, `out` ─► text
+ *   request, answer, number of the connection ─► connection, choice, sequence, its list of pages ─► log entry ─► text
  *
  * Nothing is decided here, and nothing is written.
  */
@@ -41,10 +41,12 @@ static const struct sequence_shm *sequence_of(const struct front *f, uint32_t re
     return arena_sequence(f->arena, *sequence);
 }
 
-/* The last entry of its log; NULL: there is none. */
+/* The last entry of its log; NULL: there is none, or nobody who waits for it. */
 static const struct token_shm *entry_of(const struct front *f, uint32_t request)
 {
     uint32_t sequence;
+    if (f->intake.connections[request] == INTAKE_NO_CONNECTION)
+        return NULL;
     const struct sequence_shm *shm = sequence_of(f, request, &sequence);
     uint32_t committed = shm != NULL ? journal_log_committed(shm) : 0;
     return committed > 0 ? journal_log_entry(f->arena, sequence, committed - 1) : NULL;
@@ -67,8 +69,10 @@ static void expect_connection(struct front *f, uint32_t request)
     want(&c->answer.prefix_size, PREFIX_BYTES);
     want_to_write(shm_of(f, slot), offsetof(struct conn_shm, format));
     want(&shm_of(f, slot)->format, LINE);
-    want_to_write(&f->choices[(size_t)request * CHOICES_MAX], offsetof(struct answer_choice, scan.held));
-    want(&f->choices[(size_t)request * CHOICES_MAX].message, LINE);
+    want_to_write(out_of(f, slot), EVENT_BYTES);
+    struct answer_choice *choice = answer_choice_at(f->choices, f->plan, request, 0);
+    want_to_write(choice, offsetof(struct answer_choice, scan.held));
+    want(&choice->message, LINE);
     const struct sequence_shm *shm = sequence_of(f, request, &sequence);
     if (shm != NULL) {
         want(shm, sizeof(*shm));
@@ -78,20 +82,15 @@ static void expect_connection(struct front *f, uint32_t request)
 
 static void expect_entry(struct front *f, uint32_t request)
 {
-    uint32_t slot = f->intake.connections[request];
-    if (slot == INTAKE_NO_CONNECTION)
-        return;
     const struct token_shm *entry = entry_of(f, request);
     if (entry != NULL)
         want(entry, sizeof(*entry));
-    want_to_write(out_of(f, slot), EVENT_BYTES);
 }
 
 static void expect_text(struct front *f, uint32_t request)
 {
     const struct pieces_shm *pieces = (const struct pieces_shm *)(const void *)f->arena->regions[REGION_VOCAB];
-    const struct token_shm *entry =
-        f->intake.connections[request] == INTAKE_NO_CONNECTION ? NULL : entry_of(f, request);
+    const struct token_shm *entry = entry_of(f, request);
     if (entry == NULL)
         return;
     want((const uint8_t *)pieces + pieces->starts + entry->token * sizeof(uint32_t), 2 * sizeof(uint32_t));

@@ -118,7 +118,7 @@ struct front {
     enum command command;
     bool is_told_drained;
 
-    struct answer_choice *choices;  /* (requests_max, CHOICES_MAX): of the answers in progress */
+    struct answer_choice *choices;  /* (CHOICES_MAX, requests_max): of the answers in progress */
     struct connection *connections; /* (connections_max) */
     uint32_t *free_connections;     /* stack */
     uint32_t free_connection_count;
@@ -156,7 +156,7 @@ static inline struct conn_shm *shm_of(const struct front *f, uint32_t slot)
 
 static inline uint8_t *out_of(const struct front *f, uint32_t slot)
 {
-    return conns_out(shm_of(f, slot), f->plan);
+    return conns_out(shm_of(f, slot));
 }
 
 /* ---- front_connection.c ---- */
