@@ -47,16 +47,18 @@ static enum death_kind report_death(struct supervisor *s, struct child *child, c
     const struct words_shm words = s->processes[number]->words; /* copied: a dead process's, but not one of ours */
     bool is_killed = info->si_code == CLD_KILLED || info->si_code == CLD_DUMPED;
     bool has_words = words.epoch == child->epoch && words.signal != 0;
+    /* of a process that a supervisor before this one has started nobody may say how it ended, but itself */
+    uint32_t signal = is_killed ? (uint32_t)info->si_status : info->si_code == 0 && has_words ? words.signal : 0;
     struct death_shm death = {.at_s = (uint64_t)time(NULL),
                               .number = number,
                               .pid = (uint32_t)child->pid,
-                              .signal = is_killed ? (uint32_t)info->si_status : 0,
+                              .signal = signal,
                               .step = supervisor_step_at_hand(s, child),
                               .kind = DEATH_OUTSIDE};
     if (child->hung != WATCH_FINE) {
         death.kind = DEATH_HUNG;
         snprintf(death.text, sizeof(death.text), "%s", watch_words[child->hung]);
-    } else if (is_killed && words_are_own_fault(&words, child->epoch, info->si_status)) {
+    } else if (words_are_own_fault(&words, child->epoch, (int)signal)) {
         death.kind = DEATH_FAULT;
         if (has_words && words.text[0] != '\0')
             snprintf(death.text, sizeof(death.text), "%.*s", (int)sizeof(words.text) - 1, words.text);

@@ -634,6 +634,23 @@ Test(survive, a_request_that_makes_a_stage_fault_fails_alone, .timeout = 120)
     check_poison("segv", 1, "fault", NULL);
 }
 
+/* The stage is nobody's child by then, and until somebody has waited for it the kernel does not say how it ended. */
+Test(survive, a_request_that_makes_a_stage_fault_fails_alone_under_a_supervisor_that_has_not_started_it, .timeout = 120)
+{
+    use_poison("segv", 1);
+    start_and_look_inside(OPTIONS); /* its processes become ours, and we do not wait for them */
+    kill_supervisor();
+    wait_ms(150); /* by no measure at the same moment */
+    complete_with_poison(1, "a stage of a supervisor before");
+    cr_assert_eq(arena_death_count(&inside), 2);
+    const struct death_shm death = arena_death(&inside, 0);
+    cr_expect_eq(death.number, process_number(ROLE_STAGE, 1));
+    cr_expect_eq(death.kind, DEATH_FAULT);
+    cr_expect_eq(death.signal, SIGSEGV);
+    inside_close(&inside);
+    stop();
+}
+
 Test(survive, a_request_that_breaks_a_check_fails_alone, .timeout = 120)
 {
     check_poison("check", 1, "fault", NULL);
