@@ -183,14 +183,15 @@ static bool is_lone(void *context)
 static void take_results(struct runner_request *request, const struct row_shm *row, const struct token_shm *results)
 {
     for (uint32_t j = 0; j < row->result_count; j++) {
-        uint32_t *token = &request->tokens[request->prompt_count + request->result_count];
-        bool is_right = request->is_score || j + 1 == row->result_count || *token == results[j].token;
-        if (!request->is_score)
-            *token = results[j].token;
         request->results[request->result_count++] = results[j];
+        if (request->is_score)
+            continue; /* of tokens that were there */
+        uint32_t *token = &request->tokens[request->prompt_count + request->result_count - 1];
+        bool is_last = j + 1 == row->result_count, is_right = is_last || *token == results[j].token;
+        *token = results[j].token;
         if (!is_right)
             return;
-        request->accepted += !request->is_score && j + 1 < row->result_count;
+        request->accepted += !is_last;
     }
 }
 
