@@ -5,7 +5,6 @@
 #define LATELY       256u       /* steps: what is further back counts ever less */
 #define GAP_MAX_NS   1000000000 /* of one gap, for what is shown as lately: an idle night does not hide a busy minute */
 #define BOUND_STEPS  128u       /* that a bound is about */
-#define LENT_PART    32         /* of a stage's time: with the help of others for more of it, nobody knows its cost */
 #define ALIKE        32         /* a part in so many more or less makes next to no difference in time */
 #define MICROSECONDS 1000000.0
 
@@ -17,11 +16,6 @@ void account_init(struct account *account, const struct arena *arena)
 bool account_is_sound(const struct step_time_shm *time, uint64_t number)
 {
     return time->step == number && time->input_ns <= time->begin_ns && time->begin_ns <= time->end_ns;
-}
-
-uint64_t account_cost_ns(const struct step_time_shm *time)
-{
-    return time->lent_ns > time->cpu_ns / LENT_PART ? 0 : time->cpu_ns;
 }
 
 /* Part of from..to that lies within begin..end. */
@@ -172,7 +166,7 @@ void account_step(struct account *account, uint64_t number, const struct account
     uint32_t lone_stages = 0;
     for (uint32_t stage = 0; stage < plan->stage_count; stage++) {
         bool is_sound = account_is_sound(&times[stage], number);
-        uint64_t cost_ns = is_sound ? account_cost_ns(&times[stage]) : 0;
+        uint64_t cost_ns = is_sound ? times[stage].cost_ns : 0;
         account_repeat(account, stage, &step->shape, cost_ns);
         if (!is_sound)
             continue;

@@ -57,10 +57,6 @@ void account_step(struct account *account, uint64_t number, const struct account
 /* Lately: steps in flight on average, in thousandths. */
 uint64_t account_depth_milli(const struct account *account);
 
-/* Time on a processor that the step cost the stage; 0: others helped. What their help is worth depends on what else runs
- * on their cores, and who waits for them takes time too. */
-uint64_t account_cost_ns(const struct step_time_shm *time);
-
 /* Times that a stage can have measured, in order and on this step. */
 bool account_is_sound(const struct step_time_shm *time, uint64_t number);
 

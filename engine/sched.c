@@ -926,7 +926,7 @@ void sched_measure(struct sched *sched, uint64_t step, const struct step_time_sh
         if (!account_is_sound(&times[i], step))
             continue;
         struct stage_fit_shm *fit = &arena_fits(sched->arena)[i];
-        fit_observe(fit, &sched->plan->timing.stages[i], &flight->shape, (double)account_cost_ns(&times[i]) / 1000);
+        fit_observe(fit, &sched->plan->timing.stages[i], &flight->shape, (double)times[i].cost_ns / 1000);
         timing->stages[i] = fit_timing(fit, &sched->plan->timing.stages[i]);
     }
 }

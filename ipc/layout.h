@@ -388,7 +388,8 @@ struct step_time_shm {
     uint64_t end_ns;   /* likewise: when its output was there */
     uint64_t cpu_ns;   /* likewise: of that time, on a processor */
     uint64_t lent_ns;  /* likewise: of cpu_ns, while other stages' cores helped */
-    uint64_t pad[2];
+    uint64_t cost_ns;  /* likewise: what it would have been without their help; 0: nobody knows */
+    uint64_t pad;
 };
 static_assert(sizeof(struct step_time_shm) == 64, "shared");
 

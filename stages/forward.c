@@ -436,16 +436,36 @@ static void run_layers(void *context, uint32_t part)
     }
 }
 
-/* Puts this team to work, and notes how long it is the larger one. */
+static bool is_helped(const struct forward *forward)
+{
+    return forward->lone_team != NULL && forward->team == forward->lone_team;
+}
+
+/* Layers, or the head, begin: what was before counts for neither team. */
+static void begin_timing(struct forward *forward)
+{
+    if (forward->lone_team != NULL)
+        forward->help.since_ns = clock_cpu_ns();
+}
+
+/* The time up to now is that of the team at work. */
+static void note_time(struct forward *forward)
+{
+    if (forward->lone_team == NULL)
+        return;
+    uint64_t now_ns = clock_cpu_ns(), took_ns = now_ns - forward->help.since_ns;
+    if (is_helped(forward))
+        forward->help.lent_ns += took_ns;
+    else
+        forward->help.alone_ns += took_ns;
+    forward->help.since_ns = now_ns;
+}
+
 static void set_team(struct forward *forward, struct team *team)
 {
     if (team == forward->team)
         return;
-    uint64_t now_ns = clock_cpu_ns();
-    if (team == forward->lone_team)
-        forward->lent_from_ns = now_ns;
-    else
-        forward->lent_ns += now_ns - forward->lent_from_ns;
+    note_time(forward);
     forward->team = team;
 }
 
@@ -462,10 +482,24 @@ static void run_tile(struct forward *forward, const struct forward_step *step, f
     uint32_t layers = forward->slice->layer_count, at_once = forward->lone_team != NULL ? 1 : layers;
     struct tile tile = {
         .forward = forward, .step = step, .x = x, .first = first, .count = count, .layer_count = at_once};
+    begin_timing(forward);
     for (; tile.first_layer < layers; tile.first_layer += at_once) {
         choose_team(forward, step);
         team_run(forward->team, run_layers, &tile);
+        *(is_helped(forward) ? &forward->help.lent_work : &forward->help.alone_work) += count;
     }
+    note_time(forward);
+}
+
+uint64_t forward_cost_ns(const struct forward *forward, uint64_t cpu_ns)
+{
+    const struct forward_help *help = &forward->help;
+    if (help->lent_ns == 0)
+        return cpu_ns;
+    if (help->is_head_lent || help->alone_work < help->lent_work)
+        return 0;
+    return cpu_ns - help->lent_ns +
+           (uint64_t)((double)help->alone_ns * (double)help->lent_work / (double)help->alone_work);
 }
 
 /* ---- head ---- */
@@ -508,12 +542,17 @@ static void flush_wanted(struct forward *forward, const struct forward_step *ste
 {
     if (forward->wanted_count == 0)
         return;
+    begin_timing(forward);
     choose_team(forward, step);
     const float *logits = forward_logits(forward, forward->wanted_rows, forward->wanted_count);
     for (uint32_t i = 0; i < forward->wanted_count; i++)
         results[forward->wanted[i].result] =
             judge_token(&forward->judge, step, &forward->wanted[i], logits + (size_t)i * forward->desc->vocab_size,
                         tops + (size_t)forward->wanted[i].result * LOGPROBS_MAX);
+    if (is_helped(forward)) {
+        forward->help.is_head_lent = true;
+        note_time(forward);
+    }
     forward->wanted_count = 0;
 }
 
@@ -561,7 +600,7 @@ void forward_run(struct forward *forward, const struct forward_step *step, const
     check(slice->is_first == (in == NULL));
     check(slice->is_last == (out == NULL));
     forward->wanted_count = 0;
-    forward->lent_ns = 0;
+    forward->help = (struct forward_help){0};
     /* A later tile of a row finds the KV of its earlier tiles stored, in every layer: a chunk of the prompt gives the same
      * bits however it is cut. */
     for (uint32_t first = 0; first < step->token_count; first += FORWARD_TILE) {

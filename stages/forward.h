@@ -61,13 +61,20 @@ struct forward_desk {
     int32_t *quant_half;  /* likewise */
 };
 
+/* Of a step's layers, with help and without: the thread's time, and how much was done, in tokens times layers. */
+struct forward_help {
+    uint64_t since_ns; /* of the thread's time: when whoever is at work began */
+    uint64_t lent_ns, alone_ns;
+    uint64_t lent_work, alone_work;
+    bool is_head_lent;
+};
+
 struct forward {
     const struct kernels *kernels;
     struct team *team;      /* at work: one of the next two */
     struct team *own_team;  /* of forward_init() */
     struct team *lone_team; /* of forward_lend(); NULL: there is none */
-    uint64_t lent_from_ns;  /* of the thread's time: when lone_team began, while it is at work */
-    uint64_t lent_ns;       /* of the last step's, with lone_team at work */
+    struct forward_help help;
     const struct model_desc *desc;
     const struct model_slice *slice;
     struct forward_limits limits;
@@ -111,6 +118,10 @@ void forward_free(struct forward *forward);
  * written where a row asks for them. */
 void forward_run(struct forward *forward, const struct forward_step *step, const float *in, float *out,
                  struct token_shm *results, struct top_shm *tops);
+
+/* What the last step, which took the thread so long, would have taken without help: as long for each layer as those that had
+ * none. 0: fewer than half had none, or the head had. */
+uint64_t forward_cost_ns(const struct forward *forward, uint64_t cpu_ns);
 
 /* For measurements: the logits of `count` <= FORWARD_HEAD_ROWS tokens from their residuals (count, width). */
 const float *forward_logits(struct forward *forward, const float *residual, uint32_t count);

@@ -681,7 +681,7 @@ int stage_do_work(struct stage *stage)
         time.input_ns = span.input_ns;
         time.begin_ns = span.begin_ns;
         time.end_ns = span.end_ns;
-        time.cpu_ns = span.end_ns - span.begin_ns;
+        time.cpu_ns = time.cost_ns = span.end_ns - span.begin_ns;
         message.sent_ns = span.sent_ns;
         if (span.sent_ns > begin_ns) /* it sleeps until then: for the link too, and for what is before it there */
             process_note(&stage->process->predicted_us, (span.sent_ns - begin_ns) / 1000);
@@ -693,7 +693,8 @@ int stage_do_work(struct stage *stage)
             return ret;
         time.end_ns = message.sent_ns = clock_ns();
         time.cpu_ns = clock_cpu_ns() - begin_cpu_ns;
-        time.lent_ns = stage->is_on_device ? 0 : stage->forward.lent_ns;
+        time.lent_ns = stage->is_on_device ? 0 : stage->forward.help.lent_ns;
+        time.cost_ns = stage->is_on_device ? time.cpu_ns : forward_cost_ns(&stage->forward, time.cpu_ns);
     }
     fault_point(FAULT_STAGE_COMPUTED);
     *arena_step_time(arena, stage->index, number) = time;

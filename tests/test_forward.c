@@ -115,6 +115,19 @@ Test(forward, bits_do_not_depend_on_drafts)
     }
 }
 
+Test(forward, what_a_helped_step_costs_is_known_from_its_layers_without_help)
+{
+    struct forward forward = {.help = {.alone_ns = 900, .alone_work = 30}};
+    cr_expect_eq(forward_cost_ns(&forward, 1000), 1000, "nobody helped");
+    forward.help.lent_ns = 100;
+    forward.help.lent_work = 10;
+    cr_expect_eq(forward_cost_ns(&forward, 1100), 1000 + 300, "100 besides the layers, 30 a token and layer");
+    forward.help.is_head_lent = true;
+    cr_expect_eq(forward_cost_ns(&forward, 1100), 0);
+    forward.help = (struct forward_help){.alone_ns = 300, .alone_work = 10, .lent_ns = 100, .lent_work = 11};
+    cr_expect_eq(forward_cost_ns(&forward, 400), 0, "less than half is too little");
+}
+
 Test(forward, a_flipped_weight_bit_changes_every_hash)
 {
     struct tiny_model tiny = tiny_model();

@@ -1530,12 +1530,14 @@ static void run_slowly(struct world *w, uint32_t slot, bool is_lone)
         const struct token_shm result = {.token = 500};
         struct step_time_shm times[2] = {0};
         cr_assert_not_null(record);
-        for (uint32_t i = 0; i < 2; i++)
-            times[i] = (struct step_time_shm){
-                .step = record->step,
-                .end_ns = 1000000000,
-                .lent_ns = is_lone ? 1000000000 : 0,
-                .cpu_ns = (uint64_t)(2000 * timing_stage_us(&w->plan.timing.stages[i], policy_shape(&w->sched)))};
+        for (uint32_t i = 0; i < 2; i++) {
+            uint64_t cpu_ns = (uint64_t)(2000 * timing_stage_us(&w->plan.timing.stages[i], policy_shape(&w->sched)));
+            times[i] = (struct step_time_shm){.step = record->step,
+                                              .end_ns = 1000000000,
+                                              .lent_ns = is_lone ? 1000000000 : 0,
+                                              .cpu_ns = cpu_ns,
+                                              .cost_ns = is_lone ? 0 : cpu_ns};
+        }
         sched_measure(&w->sched, record->step, times);
         cr_assert(sched_return(&w->sched, record->step, &result, 1));
     }

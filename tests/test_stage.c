@@ -201,9 +201,11 @@ Test(stage, computes_with_more_threads_while_no_other_stage_has_anything_to_do)
     take_result(3);
     static const bool was_lone[2][4] = {{0, true, true, false}, {0, true, false, true}};
     for (uint32_t i = 0; i < 2; i++) {
-        for (uint32_t step = 1; step <= 3; step++)
-            cr_expect_eq(arena_step_time(&arena, i, step)->lent_ns > 0, was_lone[i][step], "stage %u, step %u", i,
-                         step);
+        for (uint32_t step = 1; step <= 3; step++) {
+            const struct step_time_shm *time = arena_step_time(&arena, i, step);
+            cr_expect_eq(time->lent_ns > 0, was_lone[i][step], "stage %u, step %u", i, step);
+            cr_expect_eq(time->cost_ns, was_lone[i][step] ? 0 : time->cpu_ns, "stage %u, step %u", i, step);
+        }
         cr_expect_eq(counter_read(stages[i]->process, COUNTER_STAGE_LONE_STEPS), 2);
         team_close(teams[i]);
     }
