@@ -456,27 +456,38 @@ static bool was_held(const struct sched *sched, uint32_t sequence)
     return state_of(sched)->held_at[sequence] + 1 == sched->next_step;
 }
 
-/* How many rows, oldest first, are a slot's share. Where it ends among rows of one age, each time others of them are passed
- * over: who always is falls behind and ends alone. */
-static uint32_t rows_of_share(const struct sched *sched, double target)
+/* How many rows, oldest first, are a slot's share; the first of the age at which it ends. */
+static uint32_t rows_of_share(const struct sched *sched, double target, uint32_t *first)
 {
-    struct even *even = state_of(sched);
-    struct ready *ready = even->ready;
-    uint32_t count = (uint32_t)min_u64(even->ready_count, policy_budget(sched)), first = 0, i = 0;
+    const struct even *even = state_of(sched);
+    const struct ready *ready = even->ready;
+    uint32_t count = (uint32_t)min_u64(even->ready_count, policy_budget(sched)), i = 0;
+    *first = 0;
     for (double taken = 0; i < count; taken += ready[i++].cost) {
         if (taken > 0 && taken + ready[i].cost / 2 > target && !was_held(sched, ready[i].sequence))
             break;
-        first = ready[i].age != ready[first].age ? i : first;
-    }
-    for (uint32_t k = i; k < even->ready_count && i > first && ready[k].age == ready[first].age; k++) {
-        uint32_t other = first + (uint32_t)(sched->next_step + k) % (i - first);
-        struct ready row = ready[k];
-        if (was_held(sched, ready[other].sequence))
-            continue;
-        ready[k] = ready[other];
-        ready[other] = row;
+        *first = ready[i].age != ready[*first].age ? i : *first;
     }
     return i;
+}
+
+/* Where a share ends among rows of one age, each time others of them are passed over: who always is falls behind and ends
+ * alone. How many rows are the share then. */
+static uint32_t pass_over_in_turn(const struct sched *sched, double target)
+{
+    struct ready *ready = state_of(sched)->ready;
+    uint32_t first, count = rows_of_share(sched, target, &first), end = count;
+    while (end < state_of(sched)->ready_count && ready[end].age == ready[first].age)
+        end++;
+    if (end == count || count == first || was_held(sched, ready[first].sequence))
+        return count;
+    for (uint32_t i = count; i < end; i++) {
+        uint32_t other = first + (uint32_t)(sched->next_step + i) % (end - first);
+        struct ready row = ready[i];
+        ready[i] = ready[other];
+        ready[other] = row;
+    }
+    return rows_of_share(sched, target, &first);
 }
 
 static void take_decodes(struct sched *sched, const struct pattern *pattern)
@@ -484,7 +495,7 @@ static void take_decodes(struct sched *sched, const struct pattern *pattern)
     struct even *even = state_of(sched);
     uint32_t slots = pattern->decode_slots > 0 ? pattern->decode_slots : 1;
     double share = even->decoding_cost / slots, target = share + even->deficit, taken = 0;
-    uint32_t count = rows_of_share(sched, target);
+    uint32_t count = pass_over_in_turn(sched, target);
     for (uint32_t i = 0; i < count; i++) {
         uint32_t sequence = even->ready[i].sequence;
         if (!policy_add_row(sched, sequence, 1)) {
@@ -496,7 +507,7 @@ static void take_decodes(struct sched *sched, const struct pattern *pattern)
     }
     if (even->decode_slots + 1 >= slots)
         hold(sched, count);
-    double most = even->decoding > 0 ? even->decoding_cost / even->decoding : 0;
+    double most = even->decoding > 0 ? even->decoding_cost / even->decoding / 2 : 0; /* half a row */
     even->deficit = fmax(-most, fmin(most, target - taken));
 }
 
