@@ -45,7 +45,7 @@
 #include "ipc/words.h"
 
 #define REGION_MAGIC 0x3130474552465645ull /* "EVFREG01" */
-#define LAYOUT_HASH  0x0000000000000021ull /* raised by hand with every change of a shared struct */
+#define LAYOUT_HASH  0x0000000000000022ull /* raised by hand with every change of a shared struct */
 
 enum role { ROLE_SUPERVISOR, ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_COUNT };
 
