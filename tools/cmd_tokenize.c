@@ -140,12 +140,12 @@ static void print_ids(const uint32_t *ids, uint32_t count)
 }
 
 /* Scratch for encoding grows with the text, so it is taken for each text anew. */
-static int tokenize_text(const struct tok *vocabulary, const char *text, size_t size, bool special)
+static int tokenize_text(const struct tok *vocabulary, const char *text, size_t size, bool special, struct err *err)
 {
     struct tok tok;
-    struct err err;
-    if (tok_attach(&tok, vocabulary->blob, tok_blob_bytes(vocabulary), size, &err) != 0)
-        return -1;
+    int ret = tok_attach(&tok, vocabulary->blob, tok_blob_bytes(vocabulary), size, err);
+    if (ret != 0)
+        return ret;
     size_t room = 2 * size + 2; /* every byte a token, the begin token, and for SPM spaces in front */
     uint32_t *ids = base_alloc(room * sizeof(*ids));
     const struct tok_range all = {0, size};
@@ -198,7 +198,7 @@ static int tokenize_line(const struct tok *tok, json_t *value, bool special, str
 {
     if (!json_is_string(value) || json_string_length(value) > TEXT_ROOM)
         return err_set(err, -EINVAL, "must be a JSON string, 16 MiB at most");
-    return tokenize_text(tok, json_string_value(value), json_string_length(value), special);
+    return tokenize_text(tok, json_string_value(value), json_string_length(value), special, err);
 }
 
 static int run_tokenize(const void *pointer, char **positional, int positional_count)
@@ -217,10 +217,10 @@ static int run_tokenize(const void *pointer, char **positional, int positional_c
         return command_fail(1, "tokenize", "the text is longer than 16 MiB");
     char *repaired = base_alloc(3 * size + 1);
     size = unicode_repair((uint8_t *)repaired, (const uint8_t *)text, size);
-    int status = tokenize_text(&vocabulary.tok, repaired, size, values->special);
+    int ret = tokenize_text(&vocabulary.tok, repaired, size, values->special, &err);
     free(repaired);
     free(text);
-    return status;
+    return ret != 0 ? command_fail(1, "tokenize", err.text) : 0;
 }
 
 /* Ids to text; control tokens by name where asked for. The caller frees it. */
