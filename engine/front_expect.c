@@ -17,12 +17,6 @@
 #define EVENT_BYTES  256u /* of a token, as it usually is */
 #define PREFIX_BYTES 192u /* of it, likewise */
 
-static void want(const void *memory, size_t size)
-{
-    for (size_t i = 0; i < size; i += LINE)
-        __builtin_prefetch((const char *)memory + i);
-}
-
 static void want_to_write(void *memory, size_t size)
 {
     for (size_t i = 0; i < size; i += LINE)
@@ -54,9 +48,9 @@ static const struct token_shm *entry_of(const struct front *f, uint32_t request)
 
 static void expect_request(struct front *f, uint32_t request)
 {
-    want(&f->intake.connections[request], 1);
-    want(arena_request(f->arena, request), sizeof(struct request_shm));
-    want(arena_answer(f->arena, request), LINE);
+    base_expect(&f->intake.connections[request], 1);
+    base_expect(arena_request(f->arena, request), sizeof(struct request_shm));
+    base_expect(arena_answer(f->arena, request), LINE);
 }
 
 static void expect_connection(struct front *f, uint32_t request)
@@ -66,17 +60,17 @@ static void expect_connection(struct front *f, uint32_t request)
         return;
     struct connection *c = &f->connections[slot];
     want_to_write(c, offsetof(struct connection, answer.slots) + 1);
-    want(&c->answer.prefix_size, PREFIX_BYTES);
+    base_expect(&c->answer.prefix_size, PREFIX_BYTES);
     want_to_write(shm_of(f, slot), offsetof(struct conn_shm, format));
-    want(&shm_of(f, slot)->format, LINE);
+    base_expect(&shm_of(f, slot)->format, LINE);
     want_to_write(out_of(f, slot), EVENT_BYTES);
     struct answer_choice *choice = answer_choice_at(f->choices, f->plan, request, 0);
     want_to_write(choice, offsetof(struct answer_choice, scan.held));
-    want(&choice->message, LINE);
+    base_expect(&choice->message, LINE);
     const struct sequence_shm *shm = sequence_of(f, request, &sequence);
     if (shm != NULL) {
-        want(shm, sizeof(*shm));
-        want(arena_log_list(f->arena, sequence), LINE);
+        base_expect(shm, sizeof(*shm));
+        base_expect(arena_log_list(f->arena, sequence), LINE);
     }
 }
 
@@ -84,7 +78,7 @@ static void expect_entry(struct front *f, uint32_t request)
 {
     const struct token_shm *entry = entry_of(f, request);
     if (entry != NULL)
-        want(entry, sizeof(*entry));
+        base_expect(entry, sizeof(*entry));
 }
 
 static void expect_text(struct front *f, uint32_t request)
@@ -93,8 +87,8 @@ static void expect_text(struct front *f, uint32_t request)
     const struct token_shm *entry = entry_of(f, request);
     if (entry == NULL)
         return;
-    want((const uint8_t *)pieces + pieces->starts + entry->token * sizeof(uint32_t), 2 * sizeof(uint32_t));
-    want((const uint8_t *)pieces + pieces->types + entry->token, 1);
+    base_expect((const uint8_t *)pieces + pieces->starts + entry->token * sizeof(uint32_t), 2 * sizeof(uint32_t));
+    base_expect((const uint8_t *)pieces + pieces->types + entry->token, 1);
 }
 
 void front_expect(struct front *f)

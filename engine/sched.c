@@ -1,5 +1,6 @@
 #include "engine/sched.h"
 
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -894,6 +895,40 @@ static bool take_tops(struct sched *sched, const struct flight *flight)
     return true;
 }
 
+/* Between two steps the stages have read all their weights: nothing that a step's return looks at is in a cache any more. It is
+ * asked for at once, what all steps look at and what the rows' numbers lead to, ... */
+void sched_expect(struct sched *sched, uint64_t step)
+{
+    const struct arena *arena = sched->arena;
+    const struct flight *flight = &sched->flights[step % sched->plan->window];
+    if (sched->in_flight == 0 || flight->step != step)
+        return; /* sched_return() will say so */
+    base_expect(arena_fits(arena), sched->plan->stage_count * sizeof(struct stage_fit_shm));
+    base_expect(&sched->account, sizeof(sched->account));
+    for (uint32_t i = 0; i < flight->row_count; i++) {
+        const struct row_shm *row = &flight->rows[i];
+        const struct request_shm *request = arena_request(arena, row->request);
+        base_expect(seq_of(sched, row->sequence), offsetof(struct seq, priority));
+        base_expect(arena_sequence(arena, row->sequence), sizeof(struct sequence_shm));
+        base_expect(arena_log_list(arena, row->sequence), sizeof(uint32_t));
+        base_expect(arena_block_table(arena, row->sequence), row->block_count * sizeof(uint32_t));
+        base_expect(&request->max_tokens, sizeof(*request) - offsetof(struct request_shm, max_tokens));
+        base_expect(&sched->requests[row->request], sizeof(struct sched_request));
+    }
+}
+
+/* ... and then the log entries, to which some of it leads. */
+static void expect_entries(const struct sched *sched, const struct flight *flight)
+{
+    for (uint32_t i = 0; i < flight->row_count; i++) {
+        uint32_t sequence = flight->rows[i].sequence;
+        const struct sequence_shm *shm = arena_sequence(sched->arena, sequence);
+        uint32_t committed = journal_log_committed(shm);
+        if (committed / LOG_PAGE_TOKENS < shm->log_page_count)
+            base_expect(journal_log_entry(sched->arena, sequence, committed), sizeof(struct token_shm));
+    }
+}
+
 #define LONE_GAIN (1.0 / 8) /* of the newest step, in the speed of those that are alone */
 
 /* All stages had the cores of the others nearly all the time: how much faster was the step for that, from plan to results? */
@@ -937,6 +972,7 @@ bool sched_return(struct sched *sched, uint64_t step, const struct token_shm *re
     if (sched->in_flight == 0 || step != sched->next_step - sched->in_flight || flight->step != step ||
         !results_are_sound(sched, flight, results, count) || (!flight->is_cancelled && !take_tops(sched, flight)))
         return false;
+    expect_entries(sched, flight);
     sched->in_flight--;
     for (uint32_t i = 0; i < flight->row_count; i++) {
         const struct row_shm *row = &flight->rows[i];

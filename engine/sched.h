@@ -122,6 +122,9 @@ void sched_set_time(struct sched *sched, uint64_t now_us);
  * nothing else would make it ask again. */
 struct step_shm *sched_plan(struct sched *sched);
 
+/* The oldest step in flight has come back: what that leads to is on its way from memory. Changes nothing. */
+void sched_expect(struct sched *sched, uint64_t step);
+
 /* What the stages measured of the oldest step in flight, one entry a stage; called before its results are returned.
  * Entries that are of another step, or cannot be, are passed over: a stage may have died between its message and now. */
 void sched_measure(struct sched *sched, uint64_t step, const struct step_time_shm *times);

@@ -100,6 +100,7 @@ static uint32_t take_results(struct sched_process *p)
     uint32_t count = 0;
     for (; ring_peek(&p->results, &message) == RING_OK; count++) {
         uint32_t results = message.count;
+        sched_expect(&p->core, message.step);
         take_times(p, message.step);
         if (results <= p->arena->layout.step_results_max)
             memcpy(p->tokens, arena_results(p->arena, message.step), results * sizeof(*p->tokens));

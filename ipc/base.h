@@ -61,6 +61,13 @@ static inline uint64_t align_up_u64(uint64_t value, uint64_t unit)
     return div_up_u64(value, unit) * unit;
 }
 
+/* Asks for memory that will be needed soon: it comes while something else is done. Reads nothing, so any address will do. */
+static inline void base_expect(const void *memory, size_t size)
+{
+    for (size_t i = 0; i < size; i += 64)
+        __builtin_prefetch((const char *)memory + i);
+}
+
 /* Memory for start-up: zeroed, never NULL (out of memory ends the process with a clear line). After base_seal() a
  * call is a bug: nothing is allocated in a loop that serves tokens. */
 void *base_alloc(size_t bytes);
