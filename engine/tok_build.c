@@ -259,16 +259,16 @@ static int fill_merges(struct tok_blob *blob, const struct tok_source *source, c
         const char *space = text.size > 1 ? memchr(text.data + 1, ' ', text.size - 1) : NULL;
         char joined[4 * TOK_PIECE_MAX];
         if (space == NULL || text.size > sizeof(joined))
-            return err_set(err, -EINVAL, "vocabulary: merge %u is not \"left right\"", rank);
+            return err_set(err, -EBADMSG, "vocabulary: merge %u is not \"left right\"", rank);
         size_t left_size = (size_t)(space - text.data), right_size = text.size - left_size - 1;
         memcpy(joined, text.data, left_size);
         memcpy(joined + left_size, space + 1, right_size);
         uint32_t left = id_of(table, text.data, left_size), right = id_of(table, space + 1, right_size);
         uint32_t merged = id_of(table, joined, left_size + right_size);
         if (left == TOK_NONE || right == TOK_NONE || merged == TOK_NONE)
-            return err_set(err, -EINVAL, "vocabulary: merge %u names what is no token", rank);
+            return err_set(err, -EBADMSG, "vocabulary: merge %u names what is no token", rank);
         if (source->types[merged] == PIECE_CONTROL || source->types[merged] == PIECE_UNKNOWN)
-            return err_set(err, -EINVAL, "vocabulary: merge %u makes a control token out of text", rank);
+            return err_set(err, -EBADMSG, "vocabulary: merge %u makes a control token out of text", rank);
         uint32_t slot = tok_hash_pair(left, right) & (blob->merge_slots - 1);
         while (merges[slot].left != TOK_NONE && (merges[slot].left != left || merges[slot].right != right))
             slot = (slot + 1) & (blob->merge_slots - 1);
@@ -342,25 +342,31 @@ static uint64_t take(uint64_t *end, uint64_t bytes)
     return at;
 }
 
-int tok_build(const struct tok_source *source, void **out, size_t *out_bytes, struct err *err)
+static int check_source(const struct tok_source *source, struct err *err)
 {
-    uint32_t pre = PRETOK_GPT2, special_count = 0;
-    uint64_t piece_bytes = TOK_PIECE_MAX;
-    int ret = source->kind == TOK_BPE ? find_pre_tokenizer(source->pre, &pre, err) : 0;
-    if (ret != 0)
-        return ret;
+    uint64_t bytes = TOK_PIECE_MAX;
     if (source->token_count > TOK_TOKENS_MAX)
-        return err_set(err, -EINVAL, "vocabulary: more than %u tokens", TOK_TOKENS_MAX);
+        return err_set(err, -EBADMSG, "vocabulary: more than %u tokens", TOK_TOKENS_MAX);
+    for (uint32_t id = 0; id < source->token_count; id++)
+        bytes += source->tokens[id].size;
+    if (source->token_count == 0 || bytes > UINT32_MAX || source->chat_template.size > UINT32_MAX)
+        return err_set(err, -EBADMSG, "vocabulary: no tokens, or more than 4 GiB of them");
+    if ((source->bos != TOK_NONE && source->bos >= source->token_count) ||
+        (source->eos != TOK_NONE && source->eos >= source->token_count))
+        return err_set(err, -EBADMSG, "vocabulary: %u tokens, but a text is to begin with token %d and to end with %d",
+                       source->token_count, (int)source->bos, (int)source->eos);
+    return 0;
+}
+
+/* Where every table will lie. */
+static struct tok_blob lay_out(const struct tok_source *source, uint32_t pre)
+{
+    uint32_t special_count = 0;
+    uint64_t piece_bytes = TOK_PIECE_MAX;
     for (uint32_t id = 0; id < source->token_count; id++) {
         special_count += is_special(source, id);
         piece_bytes += source->tokens[id].size; /* raw bytes are never more than the printable form's */
     }
-    if (source->token_count == 0 || piece_bytes > UINT32_MAX || source->chat_template.size > UINT32_MAX)
-        return err_set(err, -EINVAL, "vocabulary: no tokens, or more than 4 GiB of them");
-    if ((source->bos != TOK_NONE && source->bos >= source->token_count) ||
-        (source->eos != TOK_NONE && source->eos >= source->token_count))
-        return err_set(err, -EINVAL, "vocabulary: %u tokens, but a text is to begin with token %d and to end with %d",
-                       source->token_count, (int)source->bos, (int)source->eos);
     struct tok_blob head = {.pieces.magic = PIECES_MAGIC,
                             .kind = source->kind,
                             .pieces.count = source->token_count,
@@ -392,7 +398,17 @@ int tok_build(const struct tok_source *source, void **out, size_t *out_bytes, st
     head.specials = take(&end, special_count * sizeof(uint32_t) + 1);
     head.chat_template = take(&end, source->chat_template.size + 1);
     head.pieces.bytes = align_up_u64(end, 64);
+    return head;
+}
 
+int tok_build(const struct tok_source *source, void **out, size_t *out_bytes, struct err *err)
+{
+    uint32_t pre = PRETOK_GPT2;
+    int ret = source->kind == TOK_BPE ? find_pre_tokenizer(source->pre, &pre, err) : 0;
+    ret = ret ? ret : check_source(source, err);
+    if (ret != 0)
+        return ret;
+    const struct tok_blob head = lay_out(source, pre);
     struct tok_blob *blob = base_alloc(head.pieces.bytes);
     *blob = head;
     struct string_table table = {0};

@@ -93,10 +93,16 @@ Test(commands, what_the_user_asked_for_wrongly_is_status_2_and_what_the_world_la
         expect_failure(1, "trunc", format, path);
         tiny_model_write(&tiny, path);
     }
+    FILE *file = fopen("/tmp/evenflow-test-artefacts/t", "we");
+    cr_assert_not_null(file);
+    fputs("{% nonsense %}", file);
+    fclose(file);
     expect_failure(1, "/nowhere: cannot open it: No such file", "serve --backend timed --cost /nowhere %s", path);
     expect_failure(1, "text /nowhere: cannot open it: No such file", "perplexity %s /nowhere", path);
     expect_failure(1, "prompt is empty", "perplexity %s /dev/null", path);
     expect_failure(1, "/nowhere: cannot open it: No such file", "sim /nowhere%.0s", path);
+    expect_failure(1, "the tag 'nonsense' is not supported", "serve --chat-template /tmp/evenflow-test-artefacts/t %s",
+                   path);
     expect_failure(2, "give --api-key-file", "serve --listen 0.0.0.0:1 %s", path);
     unlink(path);
     cr_expect_eq(system("rm -r /tmp/evenflow-test-artefacts"), 0);

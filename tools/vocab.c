@@ -93,8 +93,8 @@ int vocab_check_template(const void *blob, size_t blob_bytes, const char *path, 
         return 0;
     struct err problem = *err;
     if (path[0] != '\0')
-        return err_set(err, ret, "--chat-template %s: %s", path, problem.text);
-    return err_set(err, ret, "%s; --chat-template FILE gives another one, an empty file none", problem.text);
+        return err_set(err, -EBADMSG, "--chat-template %s: %s", path, problem.text);
+    return err_set(err, -EBADMSG, "%s; --chat-template FILE gives another one, an empty file none", problem.text);
 }
 
 static int find_kind(const struct gguf *gguf, enum tok_kind *kind, struct err *err)
