@@ -60,7 +60,7 @@ struct even {
     uint32_t admissible;        /* at the front of those that wait */
     uint64_t admissible_tokens; /* their prompts */
     uint64_t looked_at_step, looked_at_changes;
-    bool is_full; /* the last look found one that does not fit */
+    bool is_full; /* nobody behind the admissible fits, as far as the last look went or an admission that failed */
 
     /* of the plan being made */
     struct ready *ready;   /* (sequences_max): decoding rows, oldest first */
@@ -290,6 +290,7 @@ static void look_who_fits(struct sched *sched)
         even->admissible++;
         even->admissible_tokens += table->seqs[s].known - hit.tokens;
     }
+    even->is_full = even->is_full || even->admissible == 0;
 }
 
 static bool may_admit(const struct sched *sched)
@@ -535,6 +536,7 @@ static bool admit_one(struct sched *sched, uint32_t sequence, uint32_t room, uin
     if (needed + policy_blocks_reserved(sched) > policy_free_blocks(sched) ||
         !policy_admit(sched, sequence, &hit, tokens)) {
         even->admissible = 0;
+        even->is_full = true;
         return false;
     }
     even->admissible--;
