@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "engine/chat.h"
+#include "ipc/clock.h"
 
 #define CASES_NOW_S 1764244800u /* as in tests/data/transformers_jinja.py */
 
@@ -167,9 +168,7 @@ Test(jinja, what_the_template_itself_writes_stays_its_own)
 
 static double cpu_s(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+    return (double)clock_cpu_ns() / 1e9;
 }
 
 Test(jinja, hostile_templates_end_with_an_error_and_soon)

@@ -8,6 +8,7 @@
 #include "engine/fragment.h"
 #include "engine/regex.h"
 #include "engine/schema.h"
+#include "ipc/clock.h"
 #include "ipc/layout.h"
 #include "tests/schemas.h"
 
@@ -231,9 +232,7 @@ Test(schema, what_is_not_supported_is_refused_by_name)
 
 static double cpu_s(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+    return (double)clock_cpu_ns() / 1e9;
 }
 
 Test(schema, what_is_too_large_ends_soon_and_says_so)

@@ -301,9 +301,9 @@ Test(tok, a_megabyte_of_anything_takes_no_time_to_speak_of)
                 text[at] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[state >> 58];
             }
         size_t size = i < ARRAY_COUNT(units) ? sizeof(text) / strlen(units[i]) * strlen(units[i]) : sizeof(text);
-        uint64_t start_ns = clock_ns();
+        uint64_t start_ns = clock_cpu_ns();
         uint32_t count = encode(text, size);
-        double seconds = (double)(clock_ns() - start_ns) / 1e9;
+        double seconds = (double)(clock_cpu_ns() - start_ns) / 1e9;
         cr_expect_lt(seconds, 10, "1 MB of \"%s\" took %.2f s", i < ARRAY_COUNT(units) ? units[i] : "base64", seconds);
         cr_expect_gt(count, 0);
     }
@@ -578,9 +578,9 @@ Test(tok, many_special_tokens_cost_little)
     void *tables;
     build_small(&small, &tables, more, types, COUNT, false);
     const struct tok_range all = {0, sizeof(text)};
-    uint64_t start_ns = clock_ns();
+    uint64_t start_ns = clock_cpu_ns();
     cr_expect_eq(tok_encode(&small, text, sizeof(text), &all, 1, ids, ARRAY_COUNT(ids)), sizeof(text));
-    double seconds = (double)(clock_ns() - start_ns) / 1e9;
+    double seconds = (double)(clock_cpu_ns() - start_ns) / 1e9;
     cr_expect_lt(seconds, 10, "%.2f s", seconds);
     tok_detach(&small);
     free(tables);
