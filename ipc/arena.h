@@ -82,8 +82,9 @@ bool arena_suspect(const struct arena *arena, uint32_t stage, uint64_t *life, ui
 /* sched: it has dealt with that life; the supervisor is told. */
 void arena_deal_with(const struct arena *arena, uint32_t stage, uint64_t life);
 
-/* A copy of death k, of those that have been so far (the last DEATHS_KEPT are there). For people. */
 uint32_t arena_standby(const struct arena *arena); /* its process; 0: there is none */
+
+/* A copy of death k, of those that have been so far (the last DEATHS_KEPT are there). For people. */
 uint64_t arena_death_count(const struct arena *arena);
 struct death_shm arena_death(const struct arena *arena, uint64_t k);
 
