@@ -2,11 +2,14 @@
 
 #include "ipc/stats.h"
 
-#define LATELY       256u       /* steps: what is further back counts ever less */
-#define GAP_MAX_NS   1000000000 /* of one gap, for what is shown as lately: an idle night does not hide a busy minute */
-#define BOUND_STEPS  128u       /* that a bound is about */
-#define ALIKE        32         /* a part in so many more or less makes next to no difference in time */
-#define MICROSECONDS 1000000.0
+#include <math.h>
+
+#define LATELY           256u       /* steps: what is further back counts ever less */
+#define GAP_MAX_NS       1000000000 /* of one gap, for what is shown as lately: an idle night does not hide a busy minute */
+#define BOUND_STEPS      128u       /* that a bound is about */
+#define ALIKE            32         /* a part in so many more or less makes next to no difference in time */
+#define MICROSECONDS     1000000.0
+#define REPEAT_ERROR_MAX 1000.0 /* of one pair of steps, whose times are what a stage says */
 
 void account_init(struct account *account, const struct arena *arena)
 {
@@ -110,9 +113,9 @@ static void account_repeat(struct account *account, uint32_t stage, const struct
         before->results != now->results || !is_near(before->context, now->context) ||
         !is_near(before->pairs, now->pairs))
         return;
-    double error = (double)before_ns / (double)cost_ns - 1;
+    double error = fmin(fabs((double)before_ns / (double)cost_ns - 1), REPEAT_ERROR_MAX);
     account_add(&shm->repeated_steps, 1);
-    account_add(&shm->repeat_millionths, (uint64_t)(MICROSECONDS * (error < 0 ? -error : error)));
+    account_add(&shm->repeat_millionths, (uint64_t)(MICROSECONDS * error));
 }
 
 /* Every so many steps: the least time for what they did, beside the time they took. */
