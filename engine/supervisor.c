@@ -136,15 +136,18 @@ static void show_state(struct supervisor *s)
         atomic_store_explicit(&s->shm->kept, s->shm->head.epoch, memory_order_relaxed); /* relaxed: likewise */
 }
 
-/* A standby first: requests are accepted from has_started on. One that takes over in here goes on here, and may say once more
- * what was said. */
+/* A standby first: requests are accepted from has_started on. One that takes over in here goes on here, so there is another one
+ * as soon as all is said. */
 static void begin_to_serve(struct supervisor *s)
 {
     s->phase = PHASE_SERVING;
     s->look_ns = clock_ns() + WATCH_TICK_NS;
     supervisor_renew_standby(s);
+    s->is_standby_outdated = true;
     atomic_store_explicit(&s->shm->has_started, 1, memory_order_relaxed); /* relaxed: as in supervisor_stop() */
     show_state(s);
+    if (s->phase != PHASE_SERVING)
+        return; /* it took over to drain or to stop */
     log_info("ready: %u stages on %s", s->plan->stage_count, s->plan->socket_path);
     notify_send(&s->notify, "READY=1");
     if (s->ready_fd < 0)
@@ -153,7 +156,6 @@ static void begin_to_serve(struct supervisor *s)
         log_warn("ready descriptor %d: cannot write to it: %s", s->ready_fd, strerror(errno));
     close(s->ready_fd);
     s->ready_fd = -1;
-    s->is_standby_outdated = true; /* the next one does not hold it */
 }
 
 static void on_bell(struct supervisor *s)

@@ -75,7 +75,7 @@ void supervisor_take_over(struct supervisor *s)
     for (uint32_t i = 1; i < s->process_count; i++) { /* however long it takes until one gets round to it */
         struct pollfd poll_fd = {.fd = s->children[i].pidfd, .events = POLLIN};
         s->children[i].died_with_supervisor = poll(&poll_fd, 1, 0) == 1;
-        if (s->children[i].hung != WATCH_FINE && s->children[i].pidfd >= 0) /* it was about to be ended */
+        if (is_ended_by_us(&s->children[i]) && s->children[i].pidfd >= 0) /* or was about to be */
             syscall(SYS_pidfd_send_signal, s->children[i].pidfd, SIGKILL, NULL, 0);
     }
     /* relaxed, all three: shown to people, or written by supervisors alone */
