@@ -287,9 +287,13 @@ static bool is_behind_own_fault(uint32_t point)
 static void aim(const struct stress *s, struct fault *fault, uint64_t *random)
 {
     uint32_t point = s->only_point != POINT_NONE ? s->only_point : points_target(&s->points, fault->number / 2);
-    if (is_behind_own_fault(point) &&
-        clock_ns() - s->own_fault_ns < SUSPECT_NS) /* a second one would be that request's */
-        point = FAULT_STEP_BEGIN;
+    uint64_t since_ns = clock_ns() - s->own_fault_ns;
+    if (is_behind_own_fault(point) && since_ns < SUSPECT_NS) { /* a second one would be that request's */
+        if (points_deaths(&s->points, point) == 0)
+            fault->delay_us = (uint32_t)((SUSPECT_NS - since_ns) / 1000);
+        else
+            point = FAULT_STEP_BEGIN;
+    }
     uint32_t process = points_victim(&s->points, point, (uint32_t)random_next(random));
     uint32_t countdown = 1 + (uint32_t)(random_next(random) % 2);
     uint32_t other = 1 + (uint32_t)(random_next(random) % (s->process_count - 1));
@@ -631,7 +635,7 @@ static void note_fault(struct stress *s, struct victim *victims, const struct fa
         bool is_there = was_at_point(s, v);
         s->kills += is_there || v->is_struck;
         s->at_points += is_there;
-        if (v->doom->signal == SIGILL)
+        if (v->doom->signal == SIGILL && is_there)
             s->own_fault_ns = clock_ns();
         note(s, "fault %llu: %s%s %u, signal %d%s%s%s", (unsigned long long)fault->number,
              v->is_spare ? "spare of " : "", role_name(role_of(v->number)),
