@@ -664,8 +664,9 @@ static bool measure_recovery(struct stress *s, struct victim *v)
     struct samples *figures = s->recovery[role_of(v->number)];
     for (uint32_t part = 0; is_back(v) && part < PART_COUNT; part++)
         samples_add(&figures[part], (double)(v->parts_ns[part] - v->dead_ns) / 1e6);
+    uint64_t reported_ns = v->parts_ns[0], byte_ns = v->parts_ns[4]; /* seen late, perhaps */
     if (is_back(v))
-        samples_add(&figures[PART_COUNT], (double)(v->parts_ns[4] - v->parts_ns[0]) / 1e6);
+        samples_add(&figures[PART_COUNT], byte_ns > reported_ns ? (double)(byte_ns - reported_ns) / 1e6 : 0);
     return is_good;
 }
 
