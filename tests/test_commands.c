@@ -60,67 +60,88 @@ Test(commands, wrong_usage_is_status_2_with_a_word_about_help)
     }
 }
 
-/* What each command does on a file or a limit that is not as it should be: a status, and words that say which. */
-static void expect_failure(int status, const char *words, const char *format, const char *path)
+static char directory[] = "/tmp/evenflow-test-XXXXXX";
+
+static void make_model(const char *name)
+{
+    char path[64];
+    struct tiny_model tiny = tiny_model_variant(0);
+    tiny.vocab_size = TINY_COUNT;
+    tiny.has_tokenizer = true;
+    snprintf(path, sizeof(path), "%s/%s", directory, name);
+    tiny_model_write(&tiny, path);
+}
+
+static void make_directory(void)
+{
+    char path[64];
+    cr_assert_not_null(mkdtemp(directory));
+    make_model("model.gguf");
+    make_model("half.gguf");
+    snprintf(path, sizeof(path), "%s/half.gguf", directory);
+    cr_assert_eq(truncate(path, 4000), 0);
+    snprintf(path, sizeof(path), "%s/template", directory);
+    FILE *file = fopen(path, "we");
+    cr_assert_not_null(file);
+    fputs("{% nonsense %}", file);
+    fclose(file);
+}
+
+static void remove_directory(void)
+{
+    char command[64];
+    snprintf(command, sizeof(command), "rm -r %s", directory);
+    cr_expect_eq(system(command), 0);
+}
+
+/* What a command does on a file or a limit that is not as it should be: a status, and words that say which. %s in its arguments
+ * is the folder. */
+static void expect_failure(int status, const char *words, const char *format)
 {
     char arguments[256];
-    snprintf(arguments, sizeof(arguments), format, path);
+    snprintf(arguments, sizeof(arguments), format, directory);
     cr_expect_eq(run(arguments), status, "%s ends with %d: %s", arguments, outcome.status, outcome.err);
     cr_expect(strstr(outcome.err, words) != NULL, "%s: %s", arguments, outcome.err);
 }
 
 Test(commands, what_the_user_asked_for_wrongly_is_status_2_and_what_the_world_lacks_is_status_1)
 {
-    char path[] = "/tmp/evenflow-test-model-XXXXXX";
-    struct tiny_model tiny = tiny_model_variant(0);
-    tiny.vocab_size = TINY_COUNT;
-    tiny.has_tokenizer = true;
-    cr_assert_geq(mkstemp(path), 0);
-    tiny_model_write(&tiny, path);
-    static const char *const starting[] = {"serve", "run", "perplexity",
-                                           "stress --artefacts /tmp/evenflow-test-artefacts"};
-    for (size_t i = 0; i < ARRAY_COUNT(starting); i++) {
-        char format[128];
-        const char *text = strcmp(starting[i], "perplexity") == 0 ? "/etc/passwd" : "";
-        snprintf(format, sizeof(format), "%s --policy nonsense %%s %s", starting[i], text);
-        expect_failure(2, "--policy nonsense: must be", format, path);
-        snprintf(format, sizeof(format), "%s --config /nowhere %%s %s", starting[i], text);
-        expect_failure(1, "/nowhere: cannot open it: No such file", format, path);
-        snprintf(format, sizeof(format), "%s /nowhere%%.0s %s", starting[i], text);
-        expect_failure(1, "model /nowhere: cannot open it: No such file", format, path);
-        cr_assert_eq(truncate(path, 4000), 0);
-        snprintf(format, sizeof(format), "%s %%s %s", starting[i], text);
-        expect_failure(1, "trunc", format, path);
-        tiny_model_write(&tiny, path);
-    }
-    FILE *file = fopen("/tmp/evenflow-test-artefacts/t", "we");
-    cr_assert_not_null(file);
-    fputs("{% nonsense %}", file);
-    fclose(file);
-    expect_failure(1, "/nowhere: cannot open it: No such file", "serve --backend timed --cost /nowhere %s", path);
-    expect_failure(1, "text /nowhere: cannot open it: No such file", "perplexity %s /nowhere", path);
-    expect_failure(1, "prompt is empty", "perplexity %s /dev/null", path);
-    expect_failure(1, "/nowhere: cannot open it: No such file", "sim /nowhere%.0s", path);
-    expect_failure(1, "the tag 'nonsense' is not supported", "serve --chat-template /tmp/evenflow-test-artefacts/t %s",
-                   path);
-    expect_failure(2, "give --api-key-file", "serve --listen 0.0.0.0:1 %s", path);
-    unlink(path);
-    cr_expect_eq(system("rm -r /tmp/evenflow-test-artefacts"), 0);
+    static const struct {
+        const char *command, *text;
+    } starting[] = {
+        {"serve", ""}, {"run", ""}, {"perplexity", "/etc/passwd"}, {"stress --artefacts %1$s/artefacts", ""}};
+    static const struct {
+        int status;
+        const char *words, *options;
+    } wrong[] = {
+        {2, "--policy nonsense: must be", "--policy nonsense %1$s/model.gguf"},
+        {1, "/nowhere: cannot open it: No such file", "--config /nowhere %1$s/model.gguf"},
+        {1, "model /nowhere: cannot open it: No such file", "/nowhere"},
+        {1, "trunc", "%1$s/half.gguf"},
+    };
+    make_directory();
+    for (size_t i = 0; i < ARRAY_COUNT(starting); i++)
+        for (size_t k = 0; k < ARRAY_COUNT(wrong); k++) {
+            char format[128];
+            snprintf(format, sizeof(format), "%s %s %s", starting[i].command, wrong[k].options, starting[i].text);
+            expect_failure(wrong[k].status, wrong[k].words, format);
+        }
+    expect_failure(1, "/nowhere: cannot open it: No such file", "serve --backend timed --cost /nowhere %s/model.gguf");
+    expect_failure(1, "text /nowhere: cannot open it: No such file", "perplexity %s/model.gguf /nowhere");
+    expect_failure(1, "prompt is empty", "perplexity %s/model.gguf /dev/null");
+    expect_failure(1, "/nowhere: cannot open it: No such file", "sim /nowhere");
+    expect_failure(1, "the tag 'nonsense' is not supported", "serve --chat-template %1$s/template %1$s/model.gguf");
+    expect_failure(2, "give --api-key-file", "serve --listen 0.0.0.0:1 %s/model.gguf");
+    remove_directory();
 }
 
 Test(commands, a_limit_on_open_files_that_is_too_low_is_said_before_the_start)
 {
-    char path[] = "/tmp/evenflow-test-model-XXXXXX";
-    struct tiny_model tiny = tiny_model_variant(0);
-    tiny.vocab_size = TINY_COUNT;
-    tiny.has_tokenizer = true;
-    cr_assert_geq(mkstemp(path), 0);
-    tiny_model_write(&tiny, path);
+    make_directory();
     const struct rlimit few = {100, 100};
     cr_assert_eq(setrlimit(RLIMIT_NOFILE, &few), 0);
-    expect_failure(1, "may have 100 files open", "serve --socket /tmp/evenflow-test-nobody.sock --no-weights-cache %s",
-                   path);
-    unlink(path);
+    expect_failure(1, "may have 100 files open", "serve --socket %1$s/nobody.sock --no-weights-cache %1$s/model.gguf");
+    remove_directory();
 }
 
 Test(commands, without_an_engine_clients_fail_and_say_how_to_start_one)

@@ -61,12 +61,19 @@ Test(options, what_this_build_cannot_honour_is_refused_by_name)
     cr_assert(strstr(err.text, "--enable-lora: this build cannot honour"));
 }
 
+/* A file with that text, named as `path` says; a descriptor of it. */
+static int write_file(char *path, const char *text)
+{
+    int fd = mkstemp(path);
+    cr_assert_eq(write(fd, text, strlen(text)), strlen(text));
+    return fd;
+}
+
 Test(options, command_line_beats_environment_beats_file)
 {
     char path[] = "/tmp/evenflow-test-XXXXXX";
-    int fd = mkstemp(path);
     const char text[] = "# a comment\nstages = 3\n\nmax-num-seqs=7 # so many\nlog-level debug\nno-such = 1\n";
-    cr_assert_gt(write(fd, text, strlen(text)), 0);
+    int fd = write_file(path, text);
     struct config config;
     struct err err;
     cr_assert_lt(PARSE(&config, &err, "--config", path), 0);
@@ -85,9 +92,9 @@ Test(options, command_line_beats_environment_beats_file)
 Test(options, file_and_environment_know_the_names_of_the_command_line)
 {
     char path[] = "/tmp/evenflow-test-XXXXXX";
-    int fd = mkstemp(path);
-    const char text[] = "no-enable-prefix-caching\nno-weights-cache = false\nenable-chunked-prefill = false\n";
-    cr_assert_gt(write(fd, text, strlen(text)), 0);
+    int fd = write_file(path, "no-enable-prefix-caching\n"
+                              "no-weights-cache = false\n"
+                              "enable-chunked-prefill = false\n");
     struct config config;
     struct err err;
     cr_assert_eq(PARSE(&config, &err, "--config", path), 0, "%s", err.text);

@@ -351,7 +351,18 @@ static void await_all(void)
     wait_ms(150); /* who dies sooner after a supervisor died together with it */
 }
 
-static const uint32_t sorts[] = {ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_STAGE + 2};
+/* What happens to one process, to one of each sort in turn. */
+static void survive_it_at_each_sort(void *(*happen)(void *number))
+{
+    static const uint32_t sorts[] = {ROLE_FRONT, ROLE_SCHED, ROLE_STAGE, ROLE_STAGE + 2};
+    start_and_look_inside(OPTIONS);
+    for (size_t i = 0; i < ARRAY_COUNT(sorts); i++) {
+        uint32_t number = sorts[i];
+        survive_what(happen, &number);
+    }
+    inside_close(&inside);
+    stop();
+}
 
 /* The process is only stopped (front has connections then that nobody else has), is about to be ended for it, is
  * ended, or has a successor. */
@@ -371,13 +382,7 @@ static void *stop_and_kill_supervisor(void *pointer)
 
 Test(survive, a_supervisor_dies_alone_while_any_process_is_stopped_or_ended_for_it, .timeout = 120)
 {
-    start_and_look_inside(OPTIONS);
-    for (size_t i = 0; i < ARRAY_COUNT(sorts); i++) {
-        uint32_t number = sorts[i];
-        survive_what(stop_and_kill_supervisor, &number);
-    }
-    inside_close(&inside);
-    stop();
+    survive_it_at_each_sort(stop_and_kill_supervisor);
 }
 
 /* The process begins its next life, and does not get on with it. */
@@ -400,13 +405,7 @@ static void *stop_successor_and_kill_supervisor(void *pointer)
 
 Test(survive, a_supervisor_dies_alone_while_any_process_begins_its_next_life, .timeout = 120)
 {
-    start_and_look_inside(OPTIONS);
-    for (size_t i = 0; i < ARRAY_COUNT(sorts); i++) {
-        uint32_t number = sorts[i];
-        survive_what(stop_successor_and_kill_supervisor, &number);
-    }
-    inside_close(&inside);
-    stop();
+    survive_it_at_each_sort(stop_successor_and_kill_supervisor);
 }
 
 /* Who dies again and again before it can do anything waits for its next life: nobody dies with the supervisor then. */
@@ -435,13 +434,7 @@ static void *let_wait_and_kill_supervisor(void *pointer)
 
 Test(survive, a_supervisor_dies_alone_while_any_process_waits_for_its_next_life, .timeout = 120)
 {
-    start_and_look_inside(OPTIONS);
-    for (size_t i = 0; i < ARRAY_COUNT(sorts); i++) {
-        uint32_t number = sorts[i];
-        survive_what(let_wait_and_kill_supervisor, &number);
-    }
-    inside_close(&inside);
-    stop();
+    survive_it_at_each_sort(let_wait_and_kill_supervisor);
 }
 
 static void *complete_all(void *unused)
