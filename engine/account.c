@@ -98,8 +98,7 @@ static void account_error(struct account *account, uint32_t stage, double predic
 
 static bool is_near(double a, double b)
 {
-    double difference = a > b ? a - b : b - a;
-    return difference * ALIKE <= a;
+    return fabs(a - b) * ALIKE <= a;
 }
 
 /* By what two steps that do the same differ, no model can know: the machine was not the same. */

@@ -11,8 +11,8 @@
 #include "ipc/fault.h"
 #include "ipc/log.h"
 
-#define TOGETHER_NS                                                                                                    \
-    100000000ull /* who lived when a supervisor died, and dies so soon after it, died together with it */
+/* Who lived when a supervisor died, and dies so soon after it, died together with it. */
+#define TOGETHER_NS 100000000ull
 
 /* A life is fruitless when it ended without progress, before it had lasted. A successor starts at once after the first of
  * them in a row, then later and later; at the end there is no point in another one. */

@@ -83,6 +83,7 @@ struct watch_look supervisor_look_at(const struct supervisor *s, const struct ch
 {
     const uint32_t i = child->index, last = s->plan->stage_count - 1;
     struct watch_look look = {.now_ns = clock_ns()};
+    uint32_t suspected = suspected_count(s);
     switch (child->role) {
     case ROLE_FRONT:
         look.progress = WORD(s, ROLE_FRONT, 0, consumed);
@@ -91,9 +92,9 @@ struct watch_look supervisor_look_at(const struct supervisor *s, const struct ch
                          (!s->keeper.is_whole || does_a_client_wait(s)));
         break;
     case ROLE_SCHED:
-        look.progress = WORD(s, ROLE_SCHED, 0, consumed) + WORD(s, ROLE_SCHED, 0, consumed_second) - suspected_count(s);
-        look.has_work = suspected_count(s) > 0 ||
-                        WORD(s, ROLE_STAGE, last, step) > WORD(s, ROLE_SCHED, 0, consumed_second) ||
+        /* a stage whose death has been dealt with is progress */
+        look.progress = WORD(s, ROLE_SCHED, 0, consumed) + WORD(s, ROLE_SCHED, 0, consumed_second) - suspected;
+        look.has_work = suspected > 0 || WORD(s, ROLE_STAGE, last, step) > WORD(s, ROLE_SCHED, 0, consumed_second) ||
                         WORD(s, ROLE_FRONT, 0, told) > WORD(s, ROLE_SCHED, 0, consumed) || has_nothing_in_flight(s);
         break;
     default:

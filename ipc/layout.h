@@ -134,8 +134,7 @@ static_assert(sizeof(struct death_shm) == 128, "shared");
 
 /* What a stage died of: sched looks when its bell rings. The stage's next life begins when sched has dealt with it. */
 struct suspect_shm {
-    _Atomic uint64_t
-        life; /* W: supervisor, release: the last one that died of a step; 0: none has   R: sched, acquire */
+    _Atomic uint64_t life; /* W: supervisor, release: the last that died of a step; 0: none   R: sched, acquire */
     _Atomic uint64_t step; /* W: supervisor, before the life: the one that was at hand   R: sched */
 };
 static_assert(sizeof(struct suspect_shm) == 16, "shared");
@@ -271,7 +270,7 @@ struct sequence_shm {
 };
 static_assert(sizeof(struct sequence_shm) == 64, "shared");
 
-/* W: sched, for a successor: of a sequence that may be what a stage died of; see engine/suspect.h. */
+/* W: sched   R: its successor. Of a sequence that may be what a stage died of; see engine/suspect.h. */
 struct mark_shm {
     uint32_t until; /* tokens that it has to be computed to, to be cleared; 0: it is no suspect */
     uint32_t from;  /* before it: steps from this one (its low half) on are planned since */

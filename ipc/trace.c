@@ -23,8 +23,8 @@ void trace_note(struct trace_shm *trace, enum trace_what what, uint64_t step)
 uint64_t trace_first_ns(const struct trace_shm *trace, uint32_t whats, uint64_t behind_ns)
 {
     uint64_t all = atomic_load_explicit(&trace->count, memory_order_acquire);
-    for (uint64_t k = all >= TRACE_EVENTS ? all - TRACE_EVENTS + 1 : 0; k < all;
-         k++) { /* the one before is being written */
+    uint64_t first = all >= TRACE_EVENTS ? all - TRACE_EVENTS + 1 : 0; /* the one before may be being written over */
+    for (uint64_t k = first; k < all; k++) {
         const struct trace_event_shm *event = &trace->events[k % TRACE_EVENTS];
         if (event->what < TRACE_WHAT_COUNT && (whats >> event->what & 1) && event->at_ns > behind_ns)
             return event->at_ns;

@@ -38,8 +38,8 @@ struct trace_event_shm {
 static_assert(sizeof(struct trace_event_shm) == 16, "shared");
 
 struct trace_shm {
-    _Atomic uint64_t
-        count; /* W: the process, release: event k is at k % TRACE_EVENTS   R: supervisor, evenflow stress */
+    /* W: the process, release: event k is at k % TRACE_EVENTS   R: supervisor; evenflow stress, acquire */
+    _Atomic uint64_t count;
     struct trace_event_shm events[TRACE_EVENTS];
 };
 static_assert(sizeof(struct trace_shm) == 8 + 16 * TRACE_EVENTS, "shared");
