@@ -3,7 +3,8 @@
 #
 # 64 clients on two stages: steps of 32 sequences. A first load is not counted: the stage-time model learns, caches fill. Of
 # stage 0 it says what the machine and everything else on it cost: wall time minus CPU time while its input was there, how much
-# of it in a processor's queue, how often others took the processor, page faults, and who had the processors. Beside the predictions stands what steps that did the same differ by.
+# of it in a processor's queue, how often others took the processor, page faults, and who had the processors. Beside the
+# predictions stands by what steps that did the same differ.
 # CLIENTS=64 PROMPTS=192 INPUT_LEN=64 OUTPUT_LEN=96
 set -eu
 model=$1
